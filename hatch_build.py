@@ -1,0 +1,84 @@
+"""Build hook: compiles mtrkit/scan/native.c into the wheel, with whatever C compiler there is.
+
+Without a compiler on PATH the one from PyPI (ziglang) is asked for, so a plain ``pip install .`` gets the compiled
+scan anywhere. If compiling fails the wheel is pure Python and the scan runs as torch operations, only slower.
+"""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+FOLDER = Path("mtrkit", "scan")
+# No -march: the library holds its variants for several instruction sets and chooses when it is loaded.
+FLAGS = ["-std=c11", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi", "-shared"]
+ZIG_MACHINES = "x86_64 AMD64 aarch64 arm64"  # where PyPI has wheels of the compiler for every system
+
+
+class NativeBuildHook(BuildHookInterface):
+    """Adds the compiled library to wheels, editable ones included."""
+
+    PLUGIN_NAME = "custom"
+
+    def dependencies(self) -> list[str]:
+        """What the build needs beyond hatchling: the PyPI compiler where PATH has none."""
+        if self.target_name != "wheel" or _compiler():
+            return []
+        return [f'ziglang; platform_machine in "{ZIG_MACHINES}"']
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile, and mark the wheel as made for this platform; on failure leave it pure Python."""
+        if self.target_name != "wheel":
+            return
+        library = Path(self.root) / FOLDER / f"_native{SUFFIX}"
+        library.unlink(missing_ok=True)
+        try:
+            _compile(library)
+        except (OSError, subprocess.CalledProcessError) as error:
+            details = getattr(error, "stderr", None) or error
+            self.app.display_warning(f"mtrkit is built without its compiled scan, which will be slower: {details}")
+            return
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{_platform_tag()}"
+        build_data["artifacts"].append(f"/{(FOLDER / library.name).as_posix()}")
+
+
+def _compile(library: Path) -> None:
+    command = _compiler() or _zig()
+    position = [] if sys.platform == "win32" else ["-fPIC"]
+    source = library.with_name("native.c")
+    # Into a temporary place first: a library that a running process has mapped must not be written over.
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        fresh = Path(folder) / library.name
+        arguments = [*command, *FLAGS, *position, str(source), "-o", str(fresh)]
+        subprocess.run(arguments, check=True, capture_output=True, text=True)
+        os.replace(fresh, library)
+
+
+def _compiler() -> list[str]:
+    """The C compiler named by CC, else the first one on PATH, else nothing. MSVC has no vector types."""
+    if os.environ.get("CC"):
+        return shlex.split(os.environ["CC"])
+    found = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
+    return [found] if found else []
+
+
+def _zig() -> list[str]:
+    command = [sys.executable, "-m", "ziglang", "cc"]
+    machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    if platform.libc_ver()[0] == "glibc":  # an old glibc, so that the library loads on older systems too
+        return [*command, "-target", f"{machine}-linux-gnu.2.17"]
+    return [*command, "-mcpu=baseline"]
+
+
+def _platform_tag() -> str:
+    return sysconfig.get_platform().replace("universal2", platform.machine()).replace("-", "_").replace(".", "_")

@@ -1,0 +1,88 @@
+"""What an adapter is: all that the engine must know about one family of models."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from mtrkit.errors import UnsupportedModelError
+from mtrkit.registry import Registry
+from mtrkit.scan import Signals
+from mtrkit.schedule import ModelShape
+
+SpecialAt = Callable[[int], tuple[int, ...]]
+
+
+class Adapter(ABC):
+    """Knowledge about one model family; recognises by form, never by importing the family's package.
+
+    A family fits if its blocks are called in turn as ``hidden, residual = block(hidden, residual, ...)``,
+    if nothing happens to either between two blocks, and if what follows the last one reads the full
+    sequence. An adapter has no state: one instance serves every model.
+    """
+
+    name: str
+    summary: str
+
+    @abstractmethod
+    def mismatch(self, model: nn.Module) -> str | None:
+        """``None`` if the model is of this family, otherwise what does not fit, such as "has no `layers`"."""
+
+    def refusal(self, model: nn.Module) -> str | None:
+        """Why a model of this family cannot be reduced correctly; ``None`` if it can."""
+        del model
+
+    @abstractmethod
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """The blocks in the order in which they run."""
+
+    @abstractmethod
+    def mixer(self, block: nn.Module) -> nn.Module:
+        """The Mamba mixer inside a block; its output must be the block's first output, untouched."""
+
+    @abstractmethod
+    def run_mixer(self, mixer: nn.Module, hidden: Tensor, reads: frozenset[str]) -> tuple[Tensor, Signals]:
+        """Run the mixer on normalised tokens (B, L, D) and return its output with the signals in ``reads``."""
+
+    @abstractmethod
+    def special_at(self, model: nn.Module) -> SpecialAt:
+        """A picklable rule: number of tokens L → positions of the class, distillation, register tokens."""
+
+    @abstractmethod
+    def shape(self, model: nn.Module, input_size: tuple[int, ...]) -> ModelShape:
+        """Sizes that decide the cost for inputs of ``input_size``, (C, H, W) or (C, T, H, W)."""
+
+    @abstractmethod
+    def input_size(self, model: nn.Module) -> tuple[int, ...]:
+        """The input size that the model was built for."""
+
+    def guards(self, model: nn.Module) -> list[tuple[nn.Module, str, Callable[..., object]]]:
+        """Further attributes to set while the model is reduced, as (module, name, value); undone with it."""
+        del model
+        return []
+
+
+ADAPTERS: Registry[Adapter] = Registry("adapter")
+
+A = TypeVar("A", bound=type[Adapter])
+
+
+def register_adapter(cls: A) -> A:
+    """Decorate an :class:`Adapter` subclass to make its family known under ``cls.name``."""
+    ADAPTERS.add(cls.name, cls())
+    return cls
+
+
+def find_adapter(model: nn.Module) -> Adapter:
+    """Return the adapter that fits, or raise :class:`UnsupportedModelError` with what each one missed."""
+    misses = []
+    for adapter in ADAPTERS:
+        missed = adapter.mismatch(model)
+        if missed is None:
+            return adapter
+        misses.append(f"{adapter.name}: {missed}")
+    raise UnsupportedModelError(
+        f"{type(model).__name__} fits no adapter ({'; '.join(misses)}). Pass a supported model, see "
+        "mtrkit.list_adapters(), or describe the family with mtrkit.register_adapter"
+    )

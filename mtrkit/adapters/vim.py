@@ -1,0 +1,216 @@
+"""Vim: our own models, and the class of hustvl/Vim as its users have it.
+
+Source: Zhu et al., "Vision Mamba", arXiv:2401.09417. Both keep the same block and mixer layout; they differ
+in how the model says where its class token stands.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtrkit.adapters.base import Adapter, SpecialAt, register_adapter
+from mtrkit.errors import UnsupportedModelError
+from mtrkit.scan import DirectionWeights, MixerWeights, Signals, mixer_forward
+from mtrkit.schedule import ModelShape
+
+_MIXER = ("in_proj", "conv1d", "x_proj", "dt_proj", "A_log", "D", "out_proj")
+_BACKWARD = ("conv1d_b", "x_proj_b", "dt_proj_b", "A_b_log", "D_b")
+
+
+class IsotropicMamba(Adapter):
+    """What the plain stacks of two-direction Mamba blocks have in common."""
+
+    def mismatch(self, model: nn.Module) -> str | None:
+        """Look for the stack, the blocks and the mixers by the attributes that the code below reads."""
+        missing = _missing(model, ("patch_embed", "layers", "norm_f", "head"))
+        if missing:
+            return f"has no `{missing}`"
+        if not isinstance(model.layers, nn.ModuleList) or not len(model.layers):
+            return "`layers` is not a list of blocks"
+        for index, block in enumerate(model.layers):
+            missing = _missing(block, ("mixer", "norm", "drop_path"))
+            missing = missing or _missing(block.mixer, (*_MIXER, *_BACKWARD))
+            if missing:
+                return f"`layers.{index}` has no `{missing}`"
+        return None
+
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """The entries of ``layers``."""
+        return list(model.layers)
+
+    def mixer(self, block: nn.Module) -> nn.Module:
+        """The block's ``mixer``."""
+        return block.mixer
+
+    def halves(self, mixer: nn.Module) -> bool:
+        """Whether the mixer halves the sum of its directions."""
+        raise NotImplementedError
+
+    def run_mixer(self, mixer: nn.Module, hidden: Tensor, reads: frozenset[str]) -> tuple[Tensor, Signals]:
+        """Both directions, unfused; the official slow path would drop the backward one."""
+        directions = (_direction(mixer, ""), _direction(mixer, "_b"))
+        weights = MixerWeights(
+            mixer.in_proj.weight,
+            mixer.in_proj.bias,
+            mixer.out_proj.weight,
+            mixer.out_proj.bias,
+            directions,
+            self.halves(mixer),
+        )
+        out, signals = mixer_forward(hidden, weights, reads)
+        gamma = getattr(mixer, "gamma", None)
+        return (out if gamma is None else out * gamma), signals
+
+    def shape(self, model: nn.Module, input_size: tuple[int, ...]) -> ModelShape:
+        """Read the sizes off the weights."""
+        mixer, patch = model.layers[0].mixer, model.patch_embed.proj
+        patches = 1
+        for size, kernel, stride in zip(input_size[1:], patch.kernel_size, patch.stride, strict=True):
+            patches *= (size - kernel) // stride + 1
+        tokens = patches + self.num_class_tokens(model)
+        return ModelShape(
+            depth=len(model.layers),
+            dim=mixer.in_proj.in_features,
+            inner=mixer.out_proj.in_features,
+            state=mixer.A_log.shape[1],
+            dt_rank=mixer.dt_proj.in_features,
+            conv=mixer.conv1d.kernel_size[0],
+            directions=2,
+            tokens=tokens,
+            special=len(self.special_at(model)(tokens)),
+            patches=patches,
+            patch_macs=patch.weight.numel(),
+            head_macs=model.head.weight.numel() if hasattr(model.head, "weight") else 0,
+        )
+
+    def num_class_tokens(self, model: nn.Module) -> int:
+        """Number of tokens in the sequence that are no patch."""
+        raise NotImplementedError
+
+    def input_size(self, model: nn.Module) -> tuple[int, ...]:
+        """Channels and the image size that the patch embedding was built for."""
+        return (model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
+
+
+@register_adapter
+class HustvlVimAdapter(IsotropicMamba):
+    """The ``VisionMamba`` of hustvl/Vim, 2024-02 to its latest revision."""
+
+    name = "hustvl_vim"
+    summary = "VisionMamba of the hustvl/Vim repository"
+
+    def mismatch(self, model: nn.Module) -> str | None:
+        """Vim's own switches, beside the layout."""
+        missing = _missing(model, ("if_cls_token", "final_pool_type", "if_rope"))
+        if missing:
+            return f"has no `{missing}`"
+        return super().mismatch(model)
+
+    def refusal(self, model: nn.Module) -> str | None:
+        """Options of the constructor that a shorter sequence would make wrong."""
+        if model.if_rope:
+            return (
+                "if_rope=True rotates the tokens before every block with a table that has one row per patch; "
+                "use a checkpoint with absolute positions (the midclstok releases)"
+            )
+        if getattr(model, "if_bidirectional", False):
+            return "if_bidirectional=True runs the blocks in pairs on flipped sequences"
+        if getattr(model, "flip_img_sequences_ratio", -1.0) > 0:
+            return "flip_img_sequences_ratio reverses sequences at random; set it to -1"
+        kinds = {getattr(block.mixer, "bimamba_type", "v2") for block in model.layers}
+        if kinds != {"v2"}:
+            return f"bimamba_type is {', '.join(sorted(map(str, kinds)))}; only the published v2 is supported"
+        return None
+
+    def halves(self, mixer: nn.Module) -> bool:
+        """``if_divide_out``, which was spelt ``if_devide_out`` until July 2024; never before both."""
+        return bool(getattr(mixer, "if_divide_out", getattr(mixer, "if_devide_out", False)))
+
+    def num_class_tokens(self, model: nn.Module) -> int:
+        """None, one, or one at either end."""
+        if not model.if_cls_token:
+            return 0
+        return 2 if getattr(model, "use_double_cls_token", False) else 1
+
+    def special_at(self, model: nn.Module) -> SpecialAt:
+        """Middle, front or both ends, as the constructor's switches say; else the last, if that is read."""
+        if not model.if_cls_token:
+            return last if model.final_pool_type == "none" else nowhere
+        if getattr(model, "use_double_cls_token", False):
+            return both_ends
+        return middle if getattr(model, "use_middle_cls_token", False) else front
+
+    def guards(self, model: nn.Module) -> list[tuple[nn.Module, str, Callable[..., object]]]:
+        """Refuse the forward arguments that move the class token from call to call."""
+        return [(model, "forward_features", _FixedOrder(model))]
+
+
+class _FixedOrder:
+    """``forward_features`` that accepts no random token order."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.previous = vars(model).get("forward_features")
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        named = dict(zip(("inference_params", *_RANDOM_ORDER), args, strict=False)) | kwargs
+        given = [name for name in _RANDOM_ORDER if named.get(name)]
+        if given:
+            raise UnsupportedModelError(
+                f"{', '.join(given)} moves the class token from call to call, and a reduced model has to know "
+                "where it stands; call the model without, or inside mtrkit.reduction_disabled(model)"
+            )
+        if self.previous is not None:
+            return self.previous(x, *args, **kwargs)
+        return type(self.model).forward_features(self.model, x, *args, **kwargs)
+
+
+_RANDOM_ORDER = ("if_random_cls_token_position", "if_random_token_rank")
+
+
+def nowhere(num_tokens: int) -> tuple[int, ...]:
+    """No special token."""
+    del num_tokens
+    return ()
+
+
+def front(num_tokens: int) -> tuple[int, ...]:
+    """A class token before the patches."""
+    del num_tokens
+    return (0,)
+
+
+def last(num_tokens: int) -> tuple[int, ...]:
+    """The last token, where a model without a class token reads its answer."""
+    return (num_tokens - 1,)
+
+
+def middle(num_tokens: int) -> tuple[int, ...]:
+    """A class token after half of the M = L − 1 patches, rounded down."""
+    return ((num_tokens - 1) // 2,)
+
+
+def both_ends(num_tokens: int) -> tuple[int, ...]:
+    """One class token before and one after the patches."""
+    return (0, num_tokens - 1)
+
+
+def _direction(mixer: nn.Module, suffix: str) -> DirectionWeights:
+    """The parameters of one direction; the backward ones end in ``_b``, its A in ``A_b_log``."""
+    conv, dt_proj = getattr(mixer, f"conv1d{suffix}"), getattr(mixer, f"dt_proj{suffix}")
+    return DirectionWeights(
+        conv.weight,
+        conv.bias,
+        getattr(mixer, f"x_proj{suffix}").weight,
+        dt_proj.weight,
+        dt_proj.bias,
+        -torch.exp(getattr(mixer, f"A{suffix}_log").float()),
+        getattr(mixer, f"D{suffix}").float(),
+    )
+
+
+def _missing(module: nn.Module, names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if not hasattr(module, name)), None)

@@ -1,0 +1,289 @@
+"""The public verbs: apply, remove, disable, describe, trace and count."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+from torch import nn
+
+from mtrkit.adapters import ADAPTERS, Adapter, find_adapter
+from mtrkit.errors import InputError, MtrkitError, OptionError, UnsupportedModelError
+from mtrkit.methods import METHODS, Widths
+from mtrkit.patch import RECORD, Plan, Reduction, ReductionInfo, Trace, install
+from mtrkit.scan import backend_for, scan_backends
+from mtrkit.schedule import (
+    Directions,
+    FlopsReport,
+    ModelShape,
+    Placement,
+    ReductionCost,
+    check_schedule,
+    model_flops,
+    resolve_layers,
+)
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def apply_reduction(
+    model: M,
+    method: str = "mtr",
+    ratio: float = 0.3,
+    *,
+    input_size: tuple[int, ...] | None = None,
+    layers: Sequence[int] | Placement | None = None,
+    tokens: Sequence[int] | None = None,
+    r: int | None = None,
+    **options: object,
+) -> M:
+    """Patch a Vision Mamba in place so that its later blocks see fewer tokens.
+
+    Parameters, their names and the state dict stay as they are. Applying again replaces the earlier patch;
+    :func:`remove_reduction` restores the model exactly. Works in train and eval mode. If anything is wrong
+    the model stays as it was.
+
+    Args:
+        model: A model of a family in :func:`list_adapters`, or one that has exactly one such model inside
+            (DDP, a compiled module, a segmentor with a backbone).
+        method: A name in :func:`list_methods`.
+        ratio: Share of the model's forward FLOPs to remove, in [0, 1), the cost of reducing included. With
+            0.3 the patched forward costs 70 % of the original; 0 changes no bit of the output. The ratio
+            reached is as near as whole tokens allow.
+        input_size: (C, H, W) of an image or (C, T, H, W) of a clip, in pixels and frames, without batch.
+            Default: the size the model was built for. Inputs of other sizes are planned anew for ``ratio``.
+        layers: Blocks to reduce after, counted from 1 as in the papers, or a placement such as
+            ``EveryNth(2)``. Default: three in the first two thirds, 5, 10 and 15 of 24.
+        tokens: Tokens left after each block, one number per block, instead of ``ratio``.
+        r: Tokens to remove after each of the layers, instead of ``ratio`` (ToMe and R-MeeTo say it so).
+        **options: Fields of the method's config, such as ``similarity="l2"`` for ``"mtr"``.
+
+    Returns:
+        The same object. What it returns when called keeps its shape and dtype; tokens per block and FLOPs
+        are in :func:`reduction_info`.
+
+    Raises:
+        UnknownNameError: No such method; the message lists the known ones.
+        OptionError: An option, ``ratio`` or ``layers`` that cannot be.
+        UnsupportedModelError: No adapter fits, or the model uses a feature that cannot be reduced correctly.
+        ScheduleError: ``ratio`` is out of reach; the message gives the largest reachable one.
+
+    Source: ``"mtr"`` is Ma et al., arXiv:2507.14042; :func:`list_methods` gives each method's paper.
+    """
+    host, adapter = _find_host(model)
+    reduction = _prepare(host, adapter, method, ratio, input_size, layers, tokens, r, options)
+    remove_reduction(host)
+    install(host, reduction)
+    return model
+
+
+def remove_reduction(model: M) -> M:
+    """Take the patch off: bit-identical to before, nothing left behind. Without a patch, do nothing.
+
+    Returns:
+        The same object.
+    """
+    for host, reduction in _patched(model):
+        reduction.journal.undo()
+        vars(host).pop(RECORD, None)
+    return model
+
+
+@contextmanager
+def reduction_disabled(model: nn.Module) -> Iterator[None]:
+    """Run the dense model inside the ``with`` block, to the same bits as without a patch.
+
+    Meant for a teacher or a comparison. It holds for the model, so for all threads that use it.
+    """
+    reductions = [reduction for _, reduction in _patched(model)]
+    before = [reduction.enabled for reduction in reductions]
+    for reduction in reductions:
+        reduction.enabled = False
+    try:
+        yield
+    finally:
+        for reduction, enabled in zip(reductions, before, strict=True):
+            reduction.enabled = enabled
+
+
+@contextmanager
+def trace_reduction(model: nn.Module) -> Iterator[Trace]:
+    """Record where every token of every image goes in the passes inside the ``with`` block.
+
+    The output does not change by a bit. A compiled model is traced by running it uncompiled.
+
+    Raises:
+        InputError: The model is not patched.
+    """
+    patched = _patched(model)
+    if not patched:
+        raise InputError("there is nothing to trace: call mtrkit.apply_reduction(model) first")
+    reduction, trace = patched[0][1], Trace()
+    before, reduction.observer = reduction.observer, trace.record
+    try:
+        yield trace
+    finally:
+        reduction.observer = before
+
+
+def reduction_info(model: nn.Module, *, directions: Directions = "one") -> ReductionInfo | None:
+    """Describe what :func:`apply_reduction` did; ``None`` if the model is not patched.
+
+    Args:
+        model: The model, or a wrapper around it.
+        directions: Count FLOPs of ``"one"`` scan direction, as papers do, or of ``"all"`` that run.
+    """
+    patched = _patched(model)
+    if not patched:
+        return None
+    host, reduction = patched[0]
+    plan = reduction.plan
+    dense = model_flops(plan.shape, directions=directions)
+    reduced = model_flops(plan.shape, plan.schedule, plan.cost, directions)
+    return ReductionInfo(
+        method=reduction.method.name,
+        options=dataclasses.asdict(reduction.config),
+        adapter=reduction.adapter.name,
+        input_size=reduction.input_size,
+        ratio=plan.ratio,
+        ratio_reached=reduced.ratio_to(dense),
+        layers=plan.layers,
+        num_tokens=plan.shape.tokens,
+        tokens=plan.schedule,
+        flops_dense=dense,
+        flops_reduced=reduced,
+        scan_backend=_scan_backend(host),
+    )
+
+
+def count_flops(
+    model: nn.Module,
+    input_size: tuple[int, ...] | None = None,
+    *,
+    directions: Directions = "one",
+    tokens: Sequence[int] | None = None,
+) -> FlopsReport:
+    """Count the FLOPs of one forward pass on one sample, of the model as it is: reduced if it is patched.
+
+    Args:
+        model: A model of a family in :func:`list_adapters`.
+        input_size: (C, H, W) or (C, T, H, W). Default: the size the model was built for.
+        directions: ``"one"`` scan direction, as papers count, or ``"all"`` that run.
+        tokens: Tokens left after each block, to count another reduction, its own cost left out.
+    """
+    host, adapter = _find_host(model)
+    reduction = vars(host).get(RECORD)
+    size = input_size or (reduction.input_size if reduction else adapter.input_size(host))
+    shape = _shape(host, adapter, size)
+    if tokens is not None:
+        return model_flops(shape, check_schedule(tokens, shape), directions=directions)
+    if reduction is None or not reduction.enabled:
+        return model_flops(shape, directions=directions)
+    schedule = [reduction.plan.num_kept(index, shape.tokens) for index in range(shape.depth)]
+    return model_flops(shape, schedule, reduction.plan.cost, directions)
+
+
+def list_methods() -> list[str]:
+    """Names of the reduction methods, in natural order."""
+    return METHODS.names()
+
+
+def list_adapters() -> list[str]:
+    """Names of the model families that can be patched, in natural order."""
+    return ADAPTERS.names()
+
+
+def _prepare(
+    host: nn.Module,
+    adapter: Adapter,
+    method: str,
+    ratio: float,
+    input_size: tuple[int, ...] | None,
+    layers: Sequence[int] | Placement | None,
+    tokens: Sequence[int] | None,
+    r: int | None,
+    options: dict[str, object],
+) -> Reduction:
+    """Decide everything before anything is changed."""
+    if tokens is not None and (r is not None or layers is not None):
+        raise OptionError("tokens says what every block keeps; give it without r and without layers")
+    chosen = METHODS.get(method)
+    config = chosen.configure(options)
+    size = tuple(input_size) if input_size is not None else adapter.input_size(host)
+    shape = _shape(host, adapter, size)
+    cost: ReductionCost = partial(config.flops, widths=Widths(shape.dim, shape.inner, shape.state))
+    places = _shrinking(tokens, shape) if tokens is not None else resolve_layers(layers, shape.depth)
+    plan = Plan(
+        shape=shape,
+        layers=places if tokens is not None or r is not None or ratio != 0 else (),
+        cost=cost,
+        max_share=chosen.max_share,
+        ratio=ratio if tokens is None and r is None else None,
+        r=r,
+        tokens=None if tokens is None else tuple(tokens),
+    )
+    return Reduction(chosen, config, adapter, size, adapter.special_at(host), plan)
+
+
+def _shrinking(tokens: Sequence[int], shape: ModelShape) -> tuple[int, ...]:
+    """The blocks, counted from 1, after which an explicit schedule has fewer tokens than before."""
+    left = check_schedule(tokens, shape)
+    entering = [shape.tokens, *left[:-1]]
+    return tuple(i + 1 for i, (n, m) in enumerate(zip(entering, left, strict=True)) if m < n)
+
+
+def _shape(host: nn.Module, adapter: Adapter, input_size: tuple[int, ...]) -> ModelShape:
+    expected = adapter.input_size(host)
+    if len(input_size) != len(expected) or input_size[0] != expected[0]:
+        raise InputError(
+            f"input_size={tuple(input_size)} does not fit {type(host).__name__}, which takes {expected}: give "
+            "channels first and no batch"
+        )
+    return adapter.shape(host, tuple(input_size))
+
+
+def _find_host(model: nn.Module) -> tuple[nn.Module, Adapter]:
+    """The model itself, or the one supported model inside it."""
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"expected a torch.nn.Module, not {type(model).__name__}")
+    try:
+        found = [(model, find_adapter(model))]
+    except UnsupportedModelError:
+        found = list(_hosts_inside(model))
+        if not found:
+            raise
+    if len(found) > 1:
+        names = ", ".join(type(host).__name__ for host, _ in found)
+        raise UnsupportedModelError(
+            f"{type(model).__name__} holds {len(found)} models that can be reduced ({names}); pass the one you mean"
+        )
+    host, adapter = found[0]
+    refusal = adapter.refusal(host)
+    if refusal is not None:
+        raise UnsupportedModelError(f"{type(host).__name__} ({adapter.name}) cannot be reduced: {refusal}")
+    return host, adapter
+
+
+def _hosts_inside(model: nn.Module) -> Iterator[tuple[nn.Module, Adapter]]:
+    for child in model.modules():
+        if child is not model:
+            for adapter in ADAPTERS:
+                if adapter.mismatch(child) is None:
+                    yield child, adapter
+                    break
+
+
+def _patched(model: nn.Module) -> list[tuple[nn.Module, Reduction]]:
+    return [(module, vars(module)[RECORD]) for module in model.modules() if RECORD in vars(module)]
+
+
+def _scan_backend(host: nn.Module) -> str:
+    """Name of the backend for the model's device, and its reason."""
+    parameter = next(host.parameters(), None)
+    try:
+        name = backend_for(parameter.device) if parameter is not None else "reference"
+    except MtrkitError as error:
+        return str(error)
+    reason = next((status.reason for status in scan_backends() if status.name == name), "")
+    return f"{name} ({reason})" if reason else name

@@ -1,0 +1,39 @@
+"""Every error that mtrkit raises on purpose.
+
+A message names what was given, what was expected and what to do about it.
+"""
+
+
+class MtrkitError(Exception):
+    """Base of all errors raised by mtrkit."""
+
+
+class UnknownNameError(MtrkitError, KeyError):
+    """No method, adapter, model or backend has this name; the message lists the known ones."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would print the message in quotes
+
+
+class OptionError(MtrkitError, ValueError):
+    """An option does not exist or its value is out of range."""
+
+
+class ScheduleError(MtrkitError, ValueError):
+    """The wanted reduction cannot be reached with these layers, tokens and method."""
+
+
+class UnsupportedModelError(MtrkitError, TypeError):
+    """No adapter fits the model, or one does but the model uses a feature that cannot be reduced correctly."""
+
+
+class InputError(MtrkitError, ValueError):
+    """A tensor has a shape, dtype or device that the operation cannot take."""
+
+
+class BackendError(MtrkitError, RuntimeError):
+    """The scan backend that was asked for cannot run here; the message says why."""
+
+
+class CheckpointError(MtrkitError, RuntimeError):
+    """A checkpoint is unreadable, unsafe, or does not belong to the model."""

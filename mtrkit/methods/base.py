@@ -1,0 +1,104 @@
+"""What a reduction method is, and how one is registered."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from mtrkit.errors import OptionError
+from mtrkit.registry import Registry
+from mtrkit.types import BlockState, Decision
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Base of every method's options: checked when written, equal by value, plain data.
+
+    Subclasses are frozen dataclasses too. A ``Literal`` field takes only its values.
+    """
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                raise OptionError(f"{name}={value!r} is not an option; choose one of {list(get_args(hint))}")
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Names of the :class:`~mtrkit.types.BlockState` signals that the method needs with these options."""
+        return frozenset()
+
+    def flops(self, num_tokens: int, num_kept: int, widths: "Widths") -> int:
+        """Floating-point operations of one reduction, counted as methods.md counts them; default none."""
+        del num_tokens, num_kept, widths
+        return 0
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Widths that the cost of a decision depends on."""
+
+    dim: int  # D
+    inner: int  # E
+    state: int  # N
+
+
+Config = TypeVar("Config", bound=MethodConfig)
+Decide = Callable[[BlockState, int, Any], Decision]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method.
+
+    Attributes:
+        name: How users ask for it.
+        decide: ``(state, num_kept, config) -> Decision``; sees the block that has just run, is called once
+            per reducing block, and must not loop over the batch nor synchronise with the host.
+        config: The dataclass of its options.
+        max_share: Largest share of the tokens present that one application may remove.
+        summary: The first line of its docstring.
+        source: Paper.
+    """
+
+    name: str
+    decide: Decide
+    config: type[MethodConfig]
+    max_share: float
+    summary: str
+    source: str
+
+    def configure(self, options: dict[str, Any]) -> MethodConfig:
+        """Build the options, or raise :class:`OptionError` naming those that exist."""
+        known = [field.name for field in dataclasses.fields(self.config)]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise OptionError(
+                f"method {self.name!r} has no option {', '.join(map(repr, unknown))}; it has: "
+                f"{', '.join(known) or 'none'}"
+            )
+        return self.config(**options)
+
+
+METHODS: Registry[Method] = Registry("method")
+
+
+def register_method(
+    name: str, *, config: type[MethodConfig] = MethodConfig, max_share: float = 0.5, source: str = ""
+) -> Callable[[Decide], Decide]:
+    """Decorate a function ``(state, num_kept, config) -> Decision`` to make it a method.
+
+    Args:
+        name: How users ask for it; a name that is taken raises :class:`OptionError`.
+        config: Frozen dataclass of its options, a :class:`MethodConfig`.
+        max_share: Largest share of the tokens present that one application may remove, in (0, 1].
+        source: Paper and section.
+    """
+
+    def register(decide: Decide) -> Decide:
+        summary = (inspect.getdoc(decide) or "").split("\n")[0]
+        METHODS.add(name, Method(name, decide, config, max_share, summary, source))
+        return decide
+
+    return register

@@ -1,0 +1,42 @@
+"""How important each token is: one number per token, larger means kept."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtrkit.ops.rows import take
+
+ChannelReduction = Literal["mean", "clipped", "norm"]
+
+
+def channel_score(signal: Tensor, reduction: ChannelReduction = "mean") -> Tensor:
+    """Turn a signal (B, L, C) into scores (B, L) in float32.
+
+    Args:
+        signal: Δ, B, C, y or features.
+        reduction: ``"mean"`` over channels (MTR's choice for Δ, arXiv:2507.14042, section 3), ``"clipped"``
+            the mean of the positive parts (UTR, arXiv:2410.14725), ``"norm"`` the Euclidean norm.
+
+    >>> channel_score(torch.tensor([[[1.0, -3.0], [2.0, 2.0]]]), "clipped")
+    tensor([[0.5000, 2.0000]])
+    """
+    signal = signal.float()
+    if reduction == "mean":
+        return signal.mean(dim=-1)
+    if reduction == "clipped":
+        return signal.clamp(min=0).mean(dim=-1)
+    return torch.linalg.vector_norm(signal, dim=-1)
+
+
+def class_score(features: Tensor, special: Tensor) -> Tensor:
+    """Cosine similarity (B, L) of each token to the class token, the mean over all S special tokens.
+
+    Args:
+        features: (B, L, D).
+        special: (B, S) where the special tokens stand.
+    """
+    unit = F.normalize(features.float(), dim=-1)
+    anchor = take(unit, special).mean(dim=1, keepdim=True)  # (B, 1, D)
+    return (unit @ anchor.transpose(1, 2)).squeeze(-1)

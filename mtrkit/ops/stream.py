@@ -1,0 +1,46 @@
+"""Move a whole residual stream through a reduction, and back to the sequence it began with."""
+
+import torch
+from torch import Tensor
+
+from mtrkit.ops.merge import merge_sizes, merge_tokens, unmerge_tokens
+from mtrkit.types import ReducedStream, Stage, TokenMap
+
+
+def open_stream(residual: Tensor) -> ReducedStream:
+    """Begin with every token (B, L, D) standing for itself."""
+    batch, length, _ = residual.shape
+    slot = torch.arange(length, device=residual.device).expand(batch, length)
+    size = torch.ones(batch, length, 1, dtype=torch.float32, device=residual.device)
+    return ReducedStream(residual, size, slot, ())
+
+
+def reduce_stream(hidden: Tensor, stream: ReducedStream, token_map: TokenMap) -> tuple[Tensor, ReducedStream]:
+    """Apply one map to hidden states (B, L, D), residual and sizes alike."""
+    stage = Stage(token_map, hidden, stream.residual) if token_map.drops else Stage(token_map, None, None)
+    reduced = ReducedStream(
+        merge_tokens(stream.residual, token_map),
+        merge_sizes(stream.size, token_map),
+        token_map.follow(stream.slot),
+        (*stream.stages, stage),
+    )
+    return merge_tokens(hidden, token_map), reduced
+
+
+def restore_stream(hidden: Tensor, stream: ReducedStream) -> tuple[Tensor, Tensor]:
+    """Undo every stage: hidden states and residual at the length the pass began with.
+
+    A merged token's features go to all places they were merged from, a dropped one keeps its last.
+    """
+    residual = stream.residual
+    for stage in reversed(stream.stages):
+        hidden = unmerge_tokens(hidden, stage.token_map, stage.hidden)
+        residual = unmerge_tokens(residual, stage.token_map, stage.residual)
+    return hidden, residual
+
+
+def stream_tokens(hidden: Tensor, residual: Tensor | ReducedStream) -> Tensor:
+    """The features between two blocks, hidden + residual, on the full sequence whether reduced or not."""
+    if isinstance(residual, ReducedStream):
+        hidden, residual = restore_stream(hidden, residual)
+    return hidden + residual

@@ -1,0 +1,162 @@
+"""One forward pass: run a block, ask the method where its tokens go, move them, hand on the shorter stream.
+
+Blocks from the first reducing one on get a ``forward`` of their own, as do the mixers whose signals the
+method reads. What a pass has to remember travels in its return values (see
+:class:`~mtrkit.types.ReducedStream`); nothing is written to a module during a pass.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtrkit.adapters.base import Adapter, SpecialAt
+from mtrkit.errors import InputError
+from mtrkit.methods.base import Method, MethodConfig
+from mtrkit.ops import open_stream, reduce_stream, restore_stream
+from mtrkit.patch.journal import Journal
+from mtrkit.patch.plan import Plan
+from mtrkit.scan import Signals
+from mtrkit.types import BlockState, Decision, ReducedStream
+
+Observer = Callable[[int, BlockState, Decision, ReducedStream], None]
+
+
+@dataclass
+class Reduction:
+    """Everything one call of ``apply_reduction`` decided; shared by the patched blocks of a model."""
+
+    method: Method
+    config: MethodConfig
+    adapter: Adapter
+    input_size: tuple[int, ...]
+    special_at: SpecialAt
+    plan: Plan
+    enabled: bool = True
+    observer: Observer | None = None
+    journal: Journal = field(default_factory=Journal, repr=False)
+
+    def decide(self, index: int, state: BlockState, num_kept: int, stream: ReducedStream) -> Decision:
+        """Ask the method, and tell whoever observes."""
+        decision = self.method.decide(state, num_kept, self.config)
+        if self.observer is not None:
+            self.observer(index, state, decision, stream)
+        return decision
+
+
+class MixerOutput(NamedTuple):
+    """Stands in for the mixer's output between a reducing block's mixer and the block's end."""
+
+    hidden: Tensor
+    signals: Signals
+
+
+class ReadableMixer:
+    """``forward`` of a mixer whose signals are read: the same kernels, unfused."""
+
+    def __init__(self, mixer: nn.Module, reduction: Reduction) -> None:
+        self.mixer, self.reduction = mixer, reduction
+        self.previous = vars(mixer).get("forward")
+
+    def __call__(self, hidden_states: Tensor, inference_params: Any = None, **kwargs: Any) -> Any:
+        """Run the mixer; while reduction is disabled, exactly as it was."""
+        if not self.reduction.enabled:
+            return _call(self.mixer, self.previous, hidden_states, inference_params, **kwargs)
+        if inference_params is not None:
+            raise InputError(
+                "inference_params was given, but a reduced model needs the whole sequence in one pass; call it "
+                "without, or inside mtrkit.reduction_disabled(model)"
+            )
+        adapter, reads = self.reduction.adapter, self.reduction.config.reads
+        return MixerOutput(*adapter.run_mixer(self.mixer, hidden_states, reads))
+
+
+class ReducedBlock:
+    """``forward`` of a block that reduces, or that runs on a stream reduced before."""
+
+    def __init__(self, block: nn.Module, index: int, reduction: Reduction) -> None:
+        self.block, self.index, self.reduction = block, index, reduction
+        self.previous = vars(block).get("forward")
+        self.reduces = index + 1 in reduction.plan.layers
+        self.last = index + 1 == reduction.plan.shape.depth
+
+    def __call__(self, hidden_states: Tensor, residual: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Run the block on the stream, reduce if this is the place, restore the sequence after the last."""
+        if not self.reduction.enabled:
+            return _call(self.block, self.previous, hidden_states, residual, *args, **kwargs)
+        stream = residual if isinstance(residual, ReducedStream) else None
+        inner = residual if stream is None else stream.residual
+        out, inner = _call(self.block, self.previous, hidden_states, inner, *args, **kwargs)
+        hidden, signals = out if isinstance(out, MixerOutput) else (out, Signals())
+        if self.reduces:
+            hidden, stream = self._reduce(hidden, inner, signals, stream)
+        elif stream is not None:
+            stream = stream._replace(residual=inner)
+        if stream is None:
+            return hidden, inner
+        return restore_stream(hidden, stream) if self.last else (hidden, stream)
+
+    def _reduce(
+        self, hidden: Tensor, residual: Tensor, signals: Signals, stream: ReducedStream | None
+    ) -> tuple[Tensor, ReducedStream]:
+        stream = open_stream(residual) if stream is None else stream._replace(residual=residual)
+        began_with = stream.slot.shape[1]
+        num_kept = self.reduction.plan.num_kept(self.index, began_with)
+        if num_kept >= hidden.shape[1]:
+            return hidden, stream
+        special = self.reduction.special_at(began_with)
+        state = BlockState(hidden, residual, stream.size, _columns(stream.slot, special), **signals._asdict())
+        decision = self.reduction.decide(self.index, state, num_kept, stream)
+        return reduce_stream(hidden, stream, decision.token_map)
+
+    def extra_repr(self) -> str:
+        """What printing the model shows for this block."""
+        schedule, before = self.reduction.plan.schedule, self.reduction.plan.shape.tokens
+        before = schedule[self.index - 1] if self.index else before
+        change = f", {before}→{schedule[self.index]} tokens" if self.reduces else f", {before} tokens"
+        return f"reduction={self.reduction.method.name}{change}"
+
+
+def install(model: nn.Module, reduction: Reduction) -> None:
+    """Patch the blocks in place; if anything fails, the model is as it was."""
+    try:
+        _install(model, reduction)
+    except BaseException:
+        reduction.journal.undo()
+        raise
+
+
+def _install(model: nn.Module, reduction: Reduction) -> None:
+    journal, adapter, plan = reduction.journal, reduction.adapter, reduction.plan
+    first = min(plan.layers, default=plan.shape.depth + 1)
+    for index, block in enumerate(adapter.blocks(model)):
+        if index + 1 < first:
+            continue
+        patched = ReducedBlock(block, index, reduction)
+        if patched.reduces and reduction.config.reads:
+            mixer = adapter.mixer(block)
+            journal.set(mixer, "forward", ReadableMixer(mixer, reduction))
+        journal.set(block, "forward", patched)
+        journal.set(block, "extra_repr", patched.extra_repr)
+    for module, name, value in adapter.guards(model) if plan.layers else []:
+        journal.set(module, name, value)
+    journal.set(model, RECORD, reduction)
+
+
+RECORD = "_mtrkit_reduction"
+
+
+def _call(module: nn.Module, previous: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
+    """Call the forward that the patch hides: the instance's own if it had one, otherwise its class's."""
+    if previous is not None:
+        return previous(*args, **kwargs)
+    return type(module).forward(module, *args, **kwargs)
+
+
+def _columns(slot: Tensor, positions: tuple[int, ...]) -> Tensor:
+    """(B, S) slots of the tokens at ``positions``, without moving an index list to the device."""
+    if not positions:
+        return slot[:, :0]
+    return torch.stack([slot[:, position] for position in positions], dim=1)

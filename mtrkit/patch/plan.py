@@ -1,0 +1,75 @@
+"""How many tokens each block keeps, for every sequence length that comes along."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from mtrkit.errors import ScheduleError
+from mtrkit.schedule import ModelShape, ReductionCost, check_schedule, solve_ratio, solve_removal
+
+
+@dataclass
+class Plan:
+    """The wish of the user, and its answer per sequence length.
+
+    Exactly one of ``ratio``, ``r`` and ``tokens`` says how much to remove.
+
+    Attributes:
+        shape: Sizes of the model at the input size the plan was made for.
+        layers: Blocks to reduce after, counted from 1.
+        cost: FLOPs of one reduction.
+        max_share: Largest share of tokens that one reduction may remove.
+        ratio: Share of the forward FLOPs to remove.
+        r: Tokens to remove after each of the layers.
+        tokens: Tokens left after each block.
+    """
+
+    shape: ModelShape
+    layers: tuple[int, ...]
+    cost: ReductionCost
+    max_share: float
+    ratio: float | None = None
+    r: int | None = None
+    tokens: tuple[int, ...] | None = None
+    _schedules: dict[int, tuple[int, ...]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._schedules[self.shape.tokens] = self._solve(self.shape)
+
+    @property
+    def schedule(self) -> tuple[int, ...]:
+        """Tokens after each block at the input size the plan was made for."""
+        return self._schedules[self.shape.tokens]
+
+    def num_kept(self, index: int, num_tokens: int) -> int:
+        """Tokens to keep after block ``index`` (from 0) in a pass that began with ``num_tokens``."""
+        length = int(num_tokens)
+        if length not in self._schedules:
+            _replan(self, length)
+        return self._schedules[length][index]
+
+    def at(self, num_tokens: int) -> ModelShape:
+        """The model's sizes for a sequence of another length."""
+        class_tokens = self.shape.tokens - self.shape.patches
+        return replace(self.shape, tokens=num_tokens, patches=num_tokens - class_tokens)
+
+    def _solve(self, shape: ModelShape) -> tuple[int, ...]:
+        if self.tokens is not None:
+            return tuple(check_schedule(self.tokens, shape, self.max_share))
+        if self.r is not None:
+            return tuple(solve_removal(shape, self.layers, self.r, max_share=self.max_share))
+        return tuple(
+            solve_ratio(shape, self.layers, self.ratio, reduction_cost=self.cost, max_share=self.max_share)
+        )
+
+
+@torch.compiler.assume_constant_result  # arithmetic on lengths: a compiler takes the answer, not the search
+def _replan(plan: Plan, num_tokens: int) -> None:
+    """Solve for a length the plan was not made for, once."""
+    if plan.tokens is not None:
+        raise ScheduleError(
+            f"tokens={list(plan.tokens)} was given for sequences of {plan.shape.tokens} tokens, but this input "
+            f"has {num_tokens}; call apply_reduction again with tokens for this input size, or with a ratio, "
+            "which is solved anew for every size"
+        )
+    plan._schedules[num_tokens] = plan._solve(plan.at(num_tokens))

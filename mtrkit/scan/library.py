@@ -1,0 +1,138 @@
+"""The compiled library: finding it, its instruction-set levels, and the threads it runs on.
+
+The library is plain C without Python or torch headers, so one build serves every Python and torch version.
+ctypes releases the interpreter lock during a call.
+"""
+
+import ctypes
+import glob
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtrkit.errors import BackendError
+
+LEVELS = ("baseline", "avx2", "avx512")
+BLOCK = 16  # channels handled together in C
+TILE = 16  # time steps handled together in C; states are checkpointed once per tile
+TEAM_BLOCKS = 4  # channel blocks whose gradients of B and C are summed in one task
+SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM = range(5)
+
+_JOB_BYTES = 8 * ((7 + 8 * 4 + 2 * 4 + 8) + (6 + 4 * 4 + 3) + 5)  # the three structs of native.c, in words
+_LAYOUT = _JOB_BYTES + 1000 * TILE + 100000 * BLOCK + 10000000 * TEAM_BLOCKS
+
+_level: int | None = None  # set by tests to run the code of a weaker CPU
+
+
+class Library:
+    """The loaded library, or the reason why there is none in ``missing``."""
+
+    def __init__(self) -> None:
+        self.missing = ""
+        self._handle: Any = None
+        try:
+            self._handle = _open()
+        except (OSError, AttributeError, BackendError) as error:
+            self.missing = str(error)
+            return
+        self.best_level: int = self._handle.mtr_best_level()
+        self._parallel = _openmp_parallel()
+
+    def run(self, kind: int, job: bytes) -> None:
+        """Run one packed job on as many threads as torch uses; returns when it is done."""
+        level, threads = current_level(), torch.get_num_threads()
+        if threads == 1 or self._parallel is not None:
+            failed = self._handle.mtr_run(kind, level, job, self._parallel, threads)
+        else:
+            failed = _run_on_pool(self._handle, kind, level, job, threads)
+        if failed:
+            raise MemoryError("mtrkit: no memory for the scratch buffers of a scan")
+
+
+@lru_cache(maxsize=1)
+def library() -> Library:
+    """Load the library on first use."""
+    return Library()
+
+
+def current_level() -> int:
+    """Index into ``LEVELS`` of the instruction set in use."""
+    return library().best_level if _level is None else _level
+
+
+def force_level(name: str | None) -> None:
+    """Run the code of a weaker instruction set, for tests; None returns to the best one."""
+    global _level
+    _level = None if name is None else min(LEVELS.index(name), library().best_level)
+
+
+def _open() -> Any:
+    suffix = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+    path = Path(__file__).with_name("_native" + suffix)
+    if not path.exists():
+        raise BackendError(f"no compiled library {path.name} in this installation")
+    handle = ctypes.CDLL(str(path))
+    handle.mtr_layout.restype = ctypes.c_int64
+    if handle.mtr_layout() != _LAYOUT:
+        raise BackendError(f"the compiled library {path.name} is of another version; install mtrkit again")
+    handle.mtr_run.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int]
+    handle.mtr_join.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p]
+    return handle
+
+
+def _openmp_parallel() -> int | None:
+    """Address of GOMP_parallel in the OpenMP runtime torch has loaded, so that both share one team of threads."""
+    if not hasattr(os, "RTLD_NOLOAD"):
+        return None
+    bundled = [
+        path
+        for pattern in ("*gomp*", "libomp*", "*iomp5*")
+        for path in glob.glob(os.path.join(os.path.dirname(torch.__file__), "lib", pattern))
+    ]
+    for name in (*bundled, "libgomp.so.1", "libomp.so", "libiomp5.so"):
+        try:
+            runtime = ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+            return ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+_pool: ThreadPoolExecutor | None = None
+_pool_lock = threading.Lock()
+
+
+def _run_on_pool(handle: Any, kind: int, level: int, job: bytes, threads: int) -> int:
+    shared = (ctypes.c_int64 * 2)()
+    join: Callable[[], None] = lambda: handle.mtr_join(kind, level, job, shared)  # noqa: E731
+    helpers = [_helpers().submit(join) for _ in range(threads - 1)]
+    join()
+    for helper in helpers:
+        # A helper that is still queued behind another caller's has nothing left to do.
+        if not helper.cancel():
+            helper.result()
+    return shared[1]
+
+
+def _helpers() -> ThreadPoolExecutor:
+    global _pool
+    with _pool_lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="mtrkit")
+        return _pool
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive a fork

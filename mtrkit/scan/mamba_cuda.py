@@ -1,0 +1,93 @@
+"""Backend ``mamba_ssm``: the CUDA kernels of mamba_ssm and causal_conv1d as they are installed, untouched.
+
+Works with every release whose ``selective_scan_fn`` can be imported. An installation that is broken in whatever way
+(built for another torch, no extension, a missing dependency) is a reason not to use it, never a crash.
+"""
+
+import importlib
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrkit.scan.backend import Backend
+from mtrkit.scan.reference import causal_conv1d_reference
+
+_SCAN_MODULE = "mamba_ssm.ops.selective_scan_interface"
+
+
+@lru_cache(maxsize=2)
+def _find(module: str, name: str) -> tuple[Callable[..., Any] | None, str]:
+    """A function of an optional package, or None and why it is not there."""
+    try:
+        return getattr(importlib.import_module(module), name), ""
+    except Exception as error:  # a broken extension raises anything: ImportError, OSError, RuntimeError, NameError
+        return None, f"{module.partition('.')[0]} cannot be imported ({type(error).__name__}: {error})"
+
+
+def _status() -> tuple[bool, str]:
+    found, reason = _find(_SCAN_MODULE, "selective_scan_fn")
+    if found is None:
+        return False, reason
+    if getattr(importlib.import_module(_SCAN_MODULE), "selective_scan_cuda", None) is None:
+        return False, "mamba_ssm is installed without its CUDA extension selective_scan_cuda"
+    conv, why = _find("causal_conv1d", "causal_conv1d_fn")
+    return True, "CUDA kernels for scan and convolution" if conv else f"CUDA kernel for the scan only: {why}"
+
+
+def _refuses(device: str, dtype: torch.dtype) -> str:
+    if device != "cuda":
+        return f"it takes CUDA tensors only, and these are on {device!r}"
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"it takes float32, float16 and bfloat16 only, not {dtype}"
+    return ""
+
+
+def _scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    # The kernel wants u, delta, B, C and z in one dtype and the parameters in float32; it knows one direction only.
+    ordered = [t if t is None else t.to(u.dtype) for t in (u, delta, B, C, z)]
+    if reverse:
+        ordered = [t if t is None else t.flip(-1) for t in ordered]
+    A, D, delta_bias = (t if t is None else t.float() for t in (A, D, delta_bias))
+    x, step, B, C, gate = ordered
+    function = _find(_SCAN_MODULE, "selective_scan_fn")[0]
+    assert function is not None
+    y, last = function(
+        x,
+        step,
+        A,
+        B,
+        C,
+        D=D,
+        z=gate,
+        delta_bias=delta_bias,
+        delta_softplus=delta_softplus,
+        return_last_state=True,
+    )
+    return (y.flip(-1) if reverse else y), last
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
+    function = _find("causal_conv1d", "causal_conv1d_fn")[0]
+    if function is None or not 2 <= weight.shape[1] <= 4:  # the widths its kernel is built for
+        return causal_conv1d_reference(x, weight, bias, silu, reverse)
+    source = x.flip(-1) if reverse else x
+    # By keyword: the fourth positional argument has changed its meaning between releases.
+    y: Tensor = function(source, weight.contiguous(), bias=bias, activation="silu" if silu else None)
+    return y.flip(-1) if reverse else y
+
+
+BACKEND = Backend("mamba_ssm", _status, _refuses, _scan, _conv, length_last=True)

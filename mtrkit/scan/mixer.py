@@ -1,0 +1,132 @@
+"""The Mamba mixer, one or two scan directions, with every intermediate signal in reach.
+
+The fused kernels of the official repositories hide Δ, B, C and y inside one call. Here the mixer is the
+plain sequence projection → causal convolution → selective scan → gate → projection, which calls the same
+convolution and scan kernels and gives the same output, so that a token-reduction method may look at
+whatever it scores by without anything being computed twice.
+
+Source: Gu and Dao, "Mamba" (arXiv:2312.00752), section 3.4; two directions: Zhu et al., "Vision Mamba"
+(arXiv:2401.09417), algorithm 1.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtrkit.scan.conv import causal_conv1d
+from mtrkit.scan.dispatch import length_last, scan_op
+
+
+class DirectionWeights(NamedTuple):
+    """Parameters of one scan direction; E inner width, N state size, R rank of Δ, K conv width."""
+
+    conv_weight: Tensor  # (E, 1, K)
+    conv_bias: Tensor | None  # (E,)
+    x_proj: Tensor  # (R + 2N, E), rows in the order Δ, B, C
+    dt_weight: Tensor  # (E, R)
+    dt_bias: Tensor  # (E,)
+    A: Tensor  # (E, N), negative, float32
+    D: Tensor  # (E,), float32
+
+
+class MixerWeights(NamedTuple):
+    """Parameters of a whole mixer; D is the model width."""
+
+    in_proj: Tensor  # (2E, D), the rows of x before those of z
+    in_bias: Tensor | None
+    out_proj: Tensor  # (D, E)
+    out_bias: Tensor | None
+    directions: tuple[DirectionWeights, ...]  # forward, then backward if there is one
+    halve: bool = False  # whether the sum of the directions is halved
+
+
+class Signals(NamedTuple):
+    """What a scorer may want to see of a mixer, aligned with the tokens and summed over directions."""
+
+    delta: Tensor | None = None  # (B, L, E), after bias and softplus
+    ssm_B: Tensor | None = None  # (B, L, N)
+    ssm_C: Tensor | None = None  # (B, L, N)
+    y: Tensor | None = None  # (B, L, E), scan output with the skip term, before the gate
+
+
+SIGNALS = frozenset(Signals._fields)
+
+
+def mixer_forward(
+    hidden: Tensor, weights: MixerWeights, reads: frozenset[str] = frozenset()
+) -> tuple[Tensor, Signals]:
+    """Run a mixer on normalised tokens.
+
+    Args:
+        hidden: (B, L, D).
+        weights: The mixer's parameters.
+        reads: Names of the :class:`Signals` to return; the others stay ``None``.
+
+    Returns:
+        The mixer output (B, L, D) and the signals.
+    """
+    x, z = _project_in(hidden, weights).chunk(2, dim=1)
+    # A signal y has to be seen before the gate, so the gate moves out of the kernel when somebody reads it.
+    gate_inside = "y" not in reads
+    total, signals = None, Signals()
+    for i, direction in enumerate(weights.directions):
+        y, found = _scan_direction(x, z if gate_inside else None, direction, reverse=i == 1, reads=reads)
+        total = y if total is None else total + y
+        signals = _add_signals(signals, found)
+    if not gate_inside:
+        signals = signals._replace(y=total.transpose(1, 2))
+        total = total * F.silu(z)
+    if weights.halve:
+        total = total * 0.5
+    return F.linear(total.transpose(1, 2), weights.out_proj, weights.out_bias), signals
+
+
+def _project_in(hidden: Tensor, weights: MixerWeights) -> Tensor:
+    """Return x and z as one (B, 2E, L) tensor in the memory order that the scan backend reads fastest."""
+    if not length_last(hidden.device):
+        return F.linear(hidden, weights.in_proj, weights.in_bias).transpose(1, 2)
+    xz = torch.matmul(weights.in_proj, hidden.transpose(1, 2))
+    return xz if weights.in_bias is None else xz + weights.in_bias.to(xz.dtype)[:, None]
+
+
+def _scan_direction(
+    x: Tensor, z: Tensor | None, weights: DirectionWeights, reverse: bool, reads: frozenset[str]
+) -> tuple[Tensor, Signals]:
+    """One direction on x (B, E, L): the scan's output (B, E, L) and this direction's signals."""
+    rank, state = weights.dt_weight.shape[1], weights.A.shape[1]
+    u = causal_conv1d(x, weights.conv_weight, weights.conv_bias, reverse=reverse)
+    projected = F.linear(u.transpose(1, 2), weights.x_proj)  # (B, L, R + 2N)
+    dt, ssm_B, ssm_C = projected.split([rank, state, state], dim=-1)
+    delta = _expand_delta(dt, weights)
+    read_delta = "delta" in reads
+    if read_delta:  # softplus here instead of in the kernel: the scan then takes Δ as it is
+        delta = F.softplus(delta + weights.dt_bias.to(delta.dtype)[:, None])
+    y, _ = scan_op(
+        u,
+        delta,
+        weights.A,
+        ssm_B.transpose(1, 2),
+        ssm_C.transpose(1, 2),
+        weights.D,
+        z,
+        None if read_delta else weights.dt_bias.float(),
+        not read_delta,
+        reverse,
+    )
+    found = Signals(delta.transpose(1, 2), ssm_B, ssm_C)
+    return y, Signals(**{name: value for name, value in found._asdict().items() if name in reads})
+
+
+def _expand_delta(dt: Tensor, weights: DirectionWeights) -> Tensor:
+    """Δ before bias and softplus, (B, E, L), in the memory order of :func:`_project_in`."""
+    if length_last(dt.device):
+        return torch.matmul(weights.dt_weight, dt.transpose(1, 2))
+    return F.linear(dt, weights.dt_weight).transpose(1, 2)
+
+
+def _add_signals(total: Signals, found: Signals) -> Signals:
+    """Sum two directions' signals; what is missing on one side is taken from the other."""
+    pairs = zip(total, found, strict=True)
+    return Signals(*(b if a is None else a if b is None else a + b for a, b in pairs))

@@ -1,0 +1,282 @@
+/* Selective scan and causal convolution for CPUs, forward and backward.
+ *
+ * Python fills the job structs below (mtrkit/scan/kernels.py packs them in the same order) and calls one of the
+ * mtr_* functions. A job is cut into independent tasks that the threads of a team take from a counter; which
+ * thread runs a task never changes a result. The arithmetic is in native_kernels.h, compiled three times for
+ * three instruction sets into this one library; the caller chooses the level at run time.
+ */
+#include <math.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+#define BLOCK 16      /* channels handled together, at every level */
+#define TILE 16       /* time steps handled together; a state checkpoint is kept per tile */
+#define TEAM_BLOCKS 4 /* channel blocks whose contributions to dB and dC are summed inside one task */
+#define SUM_SPAN 256  /* columns that one task of a sum adds up */
+
+/* A (batch, channel, time) tensor of floats: address and strides in elements. A null address means absent. */
+typedef struct {
+    float *p;
+    int64_t b, e, t;
+} view;
+
+/* A (batch, group, state, time) tensor whose states lie next to each other. */
+typedef struct {
+    float *p;
+    int64_t b, g, t;
+} rows;
+
+typedef struct {
+    int64_t batch, channels, length, states, groups, softplus, reverse;
+    view u, delta, z, y, dy, du, ddelta, dz;
+    rows B, C;
+    float *A, *D, *bias; /* A is (channels, states), contiguous */
+    float *last, *dlast; /* (batch, states, channels), contiguous */
+    float *checkpoints;  /* (batch, blocks, tiles, states, BLOCK): the state before each tile */
+    float *sums;         /* (batch, blocks, states + 2, BLOCK): this sample's part of dA, dD, dbias */
+    float *dBC;          /* (batch, groups, teams, length, 2 * states): each team's part of dB and dC */
+} scan_job;
+
+typedef struct {
+    int64_t batch, channels, length, width, silu, reverse;
+    view x, y, dy, dx;
+    float *weight, *bias; /* (channels, width), contiguous */
+    float *sums;          /* (batch, blocks, width + 1, BLOCK): this sample's part of dweight, dbias */
+} conv_job;
+
+typedef struct {
+    int64_t outer, count, inner;
+    float *src, *dst; /* (outer, count, inner) -> (outer, inner) */
+} sum_job;
+
+static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static int64_t blocks_per_group(const scan_job *j) { return ceil_div(j->channels / j->groups, BLOCK); }
+static int64_t teams_per_group(const scan_job *j) { return ceil_div(blocks_per_group(j), TEAM_BLOCKS); }
+
+/* One direction through time: where the first visited token of a channel block lies, and the way to the next. */
+typedef struct {
+    float *p;
+    int64_t e, t;
+} walk;
+
+static walk walk_from(view v, int64_t b, int64_t e, int64_t length, int64_t reverse) {
+    walk w = {v.p, v.e, v.t};
+    if (v.p == NULL) return w;
+    w.p += b * v.b + e * v.e;
+    if (reverse) {
+        w.p += (length - 1) * v.t;
+        w.t = -v.t;
+    }
+    return w;
+}
+
+static walk walk_rows(rows r, int64_t b, int64_t g, int64_t length, int64_t reverse) {
+    view v = {r.p, r.b, r.g, r.t};
+    return walk_from(v, b, g, length, reverse);
+}
+
+/* Copy `steps` tokens of `width` channels into (count, BLOCK) scratch, zero elsewhere. */
+static void gather(walk w, int64_t step, int64_t steps, int64_t width, int64_t count, float *scratch) {
+    const float *p = w.p + step * w.t;
+    if (steps < count || width < BLOCK) memset(scratch, 0, (size_t)(count * BLOCK) * sizeof(float));
+    if (w.e == 1) {
+        for (int64_t t = 0; t < steps; t++) memcpy(scratch + t * BLOCK, p + t * w.t, (size_t)width * sizeof(float));
+        return;
+    }
+    for (int64_t c = 0; c < width; c++)
+        for (int64_t t = 0; t < steps; t++) scratch[t * BLOCK + c] = p[c * w.e + t * w.t];
+}
+
+static void scatter(walk w, int64_t step, int64_t steps, int64_t width, const float *scratch) {
+    float *p = w.p + step * w.t;
+    if (w.e == 1) {
+        for (int64_t t = 0; t < steps; t++) memcpy(p + t * w.t, scratch + t * BLOCK, (size_t)width * sizeof(float));
+        return;
+    }
+    for (int64_t c = 0; c < width; c++)
+        for (int64_t t = 0; t < steps; t++) p[c * w.e + t * w.t] = scratch[t * BLOCK + c];
+}
+
+/* Whole vectors can be read and written in place: a full block of neighbouring channels, a full tile. */
+static int in_place(walk w, int64_t steps, int64_t width) { return w.e == 1 && width == BLOCK && steps == TILE; }
+
+static const float *tile_in(walk w, int64_t step, int64_t steps, int64_t width, float *scratch, int64_t *stride) {
+    if (in_place(w, steps, width)) {
+        *stride = w.t;
+        return w.p + step * w.t;
+    }
+    gather(w, step, steps, width, TILE, scratch);
+    *stride = BLOCK;
+    return scratch;
+}
+
+static float *tile_out(walk w, int64_t step, int64_t steps, int64_t width, float *scratch, int64_t *stride) {
+    int direct = in_place(w, steps, width);
+    *stride = direct ? w.t : BLOCK;
+    return direct ? w.p + step * w.t : scratch;
+}
+
+static void tile_flush(walk w, int64_t step, int64_t steps, int64_t width, const float *scratch) {
+    if (!in_place(w, steps, width)) scatter(w, step, steps, width, scratch);
+}
+
+/* Rows of B or C for one tile: in place, or padded with zeros where the sequence ends inside the tile. */
+static const float *rows_in(walk w, int64_t step, int64_t steps, int64_t states, float *scratch, int64_t *stride) {
+    const float *p = w.p + step * w.t;
+    *stride = w.t;
+    if (steps == TILE) return p;
+    memset(scratch, 0, (size_t)(TILE * states) * sizeof(float));
+    for (int64_t t = 0; t < steps; t++) memcpy(scratch + t * states, p + t * w.t, (size_t)states * sizeof(float));
+    *stride = states;
+    return scratch;
+}
+
+#define JOIN2(a, b) a##b
+#define JOIN(a, b) JOIN2(a, b)
+#define FN(name) JOIN(name, SUFFIX)
+
+#define SUFFIX _base
+#define LANES 4
+#define TARGET
+#include "native_kernels.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+
+#define SUFFIX _avx2
+#define LANES 8
+#define TARGET __attribute__((target("avx2,fma")))
+#include "native_kernels.h"
+
+#define SUFFIX _avx512
+#define LANES 16
+#define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")))
+#define AVX512_EXP2
+#include "native_kernels.h"
+#endif
+
+/* Levels: 0 baseline (SSE2 or NEON), 1 AVX2 with FMA, 2 AVX-512. */
+EXPORT int mtr_best_level(void) {
+#if defined(__x86_64__) || defined(_M_X64)
+    __builtin_cpu_init();
+    int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    int wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
+    wide = wide && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+    return avx2 ? (wide ? 2 : 1) : 0;
+#else
+    return 0;
+#endif
+}
+
+/* So that Python can refuse a library whose structs or tiling differ from what it packs. */
+EXPORT int64_t mtr_layout(void) {
+    return (int64_t)(sizeof(scan_job) + sizeof(conv_job) + sizeof(sum_job)) + 1000 * TILE + 100000 * BLOCK
+           + 10000000 * TEAM_BLOCKS;
+}
+
+typedef void (*task_fn)(const void *job, int64_t task, float *scratch);
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define LEVELS(name) {name##_base, name##_avx2, name##_avx512}
+#else
+#define LEVELS(name) {name##_base, name##_base, name##_base}
+#endif
+static const task_fn scan_forward[] = LEVELS(scan_forward_task);
+static const task_fn scan_backward[] = LEVELS(scan_backward_task);
+static const task_fn conv_forward[] = LEVELS(conv_forward_task);
+static const task_fn conv_backward[] = LEVELS(conv_backward_task);
+static const task_fn add_up[] = LEVELS(sum_task);
+
+enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM };
+
+static task_fn pick_task(int kind, int level) {
+    switch (kind) {
+    case SCAN_FORWARD: return scan_forward[level];
+    case SCAN_BACKWARD: return scan_backward[level];
+    case CONV_FORWARD: return conv_forward[level];
+    case CONV_BACKWARD: return conv_backward[level];
+    default: return add_up[level];
+    }
+}
+
+/* How many tasks a job has, and how many floats of scratch a thread needs for one. */
+static void measure(int kind, const void *job, int64_t *tasks, int64_t *scratch) {
+    const scan_job *s = job;
+    const conv_job *c = job;
+    const sum_job *r = job;
+    switch (kind) {
+    case SCAN_FORWARD:
+        *tasks = s->batch * s->groups * blocks_per_group(s);
+        *scratch = 2 * s->states * BLOCK + 7 * TILE * BLOCK + 2 * TILE * s->states;
+        break;
+    case SCAN_BACKWARD:
+        *tasks = s->batch * s->groups * teams_per_group(s);
+        *scratch = TEAM_BLOCKS * (3 * s->states + 4) * BLOCK + 2 * TILE * s->states * BLOCK + 13 * TILE * BLOCK
+                   + 2 * TILE * s->states;
+        break;
+    case CONV_FORWARD:
+    case CONV_BACKWARD:
+        *tasks = c->batch * ceil_div(c->channels, BLOCK);
+        *scratch = (4 * c->width + 3 * TILE + 2) * BLOCK;
+        break;
+    default:
+        *tasks = r->outer * ceil_div(r->inner, SUM_SPAN);
+        *scratch = BLOCK;
+    }
+}
+
+typedef struct {
+    task_fn run;
+    const void *job;
+    int64_t tasks, scratch;
+    _Atomic int64_t *next;
+    _Atomic int *failed;
+} team;
+
+static void work(void *data) {
+    team *t = data;
+    char *memory = malloc((size_t)t->scratch * sizeof(float) + 64);
+    if (memory == NULL) {
+        atomic_store(t->failed, 1);
+        return;
+    }
+    float *scratch = (float *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
+    for (;;) {
+        int64_t task = atomic_fetch_add(t->next, 1);
+        if (task >= t->tasks) break;
+        t->run(t->job, task, scratch);
+    }
+    free(memory);
+}
+
+typedef void (*parallel_fn)(void (*fn)(void *), void *data, unsigned threads, unsigned flags);
+
+/* Run a whole job. `parallel` is the GOMP_parallel of the OpenMP runtime that is loaded already, or null for this
+ * thread alone. Returns 0, or 1 when memory ran out. */
+EXPORT int mtr_run(int kind, int level, const void *job, parallel_fn parallel, int threads) {
+    _Atomic int64_t next = 0;
+    _Atomic int failed = 0;
+    team t = {pick_task(kind, level), job, 0, 0, &next, &failed};
+    measure(kind, job, &t.tasks, &t.scratch);
+    if (t.tasks < threads) threads = (int)t.tasks;
+    if (parallel != NULL && threads > 1)
+        parallel(work, &t, (unsigned)threads, 0);
+    else
+        work(&t);
+    return atomic_load(&failed);
+}
+
+/* Join a job that several callers share: each takes tasks from `shared` (a counter and a flag, zero at first). */
+EXPORT void mtr_join(int kind, int level, const void *job, int64_t *shared) {
+    team t = {pick_task(kind, level), job, 0, 0, (_Atomic int64_t *)shared, (_Atomic int *)(shared + 1)};
+    measure(kind, job, &t.tasks, &t.scratch);
+    work(&t);
+}

@@ -1,0 +1,32 @@
+"""What a reduction costs, where it happens, and how many tokens it leaves."""
+
+from mtrkit.schedule.check import check_schedule, reduction_ratio
+from mtrkit.schedule.cost import (
+    Directions,
+    FlopsReport,
+    ModelShape,
+    ReductionCost,
+    bipartite_cost,
+    block_flops,
+    model_flops,
+)
+from mtrkit.schedule.place import EveryNth, Placement, default_layers, resolve_layers
+from mtrkit.schedule.solve import solve_ratio, solve_removal
+
+__all__ = [
+    "Directions",
+    "EveryNth",
+    "FlopsReport",
+    "ModelShape",
+    "Placement",
+    "ReductionCost",
+    "bipartite_cost",
+    "block_flops",
+    "check_schedule",
+    "default_layers",
+    "model_flops",
+    "reduction_ratio",
+    "resolve_layers",
+    "solve_ratio",
+    "solve_removal",
+]

@@ -1,0 +1,194 @@
+"""What a Vision Mamba costs as a function of the tokens its blocks see: the one place with the formula.
+
+Counts follow R-MeeTo (arXiv:2412.12496) and DyVM (arXiv:2504.04787), so that figures can be laid beside
+published ones: one per multiply-add of a linear layer, the scan as 9·L·E·N + 2·L·E, nothing for norms,
+activations and gathers. Those papers count one scan direction although two run; ``directions="all"``
+counts what the hardware does.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from mtrkit.errors import OptionError, ScheduleError
+
+Directions = Literal["one", "all"]
+
+ReductionCost = Callable[[int, int], int]
+"""FLOPs of one reduction, from (tokens before, tokens after), special tokens included."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a model that decide what it costs.
+
+    Args:
+        depth: Number of blocks.
+        dim: D, model width.
+        inner: E, inner width of the mixer.
+        state: N, state size of the scan.
+        dt_rank: R, rank of the time step's projection.
+        conv: K, width of the causal convolution.
+        tokens: L entering the first block, special tokens included.
+        special: S, class, distillation and register tokens, which are never removed.
+        patches: M, patches that are embedded (over all frames of a clip).
+        patch_macs: Multiply-adds to embed one patch: D · channels · p² (· frames per patch).
+        head_macs: Multiply-adds of the head: D · classes for a linear one.
+        directions: Scan directions that the hardware runs, 1 or 2.
+
+    Raises:
+        OptionError: A size is not an integer or out of range.
+    """
+
+    depth: int
+    dim: int
+    inner: int
+    state: int
+    dt_rank: int
+    conv: int
+    tokens: int
+    special: int
+    patches: int
+    patch_macs: int
+    head_macs: int
+    directions: int = 2
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name in ("special", "patches", "patch_macs", "head_macs") else 1
+            if type(value) is not int or value < least:
+                raise OptionError(
+                    f"ModelShape.{field.name} must be an integer of at least {least}, not {value!r}"
+                )
+        if self.directions > 2:
+            raise OptionError(f"ModelShape.directions must be 1 or 2, not {self.directions}")
+        if self.special >= self.tokens:
+            raise OptionError(
+                f"a sequence of {self.tokens} tokens with {self.special} special ones has nothing to reduce; "
+                "tokens counts the special ones too"
+            )
+
+
+def check_directions(shape: ModelShape, directions: Directions) -> int:
+    """Return how many scan directions are counted, or raise :class:`OptionError` for an unknown word."""
+    if directions not in ("one", "all"):
+        raise OptionError(
+            f'directions must be "one" (as papers count) or "all" (as hardware runs), not {directions!r}'
+        )
+    return shape.directions if directions == "all" else 1
+
+
+def block_flops(shape: ModelShape, num_tokens: int, directions: Directions = "one") -> int:
+    """Count one block on ``num_tokens`` tokens, special ones included.
+
+    The count is affine in the length: a block has no part that pairs tokens with tokens.
+
+    Source: ``calculate_flop_inference`` of R-MeeTo (arXiv:2412.12496), written out term by term.
+    """
+    inner, state, rank = shape.inner, shape.state, shape.dt_rank
+    linear = num_tokens * shape.dim * 3 * inner  # in_proj 2E, out_proj E
+    conv = (num_tokens + shape.conv - 1) * inner * shape.conv  # a causal convolution pads K − 1 steps
+    small = num_tokens * inner * (2 * rank + 2 * state)  # x_proj R + 2N, dt_proj R
+    scan = num_tokens * inner * (9 * state + 2)  # 2: the skip D and the gate
+    return linear + check_directions(shape, directions) * (conv + small + scan)
+
+
+def bipartite_cost(width: int, dim: int) -> ReductionCost:
+    """Cost of matching half of the tokens against the other half and merging the best pairs.
+
+    At N tokens that lose r it is 6·N·M + 2·M·(N/2)² + r·D, class token counted in N.
+
+    Args:
+        width: M, channels of the metric: D for hidden states, state size for B or C, E for Δ.
+        dim: D, model width.
+
+    Source: R-MeeTo (arXiv:2412.12496), the counter of its released code.
+    """
+
+    def cost(before: int, after: int) -> int:
+        return 6 * before * width + width * before * before // 2 + (before - after) * dim
+
+    return cost
+
+
+@dataclass(frozen=True)
+class FlopsReport:
+    """Where the FLOPs of one forward pass on one sample go.
+
+    Args:
+        embedding: FLOPs of the patch embedding.
+        blocks: FLOPs of each block.
+        reductions: FLOPs of the reduction after each block, 0 where nothing is removed.
+        head: FLOPs of the head.
+        tokens: Tokens entering each block, special ones included.
+        directions: ``"one"`` or ``"all"`` scan directions counted.
+    """
+
+    embedding: int
+    blocks: tuple[int, ...]
+    reductions: tuple[int, ...]
+    head: int
+    tokens: tuple[int, ...]
+    directions: Directions
+
+    @property
+    def total(self) -> int:
+        """All FLOPs of the pass."""
+        return self.embedding + sum(self.blocks) + sum(self.reductions) + self.head
+
+    @property
+    def gflops(self) -> float:
+        """All FLOPs of the pass, in units of 10⁹."""
+        return self.total / 1e9
+
+    def ratio_to(self, dense: "FlopsReport") -> float:
+        """Share of the dense model's FLOPs that are saved, reduction cost deducted."""
+        return 1 - self.total / dense.total
+
+    def __str__(self) -> str:
+        counted = "one scan direction" if self.directions == "one" else "all scan directions"
+        parts = {
+            f"{len(self.blocks)} blocks": sum(self.blocks),
+            f"{sum(map(bool, self.reductions))} reductions": sum(self.reductions),
+            "embedding": self.embedding,
+            "head": self.head,
+        }
+        listed = ", ".join(f"{name} {flops / 1e9:.4f}" for name, flops in parts.items())
+        return f"{self.gflops:.4f} GFLOPs ({counted}): {listed}; tokens {self.tokens[0]} → {self.tokens[-1]}"
+
+
+def model_flops(
+    shape: ModelShape,
+    schedule: Sequence[int] | None = None,
+    reduction_cost: ReductionCost | None = None,
+    directions: Directions = "one",
+) -> FlopsReport:
+    """Count one forward pass on one sample.
+
+    Args:
+        shape: The model and its input.
+        schedule: Tokens left after each block (length depth); ``None`` is the dense model.
+        reduction_cost: FLOPs of one reduction; ``None`` counts reductions as free. A block that
+            removes nothing is not charged.
+        directions: ``"one"`` as the papers count, with L instead of M patches embedded;
+            ``"all"`` as the hardware runs.
+
+    Raises:
+        ScheduleError: ``schedule`` does not have one entry per block.
+    """
+    left = [shape.tokens] * shape.depth if schedule is None else list(schedule)
+    if len(left) != shape.depth:
+        raise ScheduleError(
+            f"a schedule has one entry per block: {shape.depth} are needed, {len(left)} were given"
+        )
+    entering = [shape.tokens, *left[:-1]]
+    pairs = list(zip(entering, left, strict=True))
+    return FlopsReport(
+        embedding=shape.patch_macs * (shape.tokens if directions == "one" else shape.patches),
+        blocks=tuple(block_flops(shape, n, directions) for n in entering),
+        reductions=tuple(reduction_cost(n, m) if reduction_cost and m < n else 0 for n, m in pairs),
+        head=shape.head_macs,
+        tokens=tuple(entering),
+        directions=directions,
+    )

@@ -1,0 +1,118 @@
+"""The nouns everything else speaks in.
+
+Letters: B batch, L tokens (special tokens included), L' tokens after a reduction, m tokens merged in it,
+D model width, E inner width, N state size, S special tokens.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class TokenMap(NamedTuple):
+    """Where each token goes in one reduction, per sample.
+
+    ``slot`` alone says everything; ``kept`` and ``merged`` are its inverse, held so that applying the map
+    needs no search. A token in neither is dropped. Slots are numbered in the order in which the next scan
+    shall see them.
+    """
+
+    slot: Tensor  # (B, L) int64: output slot of each input token, −1 for a dropped one
+    kept: Tensor  # (B, L') int64: input token that stands at each slot
+    merged: Tensor  # (B, m) int64: input tokens that are merged into another one's slot
+    weight: Tensor | None = None  # (B, L, 1): share of each token in the mean at its slot; None: all equal
+
+    @classmethod
+    def identity(cls, batch: int, length: int, device: torch.device | str | None = None) -> "TokenMap":
+        """The map that keeps every one of ``length`` tokens where it is."""
+        every = torch.arange(length, device=device).expand(batch, length)
+        return cls(every, every, every[:, :0])
+
+    @property
+    def num_tokens(self) -> int:
+        """L, the tokens before the reduction."""
+        return self.slot.shape[1]
+
+    @property
+    def num_kept(self) -> int:
+        """L', the tokens after it."""
+        return self.kept.shape[1]
+
+    @property
+    def drops(self) -> bool:
+        """Whether some tokens leave without being merged; known from the shapes alone."""
+        return self.num_tokens > self.num_kept + self.merged.shape[1]
+
+    def follow(self, slot: Tensor) -> Tensor:
+        """Send slots (B, n) of this map's input to those of its output; −1 stays −1."""
+        return torch.where(slot < 0, slot, self.slot.gather(1, slot.clamp(min=0)))
+
+    def then(self, after: "TokenMap") -> "TokenMap":
+        """The one map that moves tokens as this one and then ``after`` do; weights are not composed."""
+        merged = torch.cat([self.merged, self.kept.gather(1, after.merged)], dim=1)
+        return TokenMap(after.follow(self.slot), self.kept.gather(1, after.kept), merged)
+
+
+class Split(NamedTuple):
+    """The groups a method sorts the tokens into; each (B, n) int64, in sequence order."""
+
+    keep: Tensor  # stay untouched; special tokens are always among them
+    dst: Tensor  # stay and may receive others
+    src: Tensor  # may leave
+
+
+class Decision(NamedTuple):
+    """A method's answer, with what led to it for those who want to look."""
+
+    token_map: TokenMap
+    score: Tensor | None = None  # (B, L): larger means kept
+    split: Split | None = None
+
+
+class BlockState(NamedTuple):
+    """What a method may look at when it decides where the tokens go: the block that has just run.
+
+    Signals are present if the method says that it reads them, aligned with the tokens and summed over the
+    scan directions.
+    """
+
+    hidden: Tensor  # (B, L, D): the mixer's output
+    residual: Tensor  # (B, L, D): the running sum that the block added to its input, without `hidden`
+    size: Tensor  # (B, L, 1): how many of the original tokens each one stands for
+    special: Tensor  # (B, S) int64: where the class, distillation and register tokens stand
+    delta: Tensor | None = None  # (B, L, E): the scan's time step, after bias and softplus
+    ssm_B: Tensor | None = None  # (B, L, N)
+    ssm_C: Tensor | None = None  # (B, L, N)
+    y: Tensor | None = None  # (B, L, E): scan output before the gate
+
+    @property
+    def num_tokens(self) -> int:
+        """L, special tokens included."""
+        return self.hidden.shape[1]
+
+    @property
+    def features(self) -> Tensor:
+        """(B, L, D): the residual stream after the block, which the next block reads."""
+        return self.residual + self.hidden
+
+
+class Stage(NamedTuple):
+    """One reduction that has happened in a forward pass, with what is needed to undo it."""
+
+    token_map: TokenMap
+    hidden: Tensor | None  # (B, L, D) before the reduction, kept only if it drops tokens
+    residual: Tensor | None
+
+
+class ReducedStream(NamedTuple):
+    """Travels between reduced blocks in the place of the residual tensor.
+
+    All that one forward pass must remember is in here and nothing is on the modules, which is why two
+    threads may share a model and why a compiler sees plain data flow.
+    """
+
+    residual: Tensor  # (B, L', D)
+    size: Tensor  # (B, L', 1)
+    slot: Tensor  # (B, L) int64: where each original token stands now, −1 if it was dropped
+    stages: tuple[Stage, ...]

@@ -1,0 +1,47 @@
+"""Tiny models of every supported family and variant: name → a function that builds one in eval mode."""
+
+import torch
+
+import mtrkit
+from tests import hustvl_vim
+
+
+def _official(**options):
+    def build():
+        return _spread(hustvl_vim.VisionMamba(**options).eval())
+
+    return build
+
+
+def _ours(**options):
+    def build():
+        return _spread(mtrkit.VisionMamba(img_size=32, patch_size=4, embed_dim=32, depth=6, num_classes=10, **options).eval())
+
+    return build
+
+
+def _spread(model):
+    """Give a fresh model weights that make tokens differ, as training does."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "dt_proj" in name and name.endswith("weight"):
+                parameter.normal_(0, 1.5)
+            elif name.endswith(("proj.weight", "pos_embed", "head.weight")):
+                parameter.mul_(4)
+    return model
+
+
+FAMILIES = {
+    # "vim": _ours(),
+    # "vim_front": _ours(class_token="front"),
+    # "vim_mean": _ours(class_token="none", global_pool="avg"),
+    "hustvl_vim": _official(),
+    "hustvl_vim_front": _official(use_middle_cls_token=False),
+    "hustvl_vim_double": _official(use_double_cls_token=True),
+    "hustvl_vim_mean": _official(if_cls_token=False, final_pool_type="mean"),
+    "hustvl_vim_last": _official(if_cls_token=False, final_pool_type="none"),
+    "hustvl_vim_max": _official(if_cls_token=False, final_pool_type="max"),
+    "hustvl_vim_layernorm": _official(rms_norm=False),
+    "hustvl_vim_unfused": _official(fused_add_norm=False),
+    "hustvl_vim_layerscale": _official(init_layer_scale=0.5, if_divide_out=False),
+}

@@ -1,0 +1,199 @@
+"""What holds for every reduction, whatever the features are."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reductions import cases, decide, make_case, maps
+from torch.testing import assert_close
+
+from mtrkit.ops import (
+    match_nearest,
+    merge_sizes,
+    merge_tokens,
+    open_stream,
+    reduce_stream,
+    restore_stream,
+    split_by_rank,
+    stream_tokens,
+    unmerge_tokens,
+)
+from mtrkit.types import TokenMap
+
+settings.register_profile("ops", deadline=None, max_examples=60)
+settings.load_profile("ops")
+
+lengths, batches = st.integers(1, 20), st.integers(1, 3)
+
+
+def random_sizes(batch, length):
+    return torch.randint(1, 9, (batch, length, 1), generator=torch.Generator().manual_seed(length)).double()
+
+
+@given(case=cases(), data=st.data())
+def test_mass_is_kept(case, data):
+    """Σ size · token stays, and so does Σ size, when means are weighted by size."""
+    batch, length, _ = case.tokens.shape
+    size = random_sizes(batch, length)
+    to = data.draw(maps(length, batch, drops=False))._replace(weight=size)
+    merged, sizes = merge_tokens(case.tokens, to), merge_sizes(size, to)
+    assert_close((merged * sizes).sum(1), (case.tokens * size).sum(1))
+    assert torch.equal(sizes.sum(1), size.sum(1))
+
+
+@given(case=cases())
+def test_survivors_stay_in_sequence_and_every_slot_is_filled(case):
+    to = decide(*case)
+    assert to.num_kept == case.tokens.shape[1] - case.bottom
+    assert (to.kept.diff(dim=1) > 0).all()
+    slots = torch.arange(to.num_kept).expand_as(to.kept)
+    assert torch.equal(to.slot.gather(1, to.kept), slots)
+    assert ((to.slot >= 0) & (to.slot < to.num_kept)).all()
+
+
+@given(case=cases(least_special=1))
+def test_protected_tokens_neither_leave_nor_receive(case):
+    to = decide(*case)
+    assert not case.protected.gather(1, to.merged).any()
+    own = to.slot.gather(1, case.special)
+    assert torch.equal(to.kept.gather(1, own), case.special)
+    others = to.slot.gather(1, to.merged)
+    assert not (own[:, :, None] == others[:, None, :]).any()
+    merged = merge_tokens(case.tokens, to)
+    for i in range(len(own)):
+        assert torch.equal(merged[i, own[i]], case.tokens[i, case.special[i]])
+
+
+@given(case=cases(), data=st.data())
+def test_maps_compose(case, data):
+    """Two size-weighted merges are the merge by the composed map; so are slots and sizes."""
+    batch, length, _ = case.tokens.shape
+    size = random_sizes(batch, length)
+    first = data.draw(maps(length, batch))._replace(weight=size)
+    second = data.draw(maps(first.num_kept, batch))._replace(weight=merge_sizes(size, first))
+    both = first.then(second)._replace(weight=size)
+    step_by_step = merge_tokens(merge_tokens(case.tokens, first), second)
+    assert_close(merge_tokens(case.tokens, both), step_by_step)
+    assert torch.equal(merge_sizes(size, both), merge_sizes(second.weight, second))
+    assert torch.equal(both.slot, second.follow(first.slot))
+
+
+@given(case=cases(), data=st.data(), weighted=st.booleans())
+def test_a_token_that_receives_nothing_is_copied_bit_for_bit(case, data, weighted):
+    batch, length, _ = case.tokens.shape
+    tokens = case.tokens.float()
+    to = data.draw(maps(length, batch))._replace(weight=random_sizes(batch, length) if weighted else None)
+    merged = merge_tokens(tokens, to)
+    for i in range(batch):
+        received = set(to.slot[i, to.merged[i]].tolist())
+        for slot, token in enumerate(to.kept[i].tolist()):
+            assert slot in received or torch.equal(merged[i, slot], tokens[i, token])
+
+
+@given(case=cases())
+def test_the_identity_changes_no_bit(case):
+    to = TokenMap.identity(*case.tokens.shape[:2])
+    assert torch.equal(merge_tokens(case.tokens, to), case.tokens)
+    assert torch.equal(unmerge_tokens(case.tokens, to), case.tokens)
+    assert not to.drops
+
+
+@given(case=cases(), data=st.data())
+def test_unmerging_then_merging_changes_nothing(case, data):
+    """And unmerging what was merged twice over is unmerging it by the composed map."""
+    batch, length, _ = case.tokens.shape
+    to = data.draw(maps(length, batch))
+    short = case.tokens[:, : to.num_kept]
+    assert_close(merge_tokens(unmerge_tokens(short, to), to), short)
+    after = data.draw(maps(to.num_kept, batch, drops=False))
+    shorter = short[:, : after.num_kept]
+    at_once = unmerge_tokens(shorter, to.then(after), case.tokens)
+    assert torch.equal(unmerge_tokens(unmerge_tokens(shorter, after), to, case.tokens), at_once)
+
+
+@given(
+    case=cases(least_batch=2), poison=st.sampled_from([float("nan"), float("inf"), -float("inf"), 1e30, 0.0])
+)
+def test_a_sample_knows_nothing_of_the_others(case, poison):
+    """Bit for bit, even if another one is full of what is not a number."""
+    tokens = case.tokens.float()
+    others = tokens.clone()
+    others[1:] = poison
+    clean, beside = decide(tokens, *case[1:]), decide(others, *case[1:])
+    assert torch.equal(clean.slot[0], beside.slot[0])
+    assert torch.equal(merge_tokens(tokens, clean)[0], merge_tokens(others, beside)[0])
+
+
+@given(case=cases(least_batch=2))
+def test_a_batch_is_its_samples_one_by_one(case):
+    together = decide(*case)
+    for i in range(len(case.tokens)):
+        alone = decide(case.tokens[i : i + 1], case.special[i : i + 1], *case[2:])
+        assert torch.equal(alone.slot[0], together.slot[i])
+        merged = merge_tokens(case.tokens[i : i + 1], alone)[0]
+        assert_close(merged, merge_tokens(case.tokens, together)[i])
+
+
+@given(case=cases(), poison=st.sampled_from([float("nan"), float("inf"), -float("inf")]), data=st.data())
+def test_what_is_not_a_number_still_gives_a_map(case, poison, data):
+    batch, length, _ = case.tokens.shape
+    tokens = case.tokens.clone()
+    tokens[0, data.draw(st.integers(0, length - 1))] = poison
+    to = decide(tokens, *case[1:])
+    assert to.slot.min() >= 0
+    assert to.slot.max() < to.num_kept
+    assert merge_tokens(tokens, to).shape == (batch, to.num_kept, tokens.shape[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("similarity", ["cosine", "l1", "l2"])
+@pytest.mark.parametrize(("length", "width"), [(6, 3), (197, 192), (196, 77)])
+def test_ties_go_to_the_lowest_index(length, width, similarity, dtype):
+    """All tokens alike: the last are sources, the first of the middle is everyone's target."""
+    row = torch.randn(width, generator=torch.Generator().manual_seed(width)).to(dtype)
+    tokens = row.expand(2, length, width).contiguous()
+    special = torch.tensor([[0], [length // 2]])
+    bottom = length // 3
+    split = split_by_rank(torch.ones(2, length), special, bottom, bottom)
+    assert split.src[0].tolist() == list(range(length - bottom, length))
+    match = match_nearest(tokens, split.src, split.dst, similarity)
+    assert torch.equal(match.target, split.dst[:, :1].expand_as(match.target))
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "l1", "l2"])
+def test_an_empty_batch_and_an_empty_reduction_pass_through(similarity):
+    tokens, special, *_ = make_case(2, 9, 1, 4, 0, 0, seed=0)
+    to = decide(tokens[:0], special[:0], 3, 3, similarity)
+    assert merge_tokens(tokens[:0], to).shape == (0, 6, 4)
+    assert unmerge_tokens(tokens[:0, :6], to).shape == (0, 9, 4)
+    nothing = decide(tokens, special, 0, 0, similarity)
+    assert torch.equal(merge_tokens(tokens, nothing), tokens)
+
+
+@given(case=cases(), data=st.data())
+def test_a_stream_follows_tokens_through_several_reductions(case, data):
+    """Each place gets back what stands where its token went; a dropped one what it last had."""
+    batch, length, _ = case.tokens.shape
+    hidden, stream = case.tokens, open_stream(2 * case.tokens)
+    expected = torch.arange(length).expand(batch, length)
+    for _ in range(data.draw(st.integers(0, 3))):
+        to = data.draw(maps(hidden.shape[1], batch, drops=False))
+        hidden, stream = reduce_stream(hidden, stream, to)
+        expected = to.follow(expected)
+    assert torch.equal(stream.slot, expected)
+    assert stream.size.sum() == batch * length
+    for reduced, restored in zip((hidden, stream.residual), restore_stream(hidden, stream), strict=True):
+        assert torch.equal(restored, unmerge_tokens(reduced, TokenMap(stream.slot, expected, expected)))
+    assert_close(stream_tokens(hidden, stream), 3 * restore_stream(hidden, stream)[0])
+
+
+def test_a_stream_gives_a_dropped_token_its_last_features():
+    tokens = make_case(1, 3, 0, 2, 0, 0, seed=1).tokens
+    dropping = TokenMap(
+        torch.tensor([[0, -1, 1]]), torch.tensor([[0, 2]]), torch.empty(1, 0, dtype=torch.int64)
+    )
+    hidden, stream = reduce_stream(tokens, open_stream(tokens), dropping)
+    restored, residual = restore_stream(hidden + 1, stream)
+    assert torch.equal(restored[:, [0, 2]], tokens[:, [0, 2]] + 1)
+    assert torch.equal(restored[:, 1], tokens[:, 1])
+    assert torch.equal(residual, tokens)

@@ -1,0 +1,54 @@
+"""Imports point downwards: a part of the package imports only parts on lower floors."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "mtrkit"
+FLOORS = {
+    "errors": 0,
+    "types": 1,
+    "registry": 1,
+    "ops": 2,
+    "scan": 2,
+    "schedule": 3,
+    "models": 3,
+    "methods": 4,
+    "adapters": 4,
+    "patch": 5,
+    "api": 6,
+    "data": 6,
+    "measure": 7,
+    "vis": 7,
+    "cli": 8,
+}
+
+
+def part_of(path):
+    """The part a file belongs to: its folder in the package, or its own name."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_parts(path):
+    """Parts of mtrkit that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names = [node.module] if node.module != "mtrkit" else [f"mtrkit.{a.name}" for a in node.names]
+        for name in names:
+            if name.startswith("mtrkit."):
+                yield name.split(".")[1]
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or path.stem in FLOORS]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    part = part_of(path)
+    assert part in FLOORS, f"{part} has no floor yet"
+    for other in imported_parts(path):
+        allowed = FLOORS[other] < FLOORS[part] or other == part
+        assert allowed, f"{part} (floor {FLOORS[part]}) imports {other} (floor {FLOORS[other]})"
