@@ -1,7 +1,8 @@
 """Build hook: compiles mtrkit/scan/native.c into the wheel, with whatever C compiler there is.
 
-Without a compiler on PATH the one from PyPI (ziglang) is asked for, so a plain ``pip install .`` gets the compiled
-scan anywhere. If compiling fails the wheel is pure Python and the scan runs as torch operations, only slower.
+Without a compiler on PATH the one from PyPI (ziglang) is asked for, so a plain ``pip install .`` gets the
+compiled scan anywhere. If compiling fails the wheel is pure Python and the scan runs as torch operations,
+only slower.
 """
 
 import os
@@ -45,7 +46,9 @@ class NativeBuildHook(BuildHookInterface):
             _compile(library)
         except (OSError, subprocess.CalledProcessError) as error:
             details = getattr(error, "stderr", None) or error
-            self.app.display_warning(f"mtrkit is built without its compiled scan, which will be slower: {details}")
+            self.app.display_warning(
+                f"mtrkit is built without its compiled scan, which will be slower: {details}"
+            )
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{_platform_tag()}"
@@ -81,4 +84,6 @@ def _zig() -> list[str]:
 
 
 def _platform_tag() -> str:
-    return sysconfig.get_platform().replace("universal2", platform.machine()).replace("-", "_").replace(".", "_")
+    return (
+        sysconfig.get_platform().replace("universal2", platform.machine()).replace("-", "_").replace(".", "_")
+    )

@@ -8,6 +8,8 @@
 >>> model = mtrkit.remove_reduction(model)
 """
 
+from typing import TYPE_CHECKING, Any
+
 from mtrkit.adapters import Adapter, register_adapter
 from mtrkit.api import (
     apply_reduction,
@@ -35,6 +37,9 @@ from mtrkit.scan import scan_backends, selective_scan, use_scan_backend
 from mtrkit.schedule import EveryNth, FlopsReport
 from mtrkit.types import BlockState, Decision, TokenMap
 
+if TYPE_CHECKING:
+    from mtrkit.models import VisionMamba, create_model, list_models, load_checkpoint
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -55,10 +60,14 @@ __all__ = [
     "Trace",
     "UnknownNameError",
     "UnsupportedModelError",
+    "VisionMamba",
     "apply_reduction",
     "count_flops",
+    "create_model",
     "list_adapters",
     "list_methods",
+    "list_models",
+    "load_checkpoint",
     "reduction_disabled",
     "reduction_info",
     "register_adapter",
@@ -69,3 +78,16 @@ __all__ = [
     "trace_reduction",
     "use_scan_backend",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the models when they are first asked for: they register with timm, whose import takes seconds."""
+    if name in ("VisionMamba", "create_model", "list_models", "load_checkpoint"):
+        from mtrkit import models
+
+        return getattr(models, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,7 +1,7 @@
 """The public verbs: apply, remove, disable, describe, trace and count."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
@@ -247,12 +247,9 @@ def _find_host(model: nn.Module) -> tuple[nn.Module, Adapter]:
     """The model itself, or the one supported model inside it."""
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"expected a torch.nn.Module, not {type(model).__name__}")
-    try:
-        found = [(model, find_adapter(model))]
-    except UnsupportedModelError:
-        found = list(_hosts_inside(model))
-        if not found:
-            raise
+    found = list(_hosts(model))
+    if not found:
+        find_adapter(model)  # raises, with what each adapter missed
     if len(found) > 1:
         names = ", ".join(type(host).__name__ for host, _ in found)
         raise UnsupportedModelError(
@@ -265,13 +262,18 @@ def _find_host(model: nn.Module) -> tuple[nn.Module, Adapter]:
     return host, adapter
 
 
-def _hosts_inside(model: nn.Module) -> Iterator[tuple[nn.Module, Adapter]]:
-    for child in model.modules():
-        if child is not model:
-            for adapter in ADAPTERS:
-                if adapter.mismatch(child) is None:
-                    yield child, adapter
-                    break
+def _hosts(model: nn.Module) -> Iterable[tuple[nn.Module, Adapter]]:
+    """Every supported model inside, itself included.
+
+    A compiled module passes attributes on and so looks like the model it wraps: of two that have the same
+    blocks the inner one is the model.
+    """
+    hosts = {}
+    for module in model.modules():
+        adapter = next((a for a in ADAPTERS if a.mismatch(module) is None), None)
+        if adapter is not None:
+            hosts[id(adapter.blocks(module)[0])] = (module, adapter)
+    return hosts.values()
 
 
 def _patched(model: nn.Module) -> list[tuple[nn.Module, Reduction]]:

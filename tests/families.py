@@ -15,7 +15,11 @@ def _official(**options):
 
 def _ours(**options):
     def build():
-        return _spread(mtrkit.VisionMamba(img_size=32, patch_size=4, embed_dim=32, depth=6, num_classes=10, **options).eval())
+        return _spread(
+            mtrkit.VisionMamba(
+                img_size=32, patch_size=4, embed_dim=32, depth=6, num_classes=10, **options
+            ).eval()
+        )
 
     return build
 
@@ -32,9 +36,9 @@ def _spread(model):
 
 
 FAMILIES = {
-    # "vim": _ours(),
-    # "vim_front": _ours(class_token="front"),
-    # "vim_mean": _ours(class_token="none", global_pool="avg"),
+    "vim": _ours(),
+    "vim_front": _ours(class_token="front"),
+    "vim_mean": _ours(class_token="none", global_pool="avg"),
     "hustvl_vim": _official(),
     "hustvl_vim_front": _official(use_middle_cls_token=False),
     "hustvl_vim_double": _official(use_double_cls_token=True),

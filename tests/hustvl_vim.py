@@ -50,7 +50,9 @@ class Mamba(nn.Module):
         for suffix in ("", "_b"):
             conv = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1)
             self.add_module(f"conv1d{suffix}", conv)
-            self.add_module(f"x_proj{suffix}", nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False))
+            self.add_module(
+                f"x_proj{suffix}", nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
+            )
             self.add_module(f"dt_proj{suffix}", nn.Linear(self.dt_rank, self.d_inner))
             a_log = torch.log(torch.arange(1.0, d_state + 1)).repeat(self.d_inner, 1)
             self.register_parameter(f"A{suffix}_log", nn.Parameter(a_log))
@@ -163,8 +165,10 @@ class VisionMamba(nn.Module):
         self.num_tokens = (2 if use_double_cls_token else 1) if if_cls_token else 0
         self.d_model = self.num_features = self.embed_dim = embed_dim
         self.patch_embed = PatchEmbed(img_size, patch_size, stride, embed_dim)
-        for name in ("cls_token_head", "cls_token_tail")[: self.num_tokens] if use_double_cls_token else (
-            ("cls_token",) if if_cls_token else ()
+        for name in (
+            ("cls_token_head", "cls_token_tail")[: self.num_tokens]
+            if use_double_cls_token
+            else (("cls_token",) if if_cls_token else ())
         ):
             self.register_parameter(name, nn.Parameter(0.02 * torch.randn(1, 1, embed_dim)))
         places = self.patch_embed.num_patches + self.num_tokens
@@ -175,7 +179,9 @@ class VisionMamba(nn.Module):
         norm = RMSNorm if rms_norm else nn.LayerNorm
         rates = [0.0, *torch.linspace(0, drop_path_rate, depth).tolist()]
         mixer = {"if_divide_out": if_divide_out, "init_layer_scale": init_layer_scale}
-        self.layers = nn.ModuleList(Block(embed_dim, norm, fused_add_norm, rates[i], **mixer) for i in range(depth))
+        self.layers = nn.ModuleList(
+            Block(embed_dim, norm, fused_add_norm, rates[i], **mixer) for i in range(depth)
+        )
         self.norm_f = norm(embed_dim, eps=1e-5)
 
     def _insert(self, x, random_position):

@@ -10,6 +10,7 @@ FLOORS = {
     "errors": 0,
     "types": 1,
     "registry": 1,
+    "compiler": 1,
     "ops": 2,
     "scan": 2,
     "schedule": 3,

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -57,10 +57,11 @@ class Adapter(ABC):
     def input_size(self, model: nn.Module) -> tuple[int, ...]:
         """The input size that the model was built for."""
 
-    def guards(self, model: nn.Module) -> list[tuple[nn.Module, str, Callable[..., object]]]:
-        """Further attributes to set while the model is reduced, as (module, name, value); undone with it."""
-        del model
-        return []
+    entry: str | None = None  # method through which every call of the model goes, if calls can be wrong
+
+    def refusal_of_call(self, *args: Any, **kwargs: Any) -> str | None:
+        """Why a reduced model cannot serve a call of ``entry`` with these arguments after the input."""
+        del args, kwargs
 
 
 ADAPTERS: Registry[Adapter] = Registry("adapter")

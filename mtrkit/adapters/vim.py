@@ -4,15 +4,13 @@ Source: Zhu et al., "Vision Mamba", arXiv:2401.09417. Both keep the same block a
 in how the model says where its class token stands.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtrkit.adapters.base import Adapter, SpecialAt, register_adapter
-from mtrkit.errors import UnsupportedModelError
+from mtrkit.errors import InputError
 from mtrkit.scan import DirectionWeights, MixerWeights, Signals, mixer_forward
 from mtrkit.schedule import ModelShape
 
@@ -67,9 +65,7 @@ class IsotropicMamba(Adapter):
     def shape(self, model: nn.Module, input_size: tuple[int, ...]) -> ModelShape:
         """Read the sizes off the weights."""
         mixer, patch = model.layers[0].mixer, model.patch_embed.proj
-        patches = 1
-        for size, kernel, stride in zip(input_size[1:], patch.kernel_size, patch.stride, strict=True):
-            patches *= (size - kernel) // stride + 1
+        patches = _count_patches(patch, input_size)
         tokens = patches + self.num_class_tokens(model)
         return ModelShape(
             depth=len(model.layers),
@@ -93,6 +89,31 @@ class IsotropicMamba(Adapter):
     def input_size(self, model: nn.Module) -> tuple[int, ...]:
         """Channels and the image size that the patch embedding was built for."""
         return (model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
+
+
+@register_adapter
+class VimAdapter(IsotropicMamba):
+    """mtrkit's own ``VisionMamba``."""
+
+    name = "vim"
+    summary = "mtrkit's own Vim models"
+
+    def mismatch(self, model: nn.Module) -> str | None:
+        """Our names for the class token and the pooling, beside the layout."""
+        missing = _missing(model, ("class_token", "num_class_tokens", "global_pool"))
+        return f"has no `{missing}`" if missing else super().mismatch(model)
+
+    def halves(self, mixer: nn.Module) -> bool:
+        """The constructor's ``halve``."""
+        return mixer.halve
+
+    def num_class_tokens(self, model: nn.Module) -> int:
+        """One, unless there is none."""
+        return model.num_class_tokens
+
+    def special_at(self, model: nn.Module) -> SpecialAt:
+        """Where the constructor's ``class_token`` says."""
+        return {"middle": middle, "front": front, "none": nowhere}[model.class_token]
 
 
 @register_adapter
@@ -143,29 +164,17 @@ class HustvlVimAdapter(IsotropicMamba):
             return both_ends
         return middle if getattr(model, "use_middle_cls_token", False) else front
 
-    def guards(self, model: nn.Module) -> list[tuple[nn.Module, str, Callable[..., object]]]:
-        """Refuse the forward arguments that move the class token from call to call."""
-        return [(model, "forward_features", _FixedOrder(model))]
+    entry = "forward_features"
 
-
-class _FixedOrder:
-    """``forward_features`` that accepts no random token order."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.previous = vars(model).get("forward_features")
-
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def refusal_of_call(self, *args: Any, **kwargs: Any) -> str | None:
+        """Arguments of ``forward_features`` that move the class token from call to call."""
         named = dict(zip(("inference_params", *_RANDOM_ORDER), args, strict=False)) | kwargs
         given = [name for name in _RANDOM_ORDER if named.get(name)]
         if given:
-            raise UnsupportedModelError(
-                f"{', '.join(given)} moves the class token from call to call, and a reduced model has to know "
-                "where it stands; call the model without, or inside mtrkit.reduction_disabled(model)"
+            return (
+                f"{', '.join(given)} moves the class token, and a reduced model has to know where it stands"
             )
-        if self.previous is not None:
-            return self.previous(x, *args, **kwargs)
-        return type(self.model).forward_features(self.model, x, *args, **kwargs)
+        return None
 
 
 _RANDOM_ORDER = ("if_random_cls_token_position", "if_random_token_rank")
@@ -210,6 +219,17 @@ def _direction(mixer: nn.Module, suffix: str) -> DirectionWeights:
         -torch.exp(getattr(mixer, f"A{suffix}_log").float()),
         getattr(mixer, f"D{suffix}").float(),
     )
+
+
+def _count_patches(patch: nn.Module, input_size: tuple[int, ...]) -> int:
+    patches = 1
+    for size, kernel, stride in zip(input_size[1:], patch.kernel_size, patch.stride, strict=True):
+        if size < kernel:
+            raise InputError(
+                f"input_size={input_size} is smaller than one patch of {patch.kernel_size} pixels"
+            )
+        patches *= (size - kernel) // stride + 1
+    return patches
 
 
 def _missing(module: nn.Module, names: tuple[str, ...]) -> str | None:

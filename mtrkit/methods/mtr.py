@@ -61,7 +61,13 @@ class MTRConfig(MethodConfig):
 
     def flops(self, num_tokens: int, num_kept: int, widths: Widths) -> int:
         """Scoring (one addition per channel), normalising, matching at 2 per multiply-add, and merging."""
-        read = {"delta": widths.inner, "B": widths.state, "C": widths.state, "X": widths.dim, "cls": 8 * widths.dim}
+        read = {
+            "delta": widths.inner,
+            "B": widths.state,
+            "C": widths.state,
+            "X": widths.dim,
+            "cls": 8 * widths.dim,
+        }
         r = num_tokens - num_kept
         score = num_tokens * read[self.indicator]
         if self.operation == "prune":
@@ -76,7 +82,9 @@ def mtr(state: BlockState, num_kept: int, config: MTRConfig) -> Decision:
     """Merge the r tokens of smallest Δ into the most similar of those that are neither they nor the r best."""
     r = state.num_tokens - num_kept
     score = _importance(state, config)
-    split = split_by_rank(score, state.special, top=r, bottom=r)
+    candidates = state.num_tokens - state.special.shape[1]
+    # The paper's k stays below one half; where an explicit count reaches it, one target is left over.
+    split = split_by_rank(score, state.special, top=min(r, candidates - r - 1), bottom=r)
     return Decision(_merge_or_drop(state, split, config), score, split)
 
 

@@ -1,0 +1,23 @@
+"""Vision Mamba models of our own, and safe loading of their checkpoints.
+
+Importing this package registers the models with timm too, if timm is installed.
+"""
+
+from mtrkit.models._timm import register_with_timm
+from mtrkit.models.checkpoint import load_state_dict
+from mtrkit.models.factory import create_model
+from mtrkit.models.loading import load_checkpoint
+from mtrkit.models.registry import list_models, register_model
+from mtrkit.models.vim import Block, VisionMamba
+
+__all__ = [
+    "Block",
+    "VisionMamba",
+    "create_model",
+    "list_models",
+    "load_checkpoint",
+    "load_state_dict",
+    "register_model",
+]
+
+register_with_timm()

@@ -26,7 +26,7 @@ def split_by_rank(score: Tensor, special: Tensor, top: int, bottom: int) -> Spli
     ranked = finite.scatter(1, special, torch.inf)  # finite before, so that nothing ties with a special token
     order = torch.sort(ranked, dim=1, descending=True, stable=True).indices
     keep, dst, src = order.split([num_special + top, length - num_special - top - bottom, bottom], dim=1)
-    return Split(keep, _in_sequence(dst), _in_sequence(src))
+    return Split(*map(_in_sequence, (keep, dst, src)))
 
 
 def _in_sequence(index: Tensor) -> Tensor:

@@ -7,7 +7,12 @@ from mtrkit.types import TokenMap
 
 
 def token_map(
-    num_tokens: int, kept: Tensor, merged: Tensor | None = None, target: Tensor | None = None, *, ordered: bool = True
+    num_tokens: int,
+    kept: Tensor,
+    merged: Tensor | None = None,
+    target: Tensor | None = None,
+    *,
+    ordered: bool = True,
 ) -> TokenMap:
     """Build the map in which ``kept`` stay, ``merged`` go where ``target`` stands, and the rest is dropped.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrkit.adapters.base import Adapter, SpecialAt
-from mtrkit.errors import InputError
+from mtrkit.errors import InputError, UnsupportedModelError
 from mtrkit.methods.base import Method, MethodConfig
 from mtrkit.ops import open_stream, reduce_stream, restore_stream
 from mtrkit.patch.journal import Journal
@@ -60,17 +60,35 @@ class ReadableMixer:
         self.mixer, self.reduction = mixer, reduction
         self.previous = vars(mixer).get("forward")
 
-    def __call__(self, hidden_states: Tensor, inference_params: Any = None, **kwargs: Any) -> Any:
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the mixer; while reduction is disabled, exactly as it was."""
         if not self.reduction.enabled:
-            return _call(self.mixer, self.previous, hidden_states, inference_params, **kwargs)
-        if inference_params is not None:
+            return _call(self.mixer, self.previous, hidden_states, *args, **kwargs)
+        if kwargs.get("inference_params", args[0] if args else None) is not None:
             raise InputError(
                 "inference_params was given, but a reduced model needs the whole sequence in one pass; call it "
                 "without, or inside mtrkit.reduction_disabled(model)"
             )
         adapter, reads = self.reduction.adapter, self.reduction.config.reads
         return MixerOutput(*adapter.run_mixer(self.mixer, hidden_states, reads))
+
+
+class GuardedEntry:
+    """The method through which calls enter, refusing those that a reduced model cannot serve."""
+
+    def __init__(self, model: nn.Module, name: str, reduction: Reduction) -> None:
+        self.model, self.name, self.reduction = model, name, reduction
+        self.previous = vars(model).get(name)
+
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Pass the call on, or raise :class:`UnsupportedModelError`."""
+        if self.reduction.enabled:
+            reason = self.reduction.adapter.refusal_of_call(*args, **kwargs)
+            if reason is not None:
+                raise UnsupportedModelError(
+                    f"{reason}; call the model without, or inside mtrkit.reduction_disabled(model)"
+                )
+        return _call(self.model, self.previous, x, *args, name=self.name, **kwargs)
 
 
 class ReducedBlock:
@@ -140,19 +158,21 @@ def _install(model: nn.Module, reduction: Reduction) -> None:
             journal.set(mixer, "forward", ReadableMixer(mixer, reduction))
         journal.set(block, "forward", patched)
         journal.set(block, "extra_repr", patched.extra_repr)
-    for module, name, value in adapter.guards(model) if plan.layers else []:
-        journal.set(module, name, value)
+    if adapter.entry is not None and plan.layers:
+        journal.set(model, adapter.entry, GuardedEntry(model, adapter.entry, reduction))
     journal.set(model, RECORD, reduction)
 
 
 RECORD = "_mtrkit_reduction"
 
 
-def _call(module: nn.Module, previous: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
-    """Call the forward that the patch hides: the instance's own if it had one, otherwise its class's."""
+def _call(
+    module: nn.Module, previous: Callable[..., Any] | None, *args: Any, name: str = "forward", **kwargs: Any
+) -> Any:
+    """Call the method that the patch hides: the instance's own if it had one, otherwise its class's."""
     if previous is not None:
         return previous(*args, **kwargs)
-    return type(module).forward(module, *args, **kwargs)
+    return getattr(type(module), name)(module, *args, **kwargs)
 
 
 def _columns(slot: Tensor, positions: tuple[int, ...]) -> Tensor:

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
-import torch
-
+from mtrkit.compiler import constant_result
 from mtrkit.errors import ScheduleError
 from mtrkit.schedule import ModelShape, ReductionCost, check_schedule, solve_ratio, solve_removal
 
@@ -63,7 +62,7 @@ class Plan:
         )
 
 
-@torch.compiler.assume_constant_result  # arithmetic on lengths: a compiler takes the answer, not the search
+@constant_result  # arithmetic on lengths: a compiler takes the answer, not the search
 def _replan(plan: Plan, num_tokens: int) -> None:
     """Solve for a length the plan was not made for, once."""
     if plan.tokens is not None:

@@ -1,8 +1,8 @@
 """The selective scan in plain torch operations, in chunks of the sequence, forward and backward.
 
-For devices without a kernel of their own, for installations without the compiled library, and for float64. Only a
-chunk's worth of (B, E, N) states exists at a time, and the loop over time is one fused multiply-add per token. The
-backward pass is written out, since an operator's implementation runs below autograd.
+For devices without a kernel of their own, for installations without the compiled library, and for float64.
+Only a chunk's worth of (B, E, N) states exists at a time, and the loop over time is one fused multiply-add
+per token. The backward pass is written out, since an operator's implementation runs below autograd.
 """
 
 from typing import NamedTuple
@@ -54,7 +54,7 @@ def scan_forward(
     reverse: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Same arguments and results as :func:`mtrkit.scan.kernels.scan_forward`, on any device, float64 included."""
+    """Arguments and results of :func:`mtrkit.scan.kernels.scan_forward`, on any device, float64 included."""
     seq = _sequence(u, delta, A, B, C, bias, softplus, reverse)
     length = u.shape[2]
     state = seq.u.new_zeros((*seq.u.shape[1:], A.shape[1]))
@@ -63,7 +63,7 @@ def scan_forward(
         chunk = seq.chunk(start)
         starts.append(state)
         states = _states(chunk, seq.A, state)[1]
-        outputs.append((states @ chunk.C.unsqueeze(-1)).squeeze(-1))
+        outputs.append(_contract(states, chunk.C))
         state = states[-1]
     y = _skip_and_gate(_back_to_tokens(torch.cat(outputs), reverse), u, D, z)
     out = empty_as(u)
@@ -87,7 +87,7 @@ def scan_backward(
     softplus: bool,
     reverse: bool,
 ) -> ScanGrads:
-    """Same arguments and results as :func:`mtrkit.scan.kernels.scan_backward`, on any device, float64 included."""
+    """Arguments and results of :func:`mtrkit.scan.kernels.scan_backward`, on any device, float64 included."""
     seq = _sequence(u, delta, A, B, C, bias, softplus, reverse)
     dtype = seq.u.dtype
     grad_y, wide_u = grad_y.to(dtype), u.to(dtype)
@@ -95,17 +95,19 @@ def scan_backward(
     du_chunks, dstep_chunks, dB_chunks, dC_chunks, y_chunks = [], [], [], [], []
     dA = torch.zeros_like(seq.A)
     grads = _visit(gated, reverse, seq.A.shape[0])
-    carry = torch.zeros_like(checkpoints[0]) if grad_last is None else grad_last.to(dtype).view_as(checkpoints[0])
+    carry = (
+        torch.zeros_like(checkpoints[0]) if grad_last is None else grad_last.to(dtype).view_as(checkpoints[0])
+    )
     starts = range(0, u.shape[2], CHUNK)
     for index in reversed(range(len(starts))):
         chunk, grad = seq.chunk(starts[index]), grads[starts[index] : starts[index] + CHUNK]
         decay, states = _states(chunk, seq.A, checkpoints[index])
         if z is not None:
-            y_chunks.append((states @ chunk.C.unsqueeze(-1)).squeeze(-1))
-        dC_chunks.append((grad.unsqueeze(-2) @ states).squeeze(-2))
+            y_chunks.append(_contract(states, chunk.C))
+        dC_chunks.append((grad.unsqueeze(-1) * states).sum(-2))
         dstates, carry = _state_grads(decay, grad, chunk.C, carry)
-        dinput = (dstates @ chunk.B.unsqueeze(-1)).squeeze(-1)  # gradient of Δu
-        dB_chunks.append(((chunk.step * chunk.u).unsqueeze(-2) @ dstates).squeeze(-2))
+        dinput = _contract(dstates, chunk.B)  # gradient of Δu
+        dB_chunks.append(((chunk.step * chunk.u).unsqueeze(-1) * dstates).sum(-2))
         before = torch.cat((checkpoints[index].unsqueeze(0), states[:-1]))
         through = dstates * before * decay  # gradient of ΔA
         dstep_chunks.append(dinput * chunk.u + (through * seq.A).sum(-1))
@@ -134,6 +136,11 @@ def scan_backward(
     )
 
 
+def _contract(states: Tensor, rows: Tensor) -> Tensor:
+    """Sum over N of (T, B, G, F, N) times (T, B, G, N); a matrix product would order it by the batch size."""
+    return (states * rows.unsqueeze(-2)).sum(-1)
+
+
 def _states(chunk: _Chunk, A: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Decay factors and states (T, B, G, F, N) of a chunk that starts from ``state``."""
     decay = torch.exp(chunk.step.unsqueeze(-1) * A)
@@ -144,7 +151,7 @@ def _states(chunk: _Chunk, A: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _state_grads(decay: Tensor, grad: Tensor, C: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of every state of a chunk, and of the state before it; ``carry`` comes from the chunk behind."""
+    """Gradient of a chunk's states and of the state before it; ``carry`` comes from the chunk behind."""
     dstates = grad.unsqueeze(-1) * C.unsqueeze(-2)
     for t in reversed(range(dstates.shape[0])):
         dstates[t] += carry
@@ -153,15 +160,22 @@ def _state_grads(decay: Tensor, grad: Tensor, C: Tensor, carry: Tensor) -> tuple
 
 
 def _sequence(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, bias: Tensor | None, softplus: bool, reverse: bool
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    bias: Tensor | None,
+    softplus: bool,
+    reverse: bool,
 ) -> _Sequence:
     dtype, groups = torch.promote_types(u.dtype, torch.float32), B.shape[1]
     step = _raw_step(delta, bias, dtype)
     if softplus:
         step = F.softplus(step)
-    rows = (_flip(x.to(dtype).permute(3, 0, 1, 2), reverse) for x in (B, C))
+    B, C = (_flip(x.to(dtype).permute(3, 0, 1, 2), reverse) for x in (B, C))
     grouped_A = A.to(dtype).reshape(groups, -1, A.shape[1])
-    return _Sequence(_visit(u.to(dtype), reverse, groups), _visit(step, reverse, groups), *rows, grouped_A)
+    return _Sequence(_visit(u.to(dtype), reverse, groups), _visit(step, reverse, groups), B, C, grouped_A)
 
 
 def _raw_step(delta: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:

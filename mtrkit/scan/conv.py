@@ -22,8 +22,8 @@ def causal_conv1d(
         weight: (E, K) or (E, 1, K); the last column belongs to the token itself.
         bias: (E,). Default: none.
         silu: Whether SiLU is applied to the result.
-        reverse: Whether the tokens are visited from the last to the first: token t then sees t … t + K - 1. Equal to
-            flipping the input and the result along L.
+        reverse: Whether the tokens are visited from the last to the first: token t then sees t … t + K - 1.
+            Equal to flipping the input and the result along L.
         backend: A name in :func:`mtrkit.scan_backends`, or ``"auto"`` for the best that can run.
 
     Returns:

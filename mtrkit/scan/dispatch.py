@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from mtrkit.compiler import constant_result
 from mtrkit.errors import BackendError, InputError
 from mtrkit.registry import Registry
 from mtrkit.scan import mamba_cuda, native, reference
@@ -15,9 +16,9 @@ from mtrkit.scan.checks import check_scan
 
 _logger = logging.getLogger(__name__)
 
-_backends: Registry[Backend] = Registry("scan backend")
+BACKENDS: Registry[Backend] = Registry("scan backend")
 for _backend in (mamba_cuda.BACKEND, native.BACKEND, reference.BACKEND):  # best first
-    _backends.add(_backend.name, _backend)
+    BACKENDS.add(_backend.name, _backend)
 
 _forced = "auto"
 _logged: set[tuple[str, str]] = set()
@@ -29,7 +30,7 @@ def scan_backends() -> list[BackendStatus]:
     Returns:
         Named tuples ``(name, available, reason)``.
     """
-    return [BackendStatus(backend.name, *backend.status()) for backend in _backends]
+    return [BackendStatus(backend.name, *backend.status()) for backend in BACKENDS]
 
 
 @contextmanager
@@ -45,7 +46,7 @@ def use_scan_backend(name: str) -> Iterator[None]:
     """
     global _forced
     if name != "auto":
-        _require_available(_backends.get(name))
+        _require_available(BACKENDS.get(name))
     before, _forced = _forced, name
     try:
         yield
@@ -63,13 +64,13 @@ def length_last(device: torch.device) -> bool:
 
     If not, channels should be neighbours: a (B, L, E) tensor seen through ``transpose(1, 2)``.
     """
-    return _backends.get(_choose(_forced, device.type, torch.float32)).length_last
+    return BACKENDS.get(_choose(_forced, device.type, torch.float32)).length_last
 
 
 def choose_backend(requested: str, x: Tensor) -> Backend:
-    """The backend that runs tensors like ``x``; ``requested`` is a name, or ``"auto"`` for the forced or the best."""
+    """The backend for tensors like ``x``; ``requested`` is a name, or "auto" for the forced or the best."""
     name = _forced if requested == "auto" else requested
-    return _backends.get(_choose(name, x.device.type, x.dtype))
+    return BACKENDS.get(_choose(name, x.device.type, x.dtype))
 
 
 def scan_op(
@@ -97,7 +98,8 @@ def scan_op(
         z: (B, E, L).
         delta_bias: (E,).
         delta_softplus: Whether softplus is applied to ``delta + delta_bias``.
-        reverse: Whether the scan runs from the last token to the first. The output stays aligned with the tokens.
+        reverse: Whether the scan runs from the last token to the first. The output stays aligned with the
+            tokens.
         backend: A name in :func:`scan_backends` or ``"auto"``.
 
     Returns:
@@ -110,11 +112,11 @@ def scan_op(
     return run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
 
 
-@torch.compiler.assume_constant_result  # compile takes the answer, not the import machinery behind it
+@constant_result  # compile takes the answer, not the import machinery behind it
 def _choose(name: str, device: str, dtype: torch.dtype) -> str:
     if name == "auto":
         return _best(device, dtype)
-    backend = _backends.get(name)
+    backend = BACKENDS.get(name)
     _require_available(backend)
     refusal = backend.refuses(device, dtype)
     if refusal:
@@ -123,7 +125,7 @@ def _choose(name: str, device: str, dtype: torch.dtype) -> str:
 
 
 def _best(device: str, dtype: torch.dtype) -> str:
-    best = next(b for b in _backends if not b.refuses(device, dtype) and b.status()[0])
+    best = next(b for b in BACKENDS if not b.refuses(device, dtype) and b.status()[0])
     if (best.name, device) not in _logged:
         _logged.add((best.name, device))
         _logger.debug("scan backend for %s tensors: %s (%s)", device, best.name, best.status()[1])

@@ -56,8 +56,8 @@ def selective_scan(
     ``selective_scan_fn``, so that one can stand in for the other.
 
     Args:
-        u: Input (B, E, L), L >= 1: float32, bfloat16, float16 or float64, any strides. On CPUs the fastest order in
-            memory is (B, L, E) seen through ``transpose(1, 2)``; nothing is copied then.
+        u: Input (B, E, L), L >= 1: float32, bfloat16, float16 or float64, any strides. On CPUs the fastest
+            order in memory is (B, L, E) seen through ``transpose(1, 2)``; nothing is copied then.
         delta: Step size Δ (B, E, L), before bias and softplus.
         A: Decay rates (E, N), real, usually negative.
         B: Input weights (B, N, L), or (B, G, N, L) with E divisible by G, or constant (E, N).
@@ -70,8 +70,9 @@ def selective_scan(
         backend: A name in :func:`mtrkit.scan_backends`, or ``"auto"`` for the best that can run.
 
     Returns:
-        y (B, E, L) in the dtype of ``u``, or ``(y, state)`` with state (B, E, N) in float32 (float64 for float64
-        inputs). The state is float32 inside. Gradients flow through the state too, except in ``mamba_ssm``.
+        y (B, E, L) in the dtype of ``u``, or ``(y, state)`` with state (B, E, N) in float32 (float64 for
+        float64 inputs). The state is float32 inside. Gradients flow through the state too, except in
+        ``mamba_ssm``.
 
     Raises:
         InputError: Shapes, dtypes or devices do not fit together.

@@ -1,4 +1,4 @@
-"""Calls into the compiled library: packs tensors into its job structs, allocates results, adds up partial sums."""
+"""Calls into the compiled library: packs tensors into structs, allocates results, adds up partial sums."""
 
 import struct
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ from torch import Tensor
 from mtrkit.scan import library as lib
 from mtrkit.scan.layout import empty_as
 
-# The structs of native.c, field by field: sizes, then (address, strides) of each tensor, then plain addresses.
+# The structs of native.c, field by field: sizes, then (address, strides) of each tensor, then plain
+# addresses.
 _SCAN = struct.Struct("7q32q8q8q")
 _CONV = struct.Struct("6q16q3q")
 _SUM = struct.Struct("5q")
@@ -31,12 +32,12 @@ def scan_forward(
     reverse: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scan on the CPU in float32: output (B, E, L), last state (B, E, N) and, if ``save``, the checkpoints."""
+    """Scan on the CPU in float32: output (B, E, L), last state (B, E, N) and, if ``save``, checkpoints."""
     batch, channels, length = u.shape
     states = A.shape[1]
     dtype, out = u.dtype, empty_as(u, torch.float32)
-    u, delta, A, D, z, bias = (_float(t) for t in (u, delta, A, D, z, bias))
-    A, D, bias = (_dense(t) for t in (A, D, bias))
+    u, delta, z = _float(u), _float(delta), z if z is None else _float(z)
+    A, D, bias = _dense(A), D if D is None else _dense(D), bias if bias is None else _dense(bias)
     B, C = _state_last(B), _state_last(C)
     last = u.new_empty((batch, states, channels))
     checkpoints = u.new_empty(checkpoint_shape(batch, channels, length, states, B.shape[1], save))
@@ -45,10 +46,19 @@ def scan_forward(
         *(*_view(u), *_view(delta), *_view(z), *_view(out)),
         *(_NO_VIEW * 4),
         *(*_rows(B), *_rows(C)),
-        *(_address(A), _address(D), _address(bias), _address(last), 0, _address(checkpoints) if save else 0, 0, 0),
+        *(
+            _address(A),
+            _address(D),
+            _address(bias),
+            _address(last),
+            0,
+            _address(checkpoints) if save else 0,
+            0,
+            0,
+        ),
     )
     lib.library().run(lib.SCAN_FORWARD, job)
-    return out.to(dtype), last.transpose(1, 2), checkpoints
+    return _back(out, dtype), last.transpose(1, 2), checkpoints
 
 
 def scan_backward(
@@ -71,8 +81,8 @@ def scan_backward(
     states, groups = A.shape[1], B.shape[1]
     du, ddelta = empty_as(u, torch.float32), empty_as(delta, torch.float32)
     dz = u.new_empty(0) if z is None else empty_as(z, torch.float32)
-    grad_y, u, delta, A, D, z, bias = (_float(t) for t in (grad_y, u, delta, A, D, z, bias))
-    A, D, bias = (_dense(t) for t in (A, D, bias))
+    grad_y, u, delta, z = _float(grad_y), _float(u), _float(delta), z if z is None else _float(z)
+    A, D, bias = _dense(A), D if D is None else _dense(D), bias if bias is None else _dense(bias)
     B, C = _state_last(B), _state_last(C)
     dlast = None if grad_last is None else grad_last.float().transpose(1, 2).contiguous()
     blocks = _blocks(channels, groups)
@@ -99,14 +109,14 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, rev
     """Causal depthwise convolution of x (B, E, L) with weight (E, K)."""
     batch, channels, length = x.shape
     dtype, out = x.dtype, empty_as(x, torch.float32)
-    x, weight, bias = _float(x), _dense(_float(weight)), _dense(_float(bias))
+    x, weight, bias = _float(x), _dense(weight), bias if bias is None else _dense(bias)
     job = _CONV.pack(
         *(batch, channels, length, weight.shape[1], silu, reverse),
         *(*_view(x), *_view(out), *_NO_VIEW, *_NO_VIEW),
         *(_address(weight), _address(bias), 0),
     )
     lib.library().run(lib.CONV_FORWARD, job)
-    return out.to(dtype)
+    return _back(out, dtype)
 
 
 def conv_backward(
@@ -116,7 +126,8 @@ def conv_backward(
     batch, channels, length = x.shape
     width, blocks = weight.shape[1], _blocks(channels, 1)
     dx = empty_as(x, torch.float32)
-    grad_y, x, weight, bias = _float(grad_y), _float(x), _dense(_float(weight)), _dense(_float(bias))
+    grad_y, x, weight = _float(grad_y), _float(x), _dense(weight)
+    bias = bias if bias is None else _dense(bias)
     sums = x.new_empty((batch, 1, blocks, width + 1, lib.BLOCK))
     job = _CONV.pack(
         *(batch, channels, length, width, silu, reverse),
@@ -128,7 +139,9 @@ def conv_backward(
     return dx, per_channel[:, :width], x.new_empty(0) if bias is None else per_channel[:, width]
 
 
-def checkpoint_shape(batch: int, channels: int, length: int, states: int, groups: int, save: bool) -> Sequence[int]:
+def checkpoint_shape(
+    batch: int, channels: int, length: int, states: int, groups: int, save: bool
+) -> Sequence[int]:
     """Shape of the states kept for the backward pass, one set per tile of time steps."""
     if not save:
         return (0,)
@@ -158,24 +171,30 @@ def _sum(parts: Tensor, dim: int) -> Tensor:
     return out
 
 
-def _float(x: Tensor | None) -> Tensor | None:
-    return x if x is None or x.dtype == torch.float32 else x.float()
+def _float(x: Tensor) -> Tensor:
+    return x if x.dtype is torch.float32 else x.float()
 
 
-def _dense(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
+def _back(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if dtype is torch.float32 else x.to(dtype)
+
+
+def _dense(x: Tensor) -> Tensor:
+    x = _float(x)
+    return x if x.is_contiguous() else x.contiguous()
 
 
 def _state_last(x: Tensor) -> Tensor:
     """(B, G, N, L) in float32 whose states lie next to each other."""
-    x = x.float()
+    x = _float(x)
     return x if x.stride(2) == 1 else x.transpose(2, 3).contiguous().transpose(2, 3)
 
 
 def _view(x: Tensor | None) -> tuple[int, int, int, int]:
     if x is None:
         return _NO_VIEW
-    return (x.data_ptr(), *x.stride())
+    batch, channel, time = x.stride()
+    return (x.data_ptr(), batch, channel, time)
 
 
 def _rows(x: Tensor) -> tuple[int, int, int, int]:

@@ -88,7 +88,7 @@ def _open() -> Any:
 
 
 def _openmp_parallel() -> int | None:
-    """Address of GOMP_parallel in the OpenMP runtime torch has loaded, so that both share one team of threads."""
+    """Address of GOMP_parallel in the OpenMP runtime of torch, so that both share one team of threads."""
     if not hasattr(os, "RTLD_NOLOAD"):
         return None
     bundled = [
@@ -125,7 +125,9 @@ def _helpers() -> ThreadPoolExecutor:
     global _pool
     with _pool_lock:
         if _pool is None:
-            _pool = ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="mtrkit")
+            _pool = ThreadPoolExecutor(
+                max_workers=max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="mtrkit"
+            )
         return _pool
 
 

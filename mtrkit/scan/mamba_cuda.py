@@ -1,7 +1,8 @@
 """Backend ``mamba_ssm``: the CUDA kernels of mamba_ssm and causal_conv1d as they are installed, untouched.
 
-Works with every release whose ``selective_scan_fn`` can be imported. An installation that is broken in whatever way
-(built for another torch, no extension, a missing dependency) is a reason not to use it, never a crash.
+Works with every release whose ``selective_scan_fn`` can be imported. An installation that is broken in
+whatever way (built for another torch, no extension, a missing dependency) is a reason not to use it, never a
+crash.
 """
 
 import importlib
@@ -12,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtrkit.scan import ops
 from mtrkit.scan.backend import Backend
-from mtrkit.scan.reference import causal_conv1d_reference
 
 _SCAN_MODULE = "mamba_ssm.ops.selective_scan_interface"
 
@@ -23,7 +24,9 @@ def _find(module: str, name: str) -> tuple[Callable[..., Any] | None, str]:
     """A function of an optional package, or None and why it is not there."""
     try:
         return getattr(importlib.import_module(module), name), ""
-    except Exception as error:  # a broken extension raises anything: ImportError, OSError, RuntimeError, NameError
+    except (
+        Exception
+    ) as error:  # a broken extension raises anything: ImportError, OSError, RuntimeError, NameError
         return None, f"{module.partition('.')[0]} cannot be imported ({type(error).__name__}: {error})"
 
 
@@ -57,33 +60,36 @@ def _scan(
     delta_softplus: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    # The kernel wants u, delta, B, C and z in one dtype and the parameters in float32; it knows one direction only.
-    ordered = [t if t is None else t.to(u.dtype) for t in (u, delta, B, C, z)]
-    if reverse:
-        ordered = [t if t is None else t.flip(-1) for t in ordered]
-    A, D, delta_bias = (t if t is None else t.float() for t in (A, D, delta_bias))
-    x, step, B, C, gate = ordered
+    # The kernel wants u, delta, B, C and z in one dtype and the parameters in float32; it knows one direction
+    # only.
+    x, step, B, C = (_ordered(t, u.dtype, reverse) for t in (u, delta, B, C))
+    gate = None if z is None else _ordered(z, u.dtype, reverse)
     function = _find(_SCAN_MODULE, "selective_scan_fn")[0]
     assert function is not None
     y, last = function(
         x,
         step,
-        A,
+        A.float(),
         B,
         C,
-        D=D,
+        D=None if D is None else D.float(),
         z=gate,
-        delta_bias=delta_bias,
+        delta_bias=None if delta_bias is None else delta_bias.float(),
         delta_softplus=delta_softplus,
         return_last_state=True,
     )
     return (y.flip(-1) if reverse else y), last
 
 
+def _ordered(x: Tensor, dtype: torch.dtype, reverse: bool) -> Tensor:
+    x = x.to(dtype)
+    return x.flip(-1) if reverse else x
+
+
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
     function = _find("causal_conv1d", "causal_conv1d_fn")[0]
     if function is None or not 2 <= weight.shape[1] <= 4:  # the widths its kernel is built for
-        return causal_conv1d_reference(x, weight, bias, silu, reverse)
+        return ops.causal_conv1d(x, weight, bias, silu, reverse)
     source = x.flip(-1) if reverse else x
     # By keyword: the fourth positional argument has changed its meaning between releases.
     y: Tensor = function(source, weight.contiguous(), bias=bias, activation="silu" if silu else None)

@@ -149,6 +149,7 @@ static const float *rows_in(walk w, int64_t step, int64_t steps, int64_t states,
 #include "native_kernels.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
+#include <cpuid.h>
 #include <immintrin.h>
 
 #define SUFFIX _avx2
@@ -163,14 +164,19 @@ static const float *rows_in(walk w, int64_t step, int64_t steps, int64_t states,
 #include "native_kernels.h"
 #endif
 
-/* Levels: 0 baseline (SSE2 or NEON), 1 AVX2 with FMA, 2 AVX-512. */
+/* Levels: 0 baseline (SSE2 or NEON), 1 AVX2 with FMA, 2 AVX-512. Asked of the processor directly, since not every
+ * compiler brings a runtime with __builtin_cpu_supports. */
 EXPORT int mtr_best_level(void) {
 #if defined(__x86_64__) || defined(_M_X64)
-    __builtin_cpu_init();
-    int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    int wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
-    wide = wide && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
-    return avx2 ? (wide ? 2 : 1) : 0;
+    const unsigned fma = 1u << 12, osxsave = 1u << 27, avx2 = 1u << 5;
+    const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & fma) || !(c & osxsave)) return 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & avx2)) return 0;
+    /* The operating system has to save the wide registers too. */
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low & 0x06) != 0x06) return 0;
+    return (b & avx512) == avx512 && (low & 0xe6) == 0xe6 ? 2 : 1;
 #else
     return 0;
 #endif

@@ -1,8 +1,8 @@
 """Scan and convolution as torch operators, so that compile, export and autograd see one node per call.
 
-Each operator has one implementation for every device, which takes the compiled kernel where that can run and torch
-operations elsewhere; a shape rule for tracing; and a derivative that is an operator again. They are registered
-through ``torch.library.Library``, whose calls cost less than those of ``torch.library.custom_op``.
+Each operator has one implementation for every device, which takes the compiled kernel where that can run and
+torch operations elsewhere; a shape rule for tracing; and a derivative that is an operator again. They are
+registered through ``torch.library.Library``, whose calls cost less than those of ``torch.library.custom_op``.
 """
 
 from typing import Any
@@ -14,12 +14,14 @@ from mtrkit.scan import chunked, kernels, shifted
 from mtrkit.scan.chunked import CHUNK
 from mtrkit.scan.layout import empty_as
 from mtrkit.scan.library import library
-from mtrkit.scan.reference import causal_conv1d_reference
 
 _lib = torch.library.Library("mtrkit", "DEF")  # torch forgets the operators when this object goes
-_SCAN_INPUTS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
+_SCAN_INPUTS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
+)
 _lib.define(
-    f"selective_scan({_SCAN_INPUTS}, bool delta_softplus, bool reverse, bool save) -> (Tensor, Tensor, Tensor)"
+    f"selective_scan({_SCAN_INPUTS}, bool delta_softplus, bool reverse, bool save)"
+    " -> (Tensor, Tensor, Tensor)"
 )
 _lib.define(
     f"selective_scan_backward(Tensor grad_y, Tensor? grad_last, {_SCAN_INPUTS}, Tensor checkpoints, "
@@ -83,7 +85,9 @@ def _scan_backward(
     backward = kernels.scan_backward if runs_compiled(u) else chunked.scan_backward
     if checkpoints.numel() == 0:  # nothing was kept: autograd was asked for behind the caller's back
         checkpoints = _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, True)[2]
-    grads = backward(grad_y, grad_last, u, delta, A, B, C, D, z, delta_bias, checkpoints, delta_softplus, reverse)
+    grads = backward(
+        grad_y, grad_last, u, delta, A, B, C, D, z, delta_bias, checkpoints, delta_softplus, reverse
+    )
     return tuple(map(_settle, grads, _grad_templates(u, delta, A, B, C, D, z, delta_bias)))
 
 
@@ -103,7 +107,15 @@ def _grad_templates(
 ) -> tuple[Tensor, ...]:
     """Unwritten gradients in the dtypes and memory orders that the backward operators promise."""
     rows = (x.new_empty((*x.shape[:2], x.shape[3], x.shape[2])).transpose(2, 3) for x in (B, C))
-    return (empty_as(u), empty_as(delta), _dense(A), *rows, _dense(D, u), _map_as(z, u), _dense(delta_bias, u))
+    return (
+        empty_as(u),
+        empty_as(delta),
+        _dense(A),
+        *rows,
+        _dense(D, u),
+        _map_as(z, u),
+        _dense(delta_bias, u),
+    )
 
 
 def _map_as(x: Tensor | None, other: Tensor) -> Tensor:
@@ -127,9 +139,8 @@ def _settle(grad: Tensor, template: Tensor) -> Tensor:
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
-    if runs_compiled(x):
-        return kernels.conv_forward(x, weight, bias, silu, reverse)
-    return empty_as(x).copy_(causal_conv1d_reference(x, weight, bias, silu, reverse))
+    forward = kernels.conv_forward if runs_compiled(x) else shifted.conv_forward
+    return forward(x, weight, bias, silu, reverse)
 
 
 def _conv_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
@@ -186,7 +197,9 @@ for _name, _run, _shapes in (
 ):
     _lib.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mtrkit::{_name}", _shapes, lib=_lib)
-torch.library.register_autograd("mtrkit::selective_scan", _scan_derivative, setup_context=_scan_keep, lib=_lib)
+torch.library.register_autograd(
+    "mtrkit::selective_scan", _scan_derivative, setup_context=_scan_keep, lib=_lib
+)
 torch.library.register_autograd("mtrkit::causal_conv1d", _conv_derivative, setup_context=_conv_keep, lib=_lib)
 
 selective_scan = torch.ops.mtrkit.selective_scan.default

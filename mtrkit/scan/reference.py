@@ -61,7 +61,9 @@ def selective_scan_reference(
     return y.to(u.dtype), h
 
 
-def causal_conv1d_reference(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
+def causal_conv1d_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
+) -> Tensor:
     """Depthwise convolution in which a token sees itself and the K - 1 tokens visited before it.
 
     Args:
@@ -75,10 +77,14 @@ def causal_conv1d_reference(x: Tensor, weight: Tensor, bias: Tensor | None, silu
         (B, E, L) in the dtype of ``x``.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    width = weight.shape[1]
+    length, width = x.shape[2], weight.shape[1]
     taps = weight.to(dtype).flip(1) if reverse else weight.to(dtype)
     padded = F.pad(x.to(dtype), (0, width - 1) if reverse else (width - 1, 0))
-    y = F.conv1d(padded, taps[:, None], None if bias is None else bias.to(dtype), groups=x.shape[1])
+    y = padded.new_zeros(x.shape)
+    for k in range(width):
+        y = y + taps[:, k, None] * padded[:, :, k : k + length]
+    if bias is not None:
+        y = y + bias.to(dtype)[:, None]
     return (F.silu(y) if silu else y).to(x.dtype)
 
 

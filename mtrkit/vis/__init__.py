@@ -1,0 +1,15 @@
+"""Pictures of where the tokens of an image go."""
+
+from mtrkit.vis.grid import PatchGrid, patch_grid
+from mtrkit.vis.overlay import ROLE_COLOURS, draw_groups, draw_roles, roles
+from mtrkit.vis.sheet import draw_reduction
+
+__all__ = [
+    "ROLE_COLOURS",
+    "PatchGrid",
+    "draw_groups",
+    "draw_reduction",
+    "draw_roles",
+    "patch_grid",
+    "roles",
+]

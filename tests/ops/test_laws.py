@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reductions import cases, decide, make_case, maps
 from torch.testing import assert_close
 
 from mtrkit.ops import (
@@ -19,6 +18,7 @@ from mtrkit.ops import (
     unmerge_tokens,
 )
 from mtrkit.types import TokenMap
+from tests.ops.reductions import cases, decide, make_case, maps
 
 settings.register_profile("ops", deadline=None, max_examples=60)
 settings.load_profile("ops")
@@ -147,17 +147,25 @@ def test_what_is_not_a_number_still_gives_a_map(case, poison, data):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("similarity", ["cosine", "l1", "l2"])
-@pytest.mark.parametrize(("length", "width"), [(6, 3), (197, 192), (196, 77)])
-def test_ties_go_to_the_lowest_index(length, width, similarity, dtype):
-    """All tokens alike: the last are sources, the first of the middle is everyone's target."""
-    row = torch.randn(width, generator=torch.Generator().manual_seed(width)).to(dtype)
-    tokens = row.expand(2, length, width).contiguous()
-    special = torch.tensor([[0], [length // 2]])
-    bottom = length // 3
-    split = split_by_rank(torch.ones(2, length), special, bottom, bottom)
-    assert split.src[0].tolist() == list(range(length - bottom, length))
-    match = match_nearest(tokens, split.src, split.dst, similarity)
-    assert torch.equal(match.target, split.dst[:, :1].expand_as(match.target))
+@pytest.mark.parametrize(("batch", "length", "width"), [(2, 6, 3), (1, 50, 16), (1, 50, 192), (2, 197, 192)])
+def test_among_equal_targets_the_first_is_chosen(batch, length, width, similarity, dtype):
+    """Every third target is the same token, as on a plain background, and all sources are nearest to it."""
+    r = max(1, length // 5)
+    tokens = torch.randn(batch, length, width, generator=torch.Generator().manual_seed(width))
+    tokens[:, r : length - r : 3] = tokens[:, length - r - 1 : length - r]
+    tokens[:, length - r :] = tokens[:, r : r + 1]
+    src, dst = (
+        torch.arange(length - r, length).expand(batch, -1),
+        torch.arange(r, length - r).expand(batch, -1),
+    )
+    match = match_nearest(tokens.to(dtype), src, dst, similarity)
+    assert (match.target == r).all()
+
+
+def test_among_equal_scores_the_last_leave():
+    split = split_by_rank(torch.ones(2, 9), torch.tensor([[0], [4]]), 3, 3)
+    assert split.src.tolist() == [[6, 7, 8], [6, 7, 8]]
+    assert split.dst.tolist() == [[4, 5], [3, 5]]
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "l1", "l2"])

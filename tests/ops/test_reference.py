@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reductions import cases, maps
 from torch.testing import assert_close
 
 from mtrkit.ops import (
@@ -19,6 +18,7 @@ from mtrkit.ops import (
     token_map,
     unmerge_tokens,
 )
+from tests.ops.reductions import cases, maps
 
 settings.register_profile("ops", deadline=None, max_examples=60)
 settings.load_profile("ops")

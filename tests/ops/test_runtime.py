@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from reductions import decide, make_case
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
 from mtrkit.ops import merge_sizes, merge_tokens, open_stream, reduce_stream, restore_stream, unmerge_tokens
+from tests.ops.reductions import decide, make_case
 
 CASE = make_case(batch=2, length=11, special=1, width=4, top=3, bottom=4, seed=0)
 

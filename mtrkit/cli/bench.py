@@ -1,0 +1,164 @@
+"""Measure the speed-up of reduced models beside the one that their FLOPs promise.
+
+Protocol: all models share one set of weights and one batch of random images in memory; after a warm-up they
+are timed in turns (CUDA events on a GPU), every round starting with another one; images/s is the median over
+the rounds, the speed-up the median of dense time over reduced time within each round, and in brackets are the
+quartiles. Weights are random unless --checkpoint is given: speed does not depend on them.
+"""
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable
+
+import torch
+
+from mtrkit.cli.console import print_table, progress, say
+from mtrkit.cli.loading import DENSE, Candidate, candidates, image_shape, load_model
+from mtrkit.cli.options import add_model, add_reduction, add_running, positive, resolve_running
+from mtrkit.cli.results import KEY, Results, Row, configuration_key
+from mtrkit.errors import OptionError
+from mtrkit.measure import Precision, describe_machine, forward_pass, interleave, peak_memory, summarise
+from mtrkit.measure.throughput import Pass
+
+EPILOG = """examples:
+  mtrkit bench vim_tiny_patch16_224 --batch-size 16 --ratio 0.2 0.3 0.4
+  mtrkit bench vim_small_patch16_224 --batch-size 1 16 64 --dtype float16 --out bench.json
+  mtrkit bench vim_micro_patch4_32 --ratio 0.05 0.3 --rounds 30 --compile
+"""
+
+_MOST_COMPILED = 8  # torch compiles a function this often before it gives up and runs it uncompiled
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, the reductions, and how to run and to measure."""
+    add_model(parser, checkpoint=None)
+    add_reduction(parser, [0.2, 0.3, 0.4])
+    parser.add_argument("--batch-size", nargs="+", type=positive, default=[1, 16, 64], help="default: 1 16 64")
+    parser.add_argument("--rounds", type=positive, default=15, help="rounds of timing (default: 15)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=0.2,
+        help="least time per model and round; repeats fill it (default: 0.2)",
+    )
+    parser.add_argument("--compile", action="store_true", help="run the models through torch.compile")
+    add_running(parser)
+    parser.add_argument("--out", metavar="FILE", help=".json or .csv with everything, this command line included")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure one batch size after the other; an interruption loses only the round that is running."""
+    results = Results(args.out)
+    device, precision = resolve_running(args), Precision(args.dtype)
+    model = precision.cast(load_model(args, device))
+    found = candidates(model, args.method, args.ratio, args.layers, dict(args.option))
+    if args.compile and len(found) > _MOST_COMPILED:
+        raise OptionError(f"--compile takes at most {_MOST_COMPILED - 1} reductions at a time, not {len(found) - 1}")
+    about = describe_machine(device) | {
+        "model": args.model,
+        "checkpoint": str(args.checkpoint),
+        "dtype": args.dtype,
+        "compile": args.compile,
+        "command": shlex.join(["mtrkit", *sys.argv[1:]]),
+    }
+    _print_head(args, about, found)
+    for batch_size in args.batch_size:
+        _measure(args, found, device, precision, batch_size, about, results)
+    return 0
+
+
+def _measure(
+    args: argparse.Namespace,
+    found: list[Candidate],
+    device: torch.device,
+    precision: Precision,
+    batch_size: int,
+    about: Row,
+    results: Results,
+) -> None:
+    """Time one batch size; on an interruption save and print the finished rounds, and pass it on."""
+    x = torch.randn(batch_size, *image_shape(found[0].model), device=device, dtype=precision.weights)
+    passes = {candidate.name: _prepare(candidate, x, precision, args.compile) for candidate in found}
+    memory = {name: peak_memory(run, device) for name, run in passes.items()}
+    taken: list[dict[str, float]] = []
+    try:
+        with progress() as bar:
+            task = bar.add_task(f"batch {batch_size}", total=args.rounds)
+            for times in interleave(passes, device, rounds=args.rounds, seconds=args.seconds):
+                taken.append(times)
+                bar.advance(task)
+    finally:
+        if taken:
+            rows = [_row(candidate, taken, batch_size, memory[candidate.name], about) for candidate in found]
+            results.add(*rows)
+            title = f"batch {batch_size}, {len(taken)} rounds"
+            print_table(_columns(device), [_cells(row) for row in rows], title=title)
+
+
+def _prepare(candidate: Candidate, x: torch.Tensor, precision: Precision, compiled: bool) -> Pass:
+    model: Callable[..., object] = candidate.model
+    if compiled:
+        if candidate.name == DENSE:
+            torch.compiler.reset()  # or the limit on compilations counts those of other batch sizes too
+        model = torch.compile(candidate.model, dynamic=False)
+    return forward_pass(model, x, precision)
+
+
+def _row(candidate: Candidate, taken: list[dict[str, float]], batch_size: int, memory: int | None, about: Row) -> Row:
+    timing = summarise(taken, candidate.name, DENSE, batch_size)
+    row = {
+        "method": candidate.method,
+        "ratio": candidate.ratio,
+        "ratio_reached": candidate.reached,
+        "tokens": list(candidate.info.tokens) if candidate.info else [],
+        "gflops": candidate.gflops,
+        "batch_size": batch_size,
+        **dataclasses.asdict(timing),
+        "promised_speedup": candidate.promised,
+        "share": timing.speedup / candidate.promised,
+        "peak_memory": memory,
+        **about,
+    }
+    return {KEY: configuration_key(row)} | row
+
+
+def _columns(device: torch.device) -> list[str]:
+    columns = [
+        "method",
+        "ratio",
+        "reached",
+        "images/s (quartiles)",
+        "speed-up (quartiles)",
+        "promised",
+        "share",
+    ]
+    return [*columns, "peak MiB"] if device.type == "cuda" else columns
+
+
+def _cells(row: Row) -> list[str]:
+    low, high = row["quartiles"]
+    slow, fast = row["speedup_quartiles"]
+    cells = [
+        row["method"],
+        f"{row['ratio']:g}",
+        f"{row['ratio_reached']:.3f}",
+        f"{row['images_per_second']:.4g} ({low:.4g}–{high:.4g})",
+        f"×{row['speedup']:.2f} ({slow:.2f}–{fast:.2f})",
+        f"×{row['promised_speedup']:.2f}",
+        f"{row['share']:.2f}",
+    ]
+    return cells if row["peak_memory"] is None else [*cells, f"{row['peak_memory'] / 2**20:.0f}"]
+
+
+def _print_head(args: argparse.Namespace, about: Row, found: list[Candidate]) -> None:
+    weights = f"weights from {args.checkpoint}" if args.checkpoint else "random weights"
+    size = "×".join(map(str, image_shape(found[0].model)[1:]))
+    run = f"{args.dtype}, {'compiled' if args.compile else 'not compiled'}"
+    say(
+        f"{args.model} at {size}, {weights}, {run}, {found[0].gflops:.4g} GFLOPs per image",
+        f"{about['device']}, {about['cores']} cores, {about['threads']} threads, {about['system']}",
+        f"mtrkit {about['mtrkit']} {about['commit']}, torch {about['torch']}, python {about['python']}, "
+        f"scan {about['scan']}, {about['time']}",
+    )

@@ -1,0 +1,120 @@
+"""Arguments that several commands share, and how they are read."""
+
+import argparse
+import ast
+from collections.abc import Sequence
+
+import torch
+
+from mtrkit.errors import OptionError
+from mtrkit.measure.precision import PRECISIONS
+
+
+def add_model(parser: argparse.ArgumentParser, checkpoint: str | None) -> None:
+    """MODEL, --checkpoint and --input-size.
+
+    Args:
+        parser: Where to add them.
+        checkpoint: The default for --checkpoint; ``None`` for random weights.
+    """
+    default = "random weights" if checkpoint is None else f"{checkpoint!r}, what is bundled or published for MODEL"
+    parser.add_argument("model", metavar="MODEL", help="a name shown by `mtrkit list`")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        default=checkpoint,
+        help=f".pth or .safetensors file, 'pretrained', or hf:org/repo/file (default: {default})",
+    )
+    parser.add_argument(
+        "--input-size",
+        type=input_size,
+        metavar="SIZE",
+        help="224, 224x320 or 3x224x224 (default: the model's own)",
+    )
+
+
+def add_reduction(parser: argparse.ArgumentParser, ratio: Sequence[float], many: bool = True) -> None:
+    """--method, --ratio, --layers and --option; with ``many``, several methods and ratios."""
+    nargs = "+" if many else None
+    shown = " ".join(map(str, ratio))
+    parser.add_argument("--method", nargs=nargs, default=["mtr"] if many else "mtr", help="default: mtr")
+    parser.add_argument(
+        "--ratio",
+        nargs=nargs,
+        type=float,
+        default=list(ratio) if many else ratio[0],
+        help=f"share of the FLOPs to remove, in [0, 1) (default: {shown})",
+    )
+    parser.add_argument(
+        "--layers",
+        nargs="+",
+        type=int,
+        help="blocks to reduce after, counted from 1 (default: 5, 10, 15 of 24)",
+    )
+    parser.add_argument(
+        "--option", nargs="+", type=option, default=[], metavar="NAME=VALUE", help="options of the method"
+    )
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """--device, --dtype and --threads."""
+    parser.add_argument("--device", type=device, help="cpu, cuda, cuda:1 (default: cuda if there is one)")
+    parser.add_argument(
+        "--dtype",
+        choices=PRECISIONS,
+        default="float32",
+        help="precision of weights and images; amp- is autocast over float32 weights (default: float32)",
+    )
+    parser.add_argument("--threads", type=positive, help="CPU threads (default: torch's choice)")
+
+
+def resolve_running(args: argparse.Namespace) -> torch.device:
+    """Set the number of threads, and return the device.
+
+    Raises:
+        OptionError: The device is not there.
+    """
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    found: torch.device = args.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise OptionError(f"--device {found} cannot be used here ({reason}); see `mtrkit doctor`") from error
+    return found
+
+
+def device(text: str) -> torch.device:
+    """Type of --device."""
+    try:
+        return torch.device(text)
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no device; expected cpu, cuda or cuda:1") from error
+
+
+def positive(text: str) -> int:
+    """Type of counts: an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def input_size(text: str) -> tuple[int, ...]:
+    """Type of --input-size: one to three numbers with x between them; one stands for height and width."""
+    parts = text.lower().split("x")
+    if not 1 <= len(parts) <= 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected 224, 224x320 or 3x224x224")
+    numbers = tuple(map(int, parts))
+    return numbers * 2 if len(numbers) == 1 else numbers
+
+
+def option(text: str) -> tuple[str, object]:
+    """Type of --option: a name and a Python literal, or a word."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is no option; expected NAME=VALUE, such as similarity=l2")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value

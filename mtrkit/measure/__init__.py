@@ -1,0 +1,41 @@
+"""Accuracy, speed and what they were measured on: plain functions that the command line is made of."""
+
+from mtrkit.measure.accuracy import Accuracy, batches, check_classes, predict, score
+from mtrkit.measure.images import ImageSet, image_folder, open_images, read_image
+from mtrkit.measure.interval import wilson_interval
+from mtrkit.measure.machine import describe_machine, device_name, version_of
+from mtrkit.measure.parity import Parity, check_backend
+from mtrkit.measure.precision import PRECISIONS, Precision
+from mtrkit.measure.preprocess import INTERPOLATIONS, Preprocess, preprocess_for
+from mtrkit.measure.throughput import Timing, forward_pass, interleave, peak_memory, summarise
+from mtrkit.measure.weights import twin, weights_digest
+
+__all__ = [
+    "INTERPOLATIONS",
+    "PRECISIONS",
+    "Accuracy",
+    "ImageSet",
+    "Parity",
+    "Precision",
+    "Preprocess",
+    "Timing",
+    "batches",
+    "check_backend",
+    "check_classes",
+    "describe_machine",
+    "device_name",
+    "forward_pass",
+    "image_folder",
+    "interleave",
+    "open_images",
+    "peak_memory",
+    "predict",
+    "preprocess_for",
+    "read_image",
+    "score",
+    "summarise",
+    "twin",
+    "version_of",
+    "weights_digest",
+    "wilson_interval",
+]

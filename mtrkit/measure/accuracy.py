@@ -1,0 +1,98 @@
+"""Classify a set of images and count how often the model is right."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mtrkit.errors import InputError
+from mtrkit.measure.images import ImageSet
+from mtrkit.measure.interval import wilson_interval
+from mtrkit.measure.precision import Precision
+from mtrkit.measure.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of right answers, with what it was counted on."""
+
+    correct: int
+    n: int
+
+    @property
+    def share(self) -> float:
+        """Right answers over all, in [0, 1]."""
+        return self.correct / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the share."""
+        return wilson_interval(self.correct, self.n)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.share:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
+
+
+def batches(images: ImageSet, preprocess: Preprocess, batch_size: int, workers: int = 2) -> Iterator[Tensor]:
+    """Yield (B, 3, H, W) batches in order; the next one is read, by threads, while the last one is in use."""
+
+    def load(index: int) -> Tensor:
+        return preprocess(images.openers[index]())
+
+    starts = range(0, len(images), batch_size)
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        waiting = pool.map(load, range(min(batch_size, len(images))))
+        for start in starts:
+            batch = torch.stack(list(waiting))
+            stop = start + batch_size
+            waiting = pool.map(load, range(stop, min(stop + batch_size, len(images))))
+            yield batch
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    images: ImageSet,
+    preprocess: Preprocess,
+    *,
+    batch_size: int = 64,
+    precision: Precision | None = None,
+    workers: int = 2,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Tensor:
+    """Return the top-1 class of every image, (n,) int64 on the CPU.
+
+    Args:
+        model: Called as it is; put it in eval mode first.
+        images: What to classify.
+        preprocess: Turns an image into the model's input.
+        batch_size: Images per call.
+        precision: What the model's weights are in. Default: float32.
+        workers: Threads that read images.
+        progress: Told the size of each batch once it is done.
+    """
+    device, precision = next(model.parameters()).device, precision or Precision("float32")
+    classes = []
+    for batch in batches(images, preprocess, batch_size, workers):
+        with precision.context(device):
+            logits = model(batch.to(device, precision.weights))
+        classes.append(logits.argmax(dim=-1).cpu())
+        progress(len(batch))
+    return torch.cat(classes)
+
+
+def score(predicted: Tensor, images: ImageSet) -> Accuracy:
+    """Compare predictions (n,) with the labels."""
+    return Accuracy(int((predicted == torch.tensor(images.labels)).sum()), len(images))
+
+
+def check_classes(num_outputs: int, images: ImageSet) -> None:
+    """Raise :class:`InputError` unless the folders can be the model's classes."""
+    if num_outputs != len(images.classes):
+        raise InputError(
+            f"the model has {num_outputs} classes and {images.name} has {len(images.classes)} folders; labels "
+            "are numbered by sorted folder name, so there has to be one folder per class (an empty one will do)"
+        )

@@ -1,0 +1,111 @@
+"""Labelled images: a folder per class, or those that come with the package."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from mtrkit.data import bundled_images
+from mtrkit.errors import InputError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+BUNDLED = "bundled"
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with labels, opened one at a time.
+
+    Attributes:
+        name: Where they are from.
+        classes: Names; a label is an index into them.
+        labels: One per image.
+        openers: One function per image that returns it as RGB.
+        digest: Changes whenever the images do, as far as their names and sizes tell.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    labels: tuple[int, ...]
+    openers: tuple[Callable[[], Image.Image], ...]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def spread(self, limit: int | None) -> "ImageSet":
+        """At most ``limit`` of the images, at even distances, so that every class stays represented."""
+        if limit is None or limit >= len(self):
+            return self
+        if limit < 1:
+            raise InputError(f"a limit of {limit} images leaves none; give 1 or more")
+        chosen = [index * len(self) // limit for index in range(limit)]
+        labels = tuple(self.labels[index] for index in chosen)
+        openers = tuple(self.openers[index] for index in chosen)
+        return ImageSet(self.name, self.classes, labels, openers, f"{self.digest}:{limit}")
+
+
+def open_images(source: str | Path) -> ImageSet:
+    """Return the bundled images for ``"bundled"``, otherwise those of a folder."""
+    return _bundled() if str(source) == BUNDLED else image_folder(source)
+
+
+def image_folder(root: str | Path) -> ImageSet:
+    """List the images below ``root/<class>/``; classes are numbered in the order of their sorted names.
+
+    Raises:
+        InputError: No such folder, or no images in it.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder; give one with a folder of images per class, or {BUNDLED!r}")
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    files = [(path, label) for label, folder in enumerate(folders) for path in _images_below(folder)]
+    if not files:
+        raise InputError(
+            f"{root} has no images in folders of its own; expected {root}/<class>/<image> with one of the "
+            f"suffixes {', '.join(SUFFIXES)}"
+        )
+    listing = "\n".join(f"{path.relative_to(root)} {path.stat().st_size}" for path, _ in files)
+    return ImageSet(
+        name=str(root),
+        classes=tuple(folder.name for folder in folders),
+        labels=tuple(label for _, label in files),
+        openers=tuple(partial(read_image, path) for path, _ in files),
+        digest=hashlib.sha256(listing.encode()).hexdigest()[:16],
+    )
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Read an image file completely, as RGB.
+
+    Raises:
+        InputError: The file is not there, or is no whole image; the message names it.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; give the path of an image file") from error
+    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{path} cannot be read as an image ({type(error).__name__}: {error}); replace or remove it"
+        ) from error
+
+
+def _images_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def _bundled() -> ImageSet:
+    images, labels, classes = bundled_images()
+    return ImageSet(
+        name="1000 CIFAR-10 test images that come with mtrkit",
+        classes=classes,
+        labels=tuple(labels.tolist()),
+        openers=tuple(partial(Image.fromarray, image) for image in images),
+        digest=hashlib.sha256(images.tobytes()).hexdigest()[:16],
+    )

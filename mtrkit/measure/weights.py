@@ -1,0 +1,26 @@
+"""The weights of a model: what identifies them, and models that share them."""
+
+import copy
+import hashlib
+from itertools import chain
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Sixteen hex digits that change with any name, shape, dtype or bit of the state dict."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def twin(model: M) -> M:
+    """A copy with the same weight tensors, not copies of them: patches apart, in memory one model."""
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, shared)

@@ -1,0 +1,126 @@
+"""Read the state dict out of a checkpoint file, without running anything that the file may contain."""
+
+import argparse
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mtrkit.errors import CheckpointError
+from mtrkit.models.releases import OFFICIAL
+
+Ema = bool | Literal["auto"]
+
+_PLAIN, _AVERAGED = ("model", "state_dict"), ("model_ema", "state_dict_ema")
+
+
+def load_state_dict(path: str | Path, ema: Ema = "auto") -> dict[str, Tensor]:
+    """Read a state dict from a ``.safetensors`` file or from what ``torch.save`` wrote, on the CPU.
+
+    Known layouts: ``{"model": ..., "model_ema": ..., ...}`` as the official Vim code saves it,
+    ``{"state_dict": ...}``, and the bare state dict; a ``module.`` before every key is taken off. Pickles are
+    read with ``weights_only=True``, and of all classes only ``argparse.Namespace`` is allowed, which the
+    official files contain and which can hold no code.
+
+    Args:
+        path: The file.
+        ema: Whether the exponential moving average of the weights is wanted. Default ``"auto"``: where the
+            published accuracy was measured on it (``vim_b_midclstok_81p9acc.pth``) or nothing else is there.
+
+    Raises:
+        CheckpointError: No readable file, code in the pickle, or no state dict in it.
+    """
+    file = Path(path)
+    _check_file(file)
+    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    return _check_tensors(_choose(content, file, ema), file)
+
+
+def _check_file(file: Path) -> None:
+    if not file.exists():
+        raise CheckpointError(
+            f"{file} does not exist; give a file, or hf:org/repo/file for the Hugging Face Hub"
+        )
+    if not file.is_file():
+        found = "a directory" if file.is_dir() else "no regular file"
+        raise CheckpointError(f"{file} is {found}; give the checkpoint file itself")
+    if file.stat().st_size == 0:
+        raise CheckpointError(f"{file} is empty; it was probably not downloaded completely, fetch it again")
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except Exception as error:  # SafetensorError or OSError, and ValueError for dtypes unknown to this torch
+        raise CheckpointError(
+            f"{file} is no complete safetensors file ({error}); fetch it again, or rename it if it is a .pth"
+        ) from error
+
+
+def _read_torch(file: Path) -> Any:
+    # A memory map leaves the optimizer's moments, most of an official file, on the disk.
+    mapped = zipfile.is_zipfile(file)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # a damaged pickle can fail in any way that a parser can
+        raise CheckpointError(_unreadable(file, error)) from error
+
+
+def _unreadable(file: Path, error: Exception) -> str:
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if found:
+        return (
+            f"{file} asks for {found[1]}, which is more than data; it was refused and nothing was run. If "
+            "you trust its source, load it yourself and save model.state_dict() alone, best as .safetensors"
+        )
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return (
+        f"{file} ({file.stat().st_size} bytes) is no complete PyTorch checkpoint ({type(error).__name__}: "
+        f"{reason}). Fetch it again, and check that it is no web page or Git LFS pointer"
+    )
+
+
+def _choose(content: Any, file: Path, ema: Ema) -> Any:
+    """The state dict among what a training run saved."""
+    if not isinstance(content, Mapping):
+        kind = type(content).__name__
+        raise CheckpointError(
+            f"{file} holds a {kind}; expected a state dict, or a dict with one under 'model'"
+        )
+    found = [key for key in (*_PLAIN, *_AVERAGED) if isinstance(content.get(key), Mapping)]
+    plain = [key for key in found if key in _PLAIN] if found else [None]
+    averaged = [key for key in found if key in _AVERAGED]
+    official = file.name in {release.file for release in OFFICIAL.values() if release.ema}
+    wanted = {True: averaged, False: plain, "auto": averaged + plain if official else plain + averaged}[ema]
+    if not wanted:
+        kind, instead = "averaged (EMA)" if ema else "plain", ", ".join(found) or "a bare state dict"
+        raise CheckpointError(f"{file} has no {kind} weights, only {instead}; pass ema={not ema}")
+    return content if wanted[0] is None else content[wanted[0]]
+
+
+def _check_tensors(state: Mapping[Any, Any], file: Path) -> dict[str, Tensor]:
+    others = [f"{key!r} ({type(value).__name__})" for key, value in state.items() if not _is_plain(value)]
+    others += [repr(key) for key in state if not isinstance(key, str)]
+    if others or not state:
+        found = (
+            f"{len(others)} of them no named plain tensors, such as {others[0]}" if others else "no weights"
+        )
+        raise CheckpointError(
+            f"{file} holds a dict of {len(state)}, {found}; expected a state dict, or one under 'model'"
+        )
+    prefixed = all(key.startswith("module.") for key in state)
+    return {key.removeprefix("module.") if prefixed else key: value for key, value in state.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    """A tensor with memory for each of its elements: not sparse, not meta, not one value expanded to many."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta or value.is_quantized:
+        return False
+    return value.untyped_storage().nbytes() >= value.numel() * value.element_size()

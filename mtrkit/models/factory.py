@@ -1,0 +1,52 @@
+"""Models by name, with weights if wanted."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mtrkit.models.checkpoint import Ema
+from mtrkit.models.loading import load_checkpoint
+from mtrkit.models.registry import MODELS
+from mtrkit.models.releases import find_checkpoint
+
+
+def create_model(
+    name: str,
+    checkpoint: str | Path | None = None,
+    *,
+    ema: Ema = "auto",
+    new_head: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """Build a model, with random weights or with those of a checkpoint.
+
+    Args:
+        name: One of :func:`list_models`.
+        checkpoint: A local ``.pth``, ``.pt`` or ``.safetensors`` file; ``"pretrained"`` for the weights that
+            are bundled or officially published for this model; a repository of the official releases, such
+            as ``"hustvl/Vim-tiny-midclstok"``; or any ``"hf:org/repo/file"``. Default: random weights.
+        ema: Whether to take the averaged weights, see :func:`mtrkit.models.load_state_dict`.
+        new_head: Whether the checkpoint may have another number of classes; the head is random then.
+        **options: Changes to the variant, such as ``num_classes``, ``img_size`` or ``drop_path_rate``; see
+            :class:`mtrkit.models.VisionMamba`.
+
+    Returns:
+        The model, in eval mode if it has a checkpoint, otherwise in training mode as torch modules are.
+
+    Raises:
+        UnknownNameError: No such model.
+        OptionError: No such option, or a value out of range.
+        CheckpointError: The checkpoint is not there, unreadable, unsafe, or of another model.
+
+    >>> model = create_model("vim_micro_patch4_32", "pretrained")
+    >>> model.num_classes, model.training
+    (10, False)
+    """
+    builder = MODELS.get(name)
+    if checkpoint is None:
+        return builder(**options)
+    path = find_checkpoint(checkpoint, name)
+    model = builder(**options)
+    load_checkpoint(model, path, ema=ema, new_head=new_head)
+    return model.eval()

@@ -1,0 +1,121 @@
+"""The small parts of a Vision Mamba beside its mixer: norm, stochastic depth, patch embedding."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtrkit.errors import InputError, OptionError
+
+Size = int | tuple[int, int]
+
+
+def pair(size: Size) -> tuple[int, int]:
+    """A height and a width from one number for both, or from two."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def init_weights(layer: nn.Linear | nn.Conv2d, std: float) -> None:
+    """Truncated normal weights and no bias to begin with."""
+    nn.init.trunc_normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis, with a weight and no bias.
+
+    Computed in the dtype of the input, whatever the dtype of the weight: the residual stream stays float32
+    in a model of half precision.
+
+    Args:
+        dim: Length of the last axis.
+        eps: Added to the mean square.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., D)."""
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+    def extra_repr(self) -> str:
+        """What printing the model shows."""
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drop a sample's whole branch and scale the branches that stay.
+
+    Args:
+        rate: Probability of being dropped, in [0, 1).
+
+    Source: Huang et al., "Deep Networks with Stochastic Depth", arXiv:1603.09382.
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise OptionError(f"drop_path_rate={rate}; give a probability in [0, 1)")
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) to the same shape; the identity in eval mode."""
+        if not self.training or self.rate == 0:
+            return x
+        kept = x.new_empty(x.shape[0], *(1 for _ in x.shape[1:])).bernoulli_(1 - self.rate)
+        return x * (kept / (1 - self.rate))
+
+    def extra_repr(self) -> str:
+        """What printing the model shows."""
+        return f"rate={self.rate:.3g}"
+
+
+class PatchEmbed(nn.Module):
+    """Patches of an image as tokens, row by row; patches overlap if the stride is below their size.
+
+    Args:
+        img_size: Height and width that the images must have.
+        patch_size: Height and width of a patch.
+        stride: Step from patch to patch. Default: the patch size.
+        in_chans: Channels of the images.
+        embed_dim: Width D of the tokens.
+    """
+
+    def __init__(
+        self,
+        img_size: Size = 224,
+        patch_size: Size = 16,
+        stride: Size | None = None,
+        in_chans: int = 3,
+        embed_dim: int = 192,
+    ) -> None:
+        super().__init__()
+        self.patch_size = pair(patch_size)
+        self.stride = pair(patch_size if stride is None else stride)
+        self.proj = nn.Conv2d(in_chans, embed_dim, self.patch_size, self.stride)
+        self.set_input_size(img_size)
+
+    def set_input_size(self, img_size: Size) -> None:
+        """Take images of another size from now on; ``grid_size`` and ``num_patches`` follow."""
+        height, width = pair(img_size)
+        if height < self.patch_size[0] or width < self.patch_size[1]:
+            raise OptionError(f"img_size={height}x{width} is smaller than one patch of {self.patch_size}")
+        self.img_size = (height, width)
+        self.grid_size = (
+            (height - self.patch_size[0]) // self.stride[0] + 1,
+            (width - self.patch_size[1]) // self.stride[1] + 1,
+        )
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, M, D); images of another shape raise :class:`InputError`."""
+        expected = (self.proj.in_channels, *self.img_size)
+        if x.dim() != 4 or tuple(x.shape[1:]) != expected:
+            raise InputError(
+                f"got images of shape {tuple(x.shape)}, expected (B, {', '.join(map(str, expected))}): "
+                "resize them, call model.set_input_size((height, width)), or build the model with img_size="
+            )
+        return self.proj(x).flatten(2).transpose(1, 2)

@@ -1,0 +1,92 @@
+"""Put a checkpoint into a model: everything is checked first, so a failure leaves the model as it was."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtrkit.errors import CheckpointError
+from mtrkit.models.checkpoint import Ema, load_state_dict
+
+_FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
+
+
+def load_checkpoint(model: nn.Module, path: str | Path, *, ema: Ema = "auto", new_head: bool = False) -> None:
+    """Load weights strictly: the same names, shapes that fit, finite values.
+
+    A position table for another image size or stride is interpolated if the model can do that.
+
+    Args:
+        model: One of ``mtrkit.models``, or any module whose parameters have the names in the file.
+        path: What :func:`load_state_dict` reads.
+        ema: Whether to take the averaged weights, see :func:`load_state_dict`.
+        new_head: Whether to keep the model's own ``head`` if the file's has another number of classes, as
+            one does for fine-tuning. Default: that is an error.
+
+    Raises:
+        CheckpointError: Unreadable, or it does not belong to the model.
+    """
+    state = load_state_dict(path, ema)
+    try:
+        adapt = getattr(model, "adapt_state_dict", None)
+        state = state if adapt is None else adapt(state)
+        expected = model.state_dict()
+        state = _fit_head(state, expected, new_head)
+        _check_names(state, expected)
+        _check_values(state, expected)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} does not fit {_described(model)}: {error}") from error
+    model.load_state_dict(state)
+
+
+def _fit_head(state: dict[str, Tensor], expected: dict[str, Any], new_head: bool) -> dict[str, Tensor]:
+    """Leave the file's classifier out if the model has none, or put the model's own in its place."""
+    head = {key: value for key, value in state.items() if key.startswith("head.")}
+    own = {key: value for key, value in expected.items() if key.startswith("head.")}
+    if "head.bias" in head and "head.bias" in own and head["head.bias"].shape != own["head.bias"].shape:
+        if not new_head:
+            given, asked = head["head.bias"].numel(), own["head.bias"].numel()
+            raise CheckpointError(
+                f"the file's head has {given} classes, the model's {asked}: build the model with "
+                f"num_classes={given}, or pass new_head=True to keep its own head"
+            )
+        return state | own
+    return state if own else {key: value for key, value in state.items() if key not in head}
+
+
+def _check_names(state: dict[str, Tensor], expected: dict[str, Any]) -> None:
+    found = {
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
+        "of another shape": [
+            f"{key} {tuple(value.shape)} instead of {tuple(expected[key].shape)}"
+            for key, value in state.items()
+            if key in expected and value.shape != expected[key].shape
+        ],
+    }
+    problems = [f"{len(names)} {what} ({_some(names)})" for what, names in found.items() if names]
+    if problems:
+        raise CheckpointError(f"{'; '.join(problems)}. Choose the model and options the file was made with")
+
+
+def _check_values(state: dict[str, Tensor], expected: dict[str, Any]) -> None:
+    kinds = [
+        f"{key} is {value.dtype}"
+        for key, value in state.items()
+        if value.dtype != expected[key].dtype and not {value.dtype, expected[key].dtype} <= _FLOATS
+    ]
+    if kinds:
+        raise CheckpointError(f"{len(kinds)} tensors are of another kind of number ({_some(kinds)})")
+    bad = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    if bad:
+        raise CheckpointError(f"{len(bad)} tensors have NaN or infinite values ({_some(bad)})")
+
+
+def _described(model: nn.Module) -> str:
+    architecture = getattr(model, "pretrained_cfg", {}).get("architecture")
+    return architecture or type(model).__name__
+
+
+def _some(items: list[str], limit: int = 3) -> str:
+    return ", ".join(items[:limit]) + (", ..." if len(items) > limit else "")

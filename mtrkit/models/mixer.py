@@ -1,0 +1,99 @@
+"""The two-direction Mamba mixer as a module: parameters under the official names, computed by mtrkit.scan.
+
+Source: Gu and Dao, "Mamba" (arXiv:2312.00752), section 3.6 for the initial values; Zhu et al., "Vision
+Mamba" (arXiv:2401.09417), algorithm 1 for the two directions.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mtrkit.scan import DirectionWeights, MixerWeights, mixer_forward
+
+DT_RANGE = (1e-3, 0.1)  # of the time steps Δ at the start of training
+
+
+class MambaMixer(nn.Module):
+    """Projection, then convolution and selective scan along the tokens in either direction, then projection.
+
+    The directions share the outer projections; parameters of the backward one end in ``_b``.
+
+    Args:
+        d_model: Width D of the tokens.
+        d_state: State size N per channel.
+        d_conv: Width K of the causal convolution.
+        expand: Inner width E as a multiple of D.
+        halve: Whether the sum of the directions is halved (Vim: yes, VideoMamba: no).
+    """
+
+    def __init__(
+        self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, halve: bool = True
+    ) -> None:
+        super().__init__()
+        self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
+        self.halve = halve
+        self.d_inner, self.dt_rank = expand * d_model, math.ceil(d_model / 16)
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
+        self.conv1d, self.conv1d_b = self._conv(), self._conv()
+        self.x_proj, self.x_proj_b = self._x_proj(), self._x_proj()
+        self.dt_proj, self.dt_proj_b = self._dt_proj(), self._dt_proj()
+        self.A_log, self.A_b_log = self._decay(), self._decay()
+        self.D, self.D_b = self._skip(), self._skip()
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+
+    def weights(self) -> MixerWeights:
+        """The parameters in the form that :func:`mtrkit.scan.mixer_forward` takes."""
+        directions = (
+            _direction(self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D),
+            _direction(self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b),
+        )
+        return MixerWeights(self.in_proj.weight, None, self.out_proj.weight, None, directions, self.halve)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Normalised tokens (B, L, D) to (B, L, D)."""
+        return mixer_forward(hidden_states, self.weights())[0]
+
+    def extra_repr(self) -> str:
+        """What printing the model shows."""
+        return f"d_state={self.d_state}, dt_rank={self.dt_rank}, halve={self.halve}"
+
+    def _conv(self) -> nn.Conv1d:
+        width, taps = self.d_inner, self.d_conv
+        return nn.Conv1d(width, width, taps, groups=width, padding=taps - 1)
+
+    def _x_proj(self) -> nn.Linear:
+        return nn.Linear(self.d_inner, self.dt_rank + 2 * self.d_state, bias=False)
+
+    def _dt_proj(self) -> nn.Linear:
+        """Δ starts log-uniform in ``DT_RANGE``, of which the bias is the inverse softplus."""
+        projection = nn.Linear(self.dt_rank, self.d_inner)
+        bound = self.dt_rank**-0.5
+        low, high = map(math.log, DT_RANGE)
+        dt = torch.exp(low + (high - low) * torch.rand(self.d_inner))
+        with torch.no_grad():
+            projection.weight.uniform_(-bound, bound)
+            projection.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        return projection
+
+    def _decay(self) -> nn.Parameter:
+        rates = torch.arange(1, self.d_state + 1, dtype=torch.float32)
+        return _undecayed(torch.log(rates).repeat(self.d_inner, 1))
+
+    def _skip(self) -> nn.Parameter:
+        return _undecayed(torch.ones(self.d_inner))
+
+
+def _undecayed(values: Tensor) -> nn.Parameter:
+    """A parameter with the mark by which training code built for Mamba leaves it out of weight decay."""
+    parameter = nn.Parameter(values)
+    parameter._no_weight_decay = True  # type: ignore[attr-defined]
+    return parameter
+
+
+def _direction(
+    conv: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor
+) -> DirectionWeights:
+    # The recurrence is float32 in models of any precision.
+    A = -torch.exp(A_log.float())
+    return DirectionWeights(conv.weight, conv.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, A, D.float())

@@ -1,0 +1,89 @@
+"""Where the published weights are: bundled with mtrkit, or official Vim releases on the Hugging Face Hub."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from mtrkit.errors import CheckpointError
+
+BUNDLED = {"vim_micro_patch4_32": Path(__file__).parents[1] / "data" / "vim_micro_patch4_32.safetensors"}
+
+
+class Release(NamedTuple):
+    """One published file."""
+
+    repo: str
+    file: str
+    top1: float  # published, ImageNet-1k validation
+    ema: bool = False  # whether that accuracy is of the averaged weights in the file
+
+
+_TINY, _SMALL, _BASE = (f"hustvl/Vim-{size}-midclstok" for size in ("tiny", "small", "base"))
+
+OFFICIAL = {
+    "vim_tiny_patch16_224": Release(_TINY, "vim_t_midclstok_76p1acc.pth", 76.1),
+    "vim_tiny_patch16_stride8_224": Release(_TINY, "vim_t_midclstok_ft_78p3acc.pth", 78.3),
+    "vim_small_patch16_224": Release(_SMALL, "vim_s_midclstok_80p5acc.pth", 80.5),
+    "vim_small_patch16_stride8_224": Release(_SMALL, "vim_s_midclstok_ft_81p6acc.pth", 81.6),
+    "vim_base_patch16_224": Release(_BASE, "vim_b_midclstok_81p9acc.pth", 81.9, ema=True),
+}
+
+
+def find_checkpoint(reference: str | Path, name: str) -> Path:
+    """Turn what a user may give as a checkpoint into a local file, downloading it if it is on the Hub.
+
+    Args:
+        reference: A local path; ``"pretrained"`` for the weights published for the model; a repository of
+            the official releases such as ``"hustvl/Vim-tiny-midclstok"``; or ``"hf:org/repo/file"``.
+        name: The model's name, which chooses among the files of an official repository.
+
+    Raises:
+        CheckpointError: There are no such weights, or the Hub cannot be reached.
+    """
+    given = str(reference)
+    if given == "pretrained":
+        return _published(name)
+    if given.startswith("hf:"):
+        return _from_hub(given.removeprefix("hf:"), name)
+    if not Path(given).exists() and given in {release.repo for release in OFFICIAL.values()}:
+        return _from_hub(given, name)
+    return Path(reference)
+
+
+def _published(name: str) -> Path:
+    if name in BUNDLED:
+        return BUNDLED[name]
+    if name not in OFFICIAL:
+        known = ", ".join([*BUNDLED, *OFFICIAL])
+        raise CheckpointError(f"no weights are published for {name!r}, only for {known}; give a file instead")
+    return download(OFFICIAL[name].repo, OFFICIAL[name].file)
+
+
+def _from_hub(reference: str, name: str) -> Path:
+    """``org/repo`` with official files, or ``org/repo/file``."""
+    repo, file = "/".join(reference.split("/")[:2]), "/".join(reference.split("/")[2:])
+    if file:
+        return download(repo, file)
+    holds = {model: release for model, release in OFFICIAL.items() if release.repo == repo}
+    if name not in holds:
+        known = f"it has files for {', '.join(holds)}" if holds else "it is not a known official release"
+        raise CheckpointError(f"which file of hf:{repo} belongs to {name!r}? {known}; write hf:{repo}/<file>")
+    return download(repo, holds[name].file)
+
+
+def download(repo: str, file: str) -> Path:
+    """Fetch one file from the Hugging Face Hub, or find it in the local cache; return where it lies."""
+    by_hand = f"or download {file} from https://huggingface.co/{repo} by hand and pass its path"
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise CheckpointError(
+            f"{repo} is on the Hugging Face Hub, and huggingface-hub is not installed: "
+            f"pip install huggingface-hub, {by_hand}"
+        ) from error
+    try:
+        return Path(hf_hub_download(repo, file))
+    except Exception as error:  # offline, unknown repository, full disk: the Hub has an exception for each
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(
+            f"{file} cannot be fetched from {repo} ({reason}); try again, {by_hand}"
+        ) from error

@@ -1,0 +1,416 @@
+"""Vim: Vision Mamba, a plain stack of two-direction Mamba blocks on image patches.
+
+Parameters have the names and shapes of the official release, so its state dicts load strictly.
+
+Source: Zhu et al., "Vision Mamba: Efficient Visual Representation Learning with Bidirectional State Space
+Model", arXiv:2401.09417.
+"""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mtrkit.errors import CheckpointError, OptionError
+from mtrkit.models.foreign import family_of
+from mtrkit.models.intermediates import as_map, pick_blocks
+from mtrkit.models.layers import DropPath, PatchEmbed, RMSNorm, Size, init_weights
+from mtrkit.models.loading import load_checkpoint
+from mtrkit.models.mixer import MambaMixer
+from mtrkit.models.positions import ClassToken, class_index, insert_at, resize_positions, square_grid, without
+from mtrkit.models.registry import register_model
+from mtrkit.models.releases import BUNDLED, OFFICIAL
+from mtrkit.ops import stream_tokens
+
+Pool = Literal["token", "avg", ""]
+
+
+class Block(nn.Module):
+    """Add, then norm, then mixer: the mixer's output is added to the residual by the next block."""
+
+    def __init__(self, dim: int, drop_path: float = 0.0, **mixer: Any) -> None:
+        super().__init__()
+        self.mixer = MambaMixer(dim, **mixer)
+        self.norm = RMSNorm(dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, hidden_states: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Add ``hidden_states`` (B, L, D) to ``residual`` and run the mixer on the sum.
+
+        Returns:
+            The mixer's output, and the sum in at least float32 without that output.
+        """
+        if residual is None:
+            residual = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+        else:
+            residual = residual + self.drop_path(hidden_states)
+        return self.mixer(self.norm(residual).to(hidden_states.dtype)), residual
+
+
+class VisionMamba(nn.Module):
+    """Vim, with the methods of timm's models.
+
+    Args:
+        img_size: Height and width of the images; others raise until :meth:`set_input_size`.
+        patch_size: Height and width of a patch.
+        stride: Step between patches, smaller for overlapping ones. Default: the patch size.
+        in_chans: Channels of the images.
+        num_classes: Outputs of the head; 0 for none.
+        global_pool: What the head sees: ``"token"`` the class token, ``"avg"`` the mean over the patches,
+            ``""`` every token.
+        embed_dim: Width D of the tokens.
+        depth: Number of blocks.
+        d_state: State size N of the scan per channel.
+        d_conv: Width of the mixer's convolution.
+        expand: Inner width of the mixer as a multiple of D.
+        class_token: Where the class token stands among the M patches: ``"middle"`` (index M // 2),
+            ``"front"``, or ``"none"`` for no such token.
+        halve: Whether the sum of the two scan directions is halved, as the released weights want it.
+        drop_rate: Dropout after the position embedding.
+        drop_path_rate: Stochastic depth. As in the official code the rate grows from 0 to this value over
+            the stack, one block late: blocks 0 and 1 have none, the full rate is that of the last sum.
+
+    Raises:
+        OptionError: A value out of range, or ``global_pool="token"`` without a class token.
+    """
+
+    global_pool: Pool
+
+    def __init__(
+        self,
+        img_size: Size = 224,
+        patch_size: Size = 16,
+        stride: Size | None = None,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: Pool = "token",
+        embed_dim: int = 192,
+        depth: int = 24,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        class_token: ClassToken = "middle",
+        halve: bool = True,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check_choice("class_token", class_token, get_args(ClassToken))
+        self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
+        self.class_token: ClassToken = class_token
+        self.grad_checkpointing = False
+        self.pretrained_cfg: dict[str, Any] = {}
+        self.patch_embed = PatchEmbed(img_size, patch_size, stride, in_chans, embed_dim)
+        self.num_class_tokens = 0 if class_token == "none" else 1
+        if class_token != "none":
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        places = self.patch_embed.num_patches + self.num_class_tokens
+        self.pos_embed = nn.Parameter(torch.zeros(1, places, embed_dim))
+        self.pos_drop = nn.Dropout(drop_rate)
+        mixer = {"d_state": d_state, "d_conv": d_conv, "expand": expand, "halve": halve}
+        self.layers = _stack(embed_dim, depth, drop_path_rate, **mixer)
+        step = self.patch_embed.stride[0]
+        self.feature_info = [
+            {"num_chs": embed_dim, "reduction": step, "module": f"layers.{i}"} for i in range(depth)
+        ]
+        self.drop_path = DropPath(drop_path_rate)
+        self.norm_f: nn.Module = RMSNorm(embed_dim)
+        self._init_weights()
+        self.reset_classifier(num_classes, global_pool)
+
+    @torch.no_grad()
+    def _init_weights(self) -> None:
+        """What the parts do not set themselves."""
+        projection = self.patch_embed.proj
+        init_weights(projection, std=projection.weight[0].numel() ** -0.5)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.num_class_tokens:
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+
+    @property
+    def class_index(self) -> int | None:
+        """Index of the class token in the sequence; ``None`` without one."""
+        return class_index(self.class_token, self.patch_embed.num_patches)
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the tokens (B, L, D), class token and positions included."""
+        x = self.patch_embed(x)
+        index = self.class_index
+        if index is not None:
+            x = insert_at(x, self.cls_token.expand(x.shape[0], -1, -1), index)
+        return self.pos_drop(x + self.pos_embed)
+
+    def _run(self, block: nn.Module, hidden: Tensor, residual: Any) -> tuple[Tensor, Any]:
+        """One block; ``residual`` is passed on unseen, as a token reduction puts more than a tensor there."""
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, hidden, residual, use_reentrant=False)
+        return block(hidden, residual)
+
+    def _finish(self, hidden: Tensor, residual: Any) -> Tensor:
+        """The last sum, normalised: (B, L, D)."""
+        return self.norm_f(stream_tokens(self.drop_path(hidden), residual)).to(hidden.dtype)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to all normalised tokens (B, L, D), the class token at :attr:`class_index`."""
+        hidden, residual = self._embed(x), None
+        for block in self.layers:
+            hidden, residual = self._run(block, hidden, residual)
+        return self._finish(hidden, residual)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool the tokens of :meth:`forward_features` and classify.
+
+        Args:
+            x: (B, L, D).
+            pre_logits: Whether to return the pooled features (B, D) instead of the logits.
+        """
+        index = self.class_index
+        if self.global_pool == "token":
+            x = x[:, index]
+        elif self.global_pool == "avg":
+            x = (x if index is None else without(x, index)).mean(dim=1)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """The patch features after chosen blocks, on the full grid even where the model is reduced.
+
+        Args:
+            x: Images (B, C, H, W).
+            indices: The last so many blocks, or these blocks (negative from the end). Default: all.
+            return_prefix_tokens: Whether each entry becomes ``(patches, class token (B, 1, D))``.
+            norm: Whether the final norm is applied to each.
+            stop_early: Whether to leave out the blocks after the last chosen one.
+            output_fmt: ``"NCHW"``: (B, D, rows, columns); ``"NLC"``: (B, M, D).
+            intermediates_only: Whether to return the list alone.
+
+        Returns:
+            ``(tokens, intermediates)``, ``tokens`` as from :meth:`forward_features`, or the list alone.
+
+        Raises:
+            OptionError: An index out of range or an unknown format.
+        """
+        _check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
+        wanted = pick_blocks(indices, len(self.layers))
+        hidden, residual = self._embed(x), None
+        found = []
+        for i, block in enumerate(self.layers):
+            hidden, residual = self._run(block, hidden, residual)
+            if i in wanted:
+                tokens = stream_tokens(hidden, residual)
+                tokens = self.norm_f(tokens) if norm else tokens
+                found.append(self._shaped(tokens, output_fmt, return_prefix_tokens))
+            if stop_early and i == max(wanted):
+                break
+        return found if intermediates_only else (self._finish(hidden, residual), found)
+
+    def _shaped(self, tokens: Tensor, output_fmt: str, with_class: bool) -> Any:
+        index = self.class_index
+        patches = tokens if index is None else without(tokens, index)
+        if output_fmt == "NCHW":
+            patches = as_map(patches, self.patch_embed.grid_size)
+        return (patches, tokens[:, index : index + 1]) if with_class and index is not None else patches
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what :meth:`forward_intermediates` does not need for ``indices``; return those resolved."""
+        wanted = pick_blocks(indices, len(self.layers))
+        self.layers = self.layers[: max(wanted) + 1]
+        if prune_norm:
+            self.norm_f = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return wanted
+
+    def reset_classifier(self, num_classes: int, global_pool: Pool | None = None) -> None:
+        """Put a new head in place, or none for 0 classes; ``global_pool`` stays unless it is given."""
+        pool = self.global_pool if global_pool is None else global_pool
+        _check_choice("global_pool", pool, get_args(Pool))
+        if pool == "token" and not self.num_class_tokens:
+            raise OptionError('global_pool="token" needs a class token; choose "avg" or class_token="middle"')
+        self.num_classes, self.global_pool = num_classes, pool
+        like = self.pos_embed
+        self.head: nn.Module = nn.Identity()
+        if num_classes > 0:
+            head = nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
+            init_weights(head, std=0.02)
+            self.head = head
+
+    def get_classifier(self) -> nn.Module:
+        """The head."""
+        return self.head
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    def set_input_size(self, img_size: Size) -> None:
+        """Take images of another height and width from now on; positions are interpolated.
+
+        ``pos_embed`` becomes another parameter if its shape changes: make optimizers afterwards.
+        """
+        old, table = self.patch_embed.grid_size, self.pos_embed
+        self.patch_embed.set_input_size(img_size)
+        new = self.patch_embed.grid_size
+        if new != old:
+            resized = resize_positions(table.detach(), old, new, self.class_token)
+            self.pos_embed = nn.Parameter(resized, requires_grad=table.requires_grad)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay would harm: embeddings, decay rates and skips."""
+        leaves = {"pos_embed", "cls_token", "A_log", "A_b_log", "D", "D_b"}
+        return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in leaves}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns by which timm groups parameters into layers, for layer-wise learning rates."""
+        blocks = r"^layers\.(\d+)" if coarse else [(r"^layers\.(\d+)", None), (r"^norm_f", (99999,))]
+        return {"stem": r"^cls_token|pos_embed|patch_embed", "blocks": blocks}
+
+    def load_pretrained(self, path: str | Path, prefix: str = "") -> None:
+        """Load published weights; timm calls this. The head stays random if the number of classes differs."""
+        del prefix
+        load_checkpoint(self, path, new_head=True)
+
+    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Refuse other families by name, and interpolate positions made for another grid.
+
+        Raises:
+            CheckpointError: The weights are of a family that this class does not implement.
+        """
+        family = family_of(state)
+        if family is not None:
+            raise CheckpointError(f"the weights are of {family}")
+        table, own = state.get("pos_embed"), self.pos_embed.shape
+        if table is None or table.shape == own or table.shape[::2] != own[::2]:
+            return state  # equal, or so different that strict loading shall say it
+        grid = square_grid(table.shape[1] - self.num_class_tokens)
+        if grid is None:
+            return state
+        resized = resize_positions(table, grid, self.patch_embed.grid_size, self.class_token)
+        return {**state, "pos_embed": resized}
+
+
+def _stack(dim: int, depth: int, drop_path_rate: float, **mixer: Any) -> nn.ModuleList:
+    """The blocks; each one's output starts small, so that the sum over the depth does not grow with it."""
+    blocks = [Block(dim, drop_path_rate * max(i - 1, 0) / max(depth - 1, 1), **mixer) for i in range(depth)]
+    for block in blocks:
+        block.mixer.out_proj.weight.data.div_(depth**0.5)
+    return nn.ModuleList(blocks)
+
+
+def _check_choice(option: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise OptionError(f"{option}={value!r}; choose one of {', '.join(map(repr, known))}")
+
+
+def _cfg(name: str, **changes: Any) -> dict[str, Any]:
+    """How images are prepared for a model and where its weights are, in the form timm uses."""
+    cfg = {
+        "architecture": name,
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        "crop_pct": 0.875,
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:2401.09417",
+    }
+    if name in OFFICIAL:
+        release = OFFICIAL[name]
+        cfg |= {"hf_hub_id": release.repo, "hf_hub_filename": release.file, "custom_load": "hf"}
+    elif name in BUNDLED:
+        cfg |= {"file": str(BUNDLED[name]), "custom_load": True}
+    return cfg | changes
+
+
+default_cfgs = {
+    name: _cfg(name)
+    for name in (
+        "vim_tiny_patch16_224",
+        "vim_tiny_patch16_stride8_224",
+        "vim_small_patch16_224",
+        "vim_small_patch16_stride8_224",
+        "vim_base_patch16_224",
+    )
+}
+default_cfgs["vim_micro_patch4_32"] = _cfg(
+    "vim_micro_patch4_32",
+    num_classes=10,
+    input_size=(3, 32, 32),
+    crop_pct=1.0,
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.247, 0.2435, 0.2616),
+)
+
+
+def _create_vim(name: str, options: dict[str, Any], **variant: Any) -> VisionMamba:
+    known = inspect.signature(VisionMamba).parameters
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise OptionError(f"{name} has no option {', '.join(unknown)}; known: {', '.join(known)}")
+    model = VisionMamba(**(variant | options))
+    model.pretrained_cfg = default_cfgs[name]
+    return model
+
+
+@register_model
+def vim_tiny_patch16_224(**options: Any) -> VisionMamba:
+    """Vim-Ti, 7.1 M parameters."""
+    return _create_vim("vim_tiny_patch16_224", options, embed_dim=192)
+
+
+@register_model
+def vim_tiny_patch16_stride8_224(**options: Any) -> VisionMamba:
+    """Vim-Ti on overlapping patches, 730 tokens."""
+    return _create_vim("vim_tiny_patch16_stride8_224", options, embed_dim=192, stride=8)
+
+
+@register_model
+def vim_small_patch16_224(**options: Any) -> VisionMamba:
+    """Vim-S, 25.8 M parameters."""
+    return _create_vim("vim_small_patch16_224", options, embed_dim=384)
+
+
+@register_model
+def vim_small_patch16_stride8_224(**options: Any) -> VisionMamba:
+    """Vim-S on overlapping patches, 730 tokens."""
+    return _create_vim("vim_small_patch16_stride8_224", options, embed_dim=384, stride=8)
+
+
+@register_model
+def vim_base_patch16_224(**options: Any) -> VisionMamba:
+    """Vim-B, 97.6 M parameters."""
+    return _create_vim("vim_base_patch16_224", options, embed_dim=768)
+
+
+@register_model
+def vim_micro_patch4_32(**options: Any) -> VisionMamba:
+    """A Vim for CIFAR-sized images, 1 M parameters: the bundled pretrained model."""
+    variant = {"img_size": 32, "patch_size": 4, "num_classes": 10, "embed_dim": 96, "depth": 12}
+    return _create_vim("vim_micro_patch4_32", options, **variant)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: VisionMamba) -> dict[str, Tensor]:
+    """Fit weights to ``model``, under the name that timm uses; see :meth:`VisionMamba.adapt_state_dict`."""
+    return model.adapt_state_dict(state_dict)

@@ -1,0 +1,74 @@
+"""Where the patches of an image are: in the sequence of tokens, and in the picture."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from mtrkit.adapters import find_adapter
+from mtrkit.errors import UnsupportedModelError
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Patches in rows and columns.
+
+    Attributes:
+        rows: Number of rows.
+        columns: Number of columns.
+        positions: Position in the sequence of each patch, row by row; class and register tokens have none.
+    """
+
+    rows: int
+    columns: int
+    positions: tuple[int, ...]
+
+    def patches_at(self, positions: list[int]) -> list[int]:
+        """The patches, numbered row by row, that stand at these positions of the sequence."""
+        index = {position: patch for patch, position in enumerate(self.positions)}
+        return [index[position] for position in positions if position in index]
+
+    def box(self, patch: int, size: tuple[int, int]) -> Box:
+        """Left, top, right and bottom of a patch in a picture of (width, height), the last two not included.
+
+        Overlapping patches are shown side by side, each with an equal part of the picture.
+        """
+        row, column = divmod(patch, self.columns)
+        (width, height), (rows, columns) = size, (self.rows, self.columns)
+        return (
+            round(column * width / columns),
+            round(row * height / rows),
+            round((column + 1) * width / columns),
+            round((row + 1) * height / rows),
+        )
+
+
+def patch_grid(model: nn.Module, input_size: tuple[int, ...] | None = None) -> PatchGrid:
+    """Find the grid of a supported model.
+
+    Args:
+        model: The model itself, no wrapper around it.
+        input_size: (C, H, W). Default: the size the model was built for.
+
+    Raises:
+        UnsupportedModelError: No adapter fits, or the tokens are not one per patch and special ones.
+    """
+    adapter = find_adapter(model)
+    size = input_size or adapter.input_size(model)
+    shape = adapter.shape(model, size)
+    special = set(adapter.special_at(model)(shape.tokens)) if shape.tokens > shape.patches else set()
+    positions = tuple(position for position in range(shape.tokens) if position not in special)
+    if len(positions) != shape.patches or len(size) != 3:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has {shape.tokens} tokens, of which {len(special)} special, for "
+            f"{shape.patches} patches of an input {size}; what is drawn are images with one token per patch"
+        )
+    rows = _rows(shape.patches, size[-2] / size[-1])
+    return PatchGrid(rows, shape.patches // rows, positions)
+
+
+def _rows(patches: int, aspect: float) -> int:
+    """The number of rows whose ratio to the columns is nearest to height over width."""
+    divisors = [rows for rows in range(1, patches + 1) if patches % rows == 0]
+    return min(divisors, key=lambda rows: abs(rows * rows / patches / aspect - 1))

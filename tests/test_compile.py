@@ -1,0 +1,62 @@
+"""A patched model compiles without a graph break and exports, forward and backward."""
+
+import copy
+
+import pytest
+import torch
+
+import mtrkit
+from tests.families import FAMILIES
+from tests.test_matrix import IMAGES, run
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own compilers warn about themselves
+
+
+@pytest.fixture(params=mtrkit.list_methods())
+def model(request):
+    torch._dynamo.reset()
+    torch.use_deterministic_algorithms(False)
+    return mtrkit.apply_reduction(FAMILIES["vim"](), request.param, ratio=0.3)
+
+
+def test_fullgraph(model):
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert torch.equal(run(compiled), run(model))
+    with mtrkit.reduction_disabled(model):
+        assert torch.equal(run(compiled), run(model))
+    assert torch.equal(run(compiled, IMAGES[:3]), run(model, IMAGES[:3]))
+
+
+def test_a_compiled_model_notices_patch_and_removal():
+    torch._dynamo.reset()
+    model = FAMILIES["vim"]()
+    compiled, dense = torch.compile(model, fullgraph=True, backend="eager"), run(model)
+    assert torch.equal(run(compiled), dense)
+    mtrkit.apply_reduction(compiled, ratio=0.3)
+    reduced = run(compiled)
+    assert torch.equal(reduced, run(model)) and not torch.equal(reduced, dense)
+    mtrkit.apply_reduction(model, ratio=0.5)
+    assert torch.equal(run(compiled), run(model)) and not torch.equal(run(compiled), reduced)
+    mtrkit.remove_reduction(model)
+    assert torch.equal(run(compiled), dense)
+
+
+def test_gradients_through_the_compiled_graph(model):
+    twin = copy.deepcopy(model)
+    torch.compile(model, fullgraph=True, backend="aot_eager")(IMAGES).square().sum().backward()
+    twin(IMAGES).square().sum().backward()
+    for (name, a), b in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4 * float(b.grad.abs().max()), msg=name)
+
+
+@torch.no_grad()
+def test_export(model):
+    exported = torch.export.export(model, (IMAGES,))
+    torch.testing.assert_close(exported.module()(IMAGES), run(model))
+
+
+@torch.no_grad()
+def test_export_with_any_batch_size(model):
+    sizes = ({0: torch.export.Dim("batch", min=2, max=32)},)
+    exported = torch.export.export(model, (IMAGES,), dynamic_shapes=sizes)
+    torch.testing.assert_close(exported.module()(IMAGES[:3]), run(model, IMAGES[:3]))
