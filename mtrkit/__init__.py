@@ -4,7 +4,7 @@
 >>> model = mtrkit.create_model("vim_micro_patch4_32").eval()
 >>> model = mtrkit.apply_reduction(model, method="mtr", ratio=0.3)
 >>> mtrkit.reduction_info(model).layers
-(2, 4, 6)
+(3, 6, 9)
 >>> model = mtrkit.remove_reduction(model)
 """
 

@@ -1,5 +1,9 @@
 """Every test starts from a seed, on two threads, with fresh memory full of NaN."""
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads; spinning starves a shared machine
+
 import pytest
 import torch
 

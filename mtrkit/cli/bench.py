@@ -8,8 +8,6 @@ quartiles. Weights are random unless --checkpoint is given: speed does not depen
 
 import argparse
 import dataclasses
-import shlex
-import sys
 from collections.abc import Callable
 
 import torch
@@ -61,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         "checkpoint": str(args.checkpoint),
         "dtype": args.dtype,
         "compile": args.compile,
-        "command": shlex.join(["mtrkit", *sys.argv[1:]]),
+        "command": args.command_line,
     }
     _print_head(args, about, found)
     for batch_size in args.batch_size:

@@ -122,7 +122,7 @@ def _measure_all(
         "data": images.name,
         "dtype": args.dtype,
     }
-    about |= describe_machine(device)
+    about |= describe_machine(device) | {"command": args.command_line}
     pending = {key: candidate for key, candidate in keys.items() if results.find(key) is None}
     sample = next(batches(images, preprocess, args.batch_size)).to(device, precision.weights) if pending else None
     with progress() as bar:

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = next((argument for argument in arguments if argument in COMMANDS), None)
     command = importlib.import_module(f"mtrkit.cli.{COMMANDS[name][0]}") if name else None
     args = _parser(name, command).parse_args(arguments)
+    args.command_line = shlex.join(["mtrkit", *arguments])
     return _run(command, args) if command else DONE
 
 

@@ -42,9 +42,7 @@ def load_state_dict(path: str | Path, ema: Ema = "auto") -> dict[str, Tensor]:
 
 def _check_file(file: Path) -> None:
     if not file.exists():
-        raise CheckpointError(
-            f"{file} does not exist; give a file, or hf:org/repo/file for the Hugging Face Hub"
-        )
+        raise CheckpointError(f"{file} does not exist; give a file, or hf:org/repo/file for the Hugging Face Hub")
     if not file.is_file():
         found = "a directory" if file.is_dir() else "no regular file"
         raise CheckpointError(f"{file} is {found}; give the checkpoint file itself")
@@ -64,9 +62,9 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(file: Path) -> Any:
-    # A memory map leaves the optimizer's moments, most of an official file, on the disk.
-    mapped = zipfile.is_zipfile(file)
     try:
+        # A memory map leaves the optimizer's moments, most of an official file, on the disk.
+        mapped = zipfile.is_zipfile(file)
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged pickle can fail in any way that a parser can
@@ -91,9 +89,7 @@ def _choose(content: Any, file: Path, ema: Ema) -> Any:
     """The state dict among what a training run saved."""
     if not isinstance(content, Mapping):
         kind = type(content).__name__
-        raise CheckpointError(
-            f"{file} holds a {kind}; expected a state dict, or a dict with one under 'model'"
-        )
+        raise CheckpointError(f"{file} holds a {kind}; expected a state dict, or a dict with one under 'model'")
     found = [key for key in (*_PLAIN, *_AVERAGED) if isinstance(content.get(key), Mapping)]
     plain = [key for key in found if key in _PLAIN] if found else [None]
     averaged = [key for key in found if key in _AVERAGED]
@@ -109,9 +105,7 @@ def _check_tensors(state: Mapping[Any, Any], file: Path) -> dict[str, Tensor]:
     others = [f"{key!r} ({type(value).__name__})" for key, value in state.items() if not _is_plain(value)]
     others += [repr(key) for key in state if not isinstance(key, str)]
     if others or not state:
-        found = (
-            f"{len(others)} of them no named plain tensors, such as {others[0]}" if others else "no weights"
-        )
+        found = f"{len(others)} of them no named plain tensors, such as {others[0]}" if others else "no weights"
         raise CheckpointError(
             f"{file} holds a dict of {len(state)}, {found}; expected a state dict, or one under 'model'"
         )

@@ -18,9 +18,7 @@ def pick_blocks(indices: int | Sequence[int] | None, depth: int) -> list[int]:
     asked = list(range(depth - indices, depth)) if isinstance(indices, int) else list(indices)
     picked = asked if isinstance(indices, int) else [depth + i if i < 0 else i for i in asked]
     if not picked or not all(0 <= i < depth for i in picked):
-        raise OptionError(
-            f"indices={indices!r} for {depth} blocks; give 1 to {depth} last ones, or their indices"
-        )
+        raise OptionError(f"indices={indices!r} for {depth} blocks; give 1 to {depth} last ones, or their indices")
     return picked
 
 

@@ -27,9 +27,7 @@ class MambaMixer(nn.Module):
         halve: Whether the sum of the directions is halved (Vim: yes, VideoMamba: no).
     """
 
-    def __init__(
-        self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, halve: bool = True
-    ) -> None:
+    def __init__(self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, halve: bool = True) -> None:
         super().__init__()
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
         self.halve = halve
@@ -85,15 +83,13 @@ class MambaMixer(nn.Module):
 
 
 def _undecayed(values: Tensor) -> nn.Parameter:
-    """A parameter with the mark by which training code built for Mamba leaves it out of weight decay."""
+    """A parameter with the mark by which Mamba training code leaves it out of weight decay."""
     parameter = nn.Parameter(values)
     parameter._no_weight_decay = True  # type: ignore[attr-defined]
     return parameter
 
 
-def _direction(
-    conv: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor
-) -> DirectionWeights:
+def _direction(conv: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor) -> DirectionWeights:
     # The recurrence is float32 in models of any precision.
     A = -torch.exp(A_log.float())
     return DirectionWeights(conv.weight, conv.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, A, D.float())

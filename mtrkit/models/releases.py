@@ -84,6 +84,4 @@ def download(repo: str, file: str) -> Path:
         return Path(hf_hub_download(repo, file))
     except Exception as error:  # offline, unknown repository, full disk: the Hub has an exception for each
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise CheckpointError(
-            f"{file} cannot be fetched from {repo} ({reason}); try again, {by_hand}"
-        ) from error
+        raise CheckpointError(f"{file} cannot be fetched from {repo} ({reason}); try again, {by_hand}") from error

@@ -114,9 +114,7 @@ class VisionMamba(nn.Module):
         mixer = {"d_state": d_state, "d_conv": d_conv, "expand": expand, "halve": halve}
         self.layers = _stack(embed_dim, depth, drop_path_rate, **mixer)
         step = self.patch_embed.stride[0]
-        self.feature_info = [
-            {"num_chs": embed_dim, "reduction": step, "module": f"layers.{i}"} for i in range(depth)
-        ]
+        self.feature_info = [{"num_chs": embed_dim, "reduction": step, "module": f"layers.{i}"} for i in range(depth)]
         self.drop_path = DropPath(drop_path_rate)
         self.norm_f: nn.Module = RMSNorm(embed_dim)
         self._init_weights()

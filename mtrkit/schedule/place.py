@@ -48,7 +48,7 @@ def default_layers(depth: int) -> tuple[int, ...]:
     MTR (arXiv:2507.14042) does not say where it reduces; this is the set of HSA (arXiv:2409.18962), and
     the one that MTR's figures agree with.
     """
-    step = max(1, round(depth * 5 / 24))
+    step = max(1, (5 * depth + 12) // 24)  # rounded to the nearest, a half up
     return tuple(layer for layer in (step, 2 * step, 3 * step) if layer < depth)
 
 

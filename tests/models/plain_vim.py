@@ -91,10 +91,6 @@ def plain_vim(state, images, patch, stride=None):
     tokens.insert(middle, w["cls_token"][0].expand(images.shape[0], -1))
     stream = torch.stack(tokens, dim=1) + w["pos_embed"]
     for i in range(sum(name.endswith(".norm.weight") for name in w)):
-        inner = {
-            k.removeprefix(f"layers.{i}.mixer."): v
-            for k, v in w.items()
-            if k.startswith(f"layers.{i}.mixer.")
-        }
+        inner = {k.removeprefix(f"layers.{i}.mixer."): v for k, v in w.items() if k.startswith(f"layers.{i}.mixer.")}
         stream = stream + mixer(rms_norm(stream, w[f"layers.{i}.norm.weight"]), inner)
     return rms_norm(stream, w["norm_f.weight"])[:, middle] @ w["head.weight"].T + w["head.bias"]
