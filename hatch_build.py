@@ -46,9 +46,7 @@ class NativeBuildHook(BuildHookInterface):
             _compile(library)
         except (OSError, subprocess.CalledProcessError) as error:
             details = getattr(error, "stderr", None) or error
-            self.app.display_warning(
-                f"mtrkit is built without its compiled scan, which will be slower: {details}"
-            )
+            self.app.display_warning(f"mtrkit is built without its compiled scan, which will be slower: {details}")
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{_platform_tag()}"
@@ -84,6 +82,4 @@ def _zig() -> list[str]:
 
 
 def _platform_tag() -> str:
-    return (
-        sysconfig.get_platform().replace("universal2", platform.machine()).replace("-", "_").replace(".", "_")
-    )
+    return sysconfig.get_platform().replace("universal2", platform.machine()).replace("-", "_").replace(".", "_")

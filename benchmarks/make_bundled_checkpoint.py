@@ -40,6 +40,7 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     # One entry: safetensors writes several in random order.
     save_file(weights, arguments.out, {"about": json.dumps(ABOUT)})
+    arguments.out.chmod(0o644)  # safetensors leaves it to its owner alone, and a wheel keeps the mode
     create_model(NAME, arguments.out)
     print(f"{arguments.out}: {len(weights)} tensors, {arguments.out.stat().st_size} bytes")
 

@@ -54,9 +54,7 @@ def materialised_scan(
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     """The scan in the manner of ``selective_scan_ref``, for one group of B and C."""
-    x, step, gate, B, C = (
-        t if t is None else t.flip(-1) if reverse else t for t in (u, delta, z, B[:, 0], C[:, 0])
-    )
+    x, step, gate, B, C = (t if t is None else t.flip(-1) if reverse else t for t in (u, delta, z, B[:, 0], C[:, 0]))
     if delta_bias is not None:
         step = step + delta_bias[:, None]
     if delta_softplus:
@@ -145,10 +143,7 @@ def run(batch: int, train_batch: int, rounds: int) -> dict[str, object]:
     slow, train = measure(forward, rounds), measure(training, rounds)
     kernels = measure(kernel_steps(batch), 10 * rounds)
     rows = [(f"forward, batch {batch}", name, batch / statistics.median(s)) for name, s in slow.items()]
-    rows += [
-        (f"training step, batch {train_batch}", n, train_batch / statistics.median(s))
-        for n, s in train.items()
-    ]
+    rows += [(f"training step, batch {train_batch}", n, train_batch / statistics.median(s)) for n, s in train.items()]
     ratios = {
         "forward: native / reference": ratio(slow, "Vim-Ti, native scan", "Vim-Ti, reference scan"),
         "forward: native / DeiT-Ti": ratio(fast, "Vim-Ti, native scan", "DeiT-Ti"),
@@ -160,9 +155,7 @@ def run(batch: int, train_batch: int, rounds: int) -> dict[str, object]:
 
 def conditions(threads: int, rounds: int) -> dict[str, object]:
     """Machine, versions, commit and command, without which a number means nothing."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     return {
         "command": " ".join(["python", *sys.argv]),
         "commit": commit.stdout.strip(),
@@ -178,9 +171,7 @@ def conditions(threads: int, rounds: int) -> dict[str, object]:
 
 def show(results: dict[str, object]) -> None:
     """Print one table."""
-    table = Table(
-        "what", "model and scan", "images/s", title=f"scan: {results['scan']}, {results['machine']}"
-    )
+    table = Table("what", "model and scan", "images/s", title=f"scan: {results['scan']}, {results['machine']}")
     for what, name, speed in results["images_per_second"]:
         table.add_row(what, name, f"{speed:.1f}")
     for name, milliseconds in results["kernel_milliseconds"].items():
@@ -192,9 +183,7 @@ def show(results: dict[str, object]) -> None:
 
 def main() -> None:
     """Parse the command line, measure, print, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=16, help="images per forward pass")
     parser.add_argument("--train-batch", type=int, default=2, help="images per training step")
     parser.add_argument("--rounds", type=int, default=5)

@@ -4,13 +4,15 @@ Letters: B batch, L tokens (special tokens included), L' tokens after a reductio
 D model width, E inner width, N state size, S special tokens.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-class TokenMap(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class TokenMap:
     """Where each token goes in one reduction, per sample.
 
     ``slot`` alone says everything; ``kept`` and ``merged`` are its inverse, held so that applying the map
@@ -44,6 +46,10 @@ class TokenMap(NamedTuple):
         """Whether some tokens leave without being merged; known from the shapes alone."""
         return self.num_tokens > self.num_kept + self.merged.shape[1]
 
+    def weighted(self, weight: Tensor | None) -> "TokenMap":
+        """The same moves, with other shares (B, L, 1) in the means; ``None``: all equal."""
+        return TokenMap(self.slot, self.kept, self.merged, weight)
+
     def follow(self, slot: Tensor) -> Tensor:
         """Send slots (B, n) of this map's input to those of its output; −1 stays −1."""
         return torch.where(slot < 0, slot, self.slot.gather(1, slot.clamp(min=0)))
@@ -70,7 +76,8 @@ class Decision(NamedTuple):
     split: Split | None = None
 
 
-class BlockState(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class BlockState:
     """What a method may look at when it decides where the tokens go: the block that has just run.
 
     Signals are present if the method says that it reads them, aligned with the tokens and summed over the

@@ -16,9 +16,7 @@ def _official(**options):
 def _ours(**options):
     def build():
         return _spread(
-            mtrkit.VisionMamba(
-                img_size=32, patch_size=4, embed_dim=32, depth=6, num_classes=10, **options
-            ).eval()
+            mtrkit.VisionMamba(img_size=32, patch_size=4, embed_dim=32, depth=6, num_classes=10, **options).eval()
         )
 
     return build

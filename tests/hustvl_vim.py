@@ -50,9 +50,7 @@ class Mamba(nn.Module):
         for suffix in ("", "_b"):
             conv = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1)
             self.add_module(f"conv1d{suffix}", conv)
-            self.add_module(
-                f"x_proj{suffix}", nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
-            )
+            self.add_module(f"x_proj{suffix}", nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False))
             self.add_module(f"dt_proj{suffix}", nn.Linear(self.dt_rank, self.d_inner))
             a_log = torch.log(torch.arange(1.0, d_state + 1)).repeat(self.d_inner, 1)
             self.register_parameter(f"A{suffix}_log", nn.Parameter(a_log))
@@ -66,9 +64,7 @@ class Mamba(nn.Module):
         xz = self.in_proj(hidden_states).transpose(1, 2)
         out = fused_no_out_proj(xz, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
         if self.use_fast_path and inference_params is None:
-            back = fused_no_out_proj(
-                xz.flip(-1), self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b
-            )
+            back = fused_no_out_proj(xz.flip(-1), self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b)
             out = out + back.flip(-1)
             out = out / 2 if self.if_divide_out else out
         out = self.out_proj(out.transpose(1, 2))
@@ -179,9 +175,7 @@ class VisionMamba(nn.Module):
         norm = RMSNorm if rms_norm else nn.LayerNorm
         rates = [0.0, *torch.linspace(0, drop_path_rate, depth).tolist()]
         mixer = {"if_divide_out": if_divide_out, "init_layer_scale": init_layer_scale}
-        self.layers = nn.ModuleList(
-            Block(embed_dim, norm, fused_add_norm, rates[i], **mixer) for i in range(depth)
-        )
+        self.layers = nn.ModuleList(Block(embed_dim, norm, fused_add_norm, rates[i], **mixer) for i in range(depth))
         self.norm_f = norm(embed_dim, eps=1e-5)
 
     def _insert(self, x, random_position):

@@ -32,6 +32,7 @@ class Adapter(ABC):
     def refusal(self, model: nn.Module) -> str | None:
         """Why a model of this family cannot be reduced correctly; ``None`` if it can."""
         del model
+        return None
 
     @abstractmethod
     def blocks(self, model: nn.Module) -> list[nn.Module]:
@@ -62,6 +63,7 @@ class Adapter(ABC):
     def refusal_of_call(self, *args: Any, **kwargs: Any) -> str | None:
         """Why a reduced model cannot serve a call of ``entry`` with these arguments after the input."""
         del args, kwargs
+        return None
 
 
 ADAPTERS: Registry[Adapter] = Registry("adapter")

@@ -21,33 +21,34 @@ _BACKWARD = ("conv1d_b", "x_proj_b", "dt_proj_b", "A_b_log", "D_b")
 class IsotropicMamba(Adapter):
     """What the plain stacks of two-direction Mamba blocks have in common."""
 
-    def mismatch(self, model: nn.Module) -> str | None:
+    def mismatch(self, model: Any) -> str | None:
         """Look for the stack, the blocks and the mixers by the attributes that the code below reads."""
         missing = _missing(model, ("patch_embed", "layers", "norm_f", "head"))
         if missing:
             return f"has no `{missing}`"
-        if not isinstance(model.layers, nn.ModuleList) or not len(model.layers):
+        layers: Any = model.layers
+        if not isinstance(layers, nn.ModuleList) or not len(layers):
             return "`layers` is not a list of blocks"
-        for index, block in enumerate(model.layers):
+        for index, block in enumerate(layers):
             missing = _missing(block, ("mixer", "norm", "drop_path"))
             missing = missing or _missing(block.mixer, (*_MIXER, *_BACKWARD))
             if missing:
                 return f"`layers.{index}` has no `{missing}`"
         return None
 
-    def blocks(self, model: nn.Module) -> list[nn.Module]:
+    def blocks(self, model: Any) -> list[nn.Module]:
         """The entries of ``layers``."""
         return list(model.layers)
 
-    def mixer(self, block: nn.Module) -> nn.Module:
+    def mixer(self, block: Any) -> nn.Module:
         """The block's ``mixer``."""
         return block.mixer
 
-    def halves(self, mixer: nn.Module) -> bool:
+    def halves(self, mixer: Any) -> bool:
         """Whether the mixer halves the sum of its directions."""
         raise NotImplementedError
 
-    def run_mixer(self, mixer: nn.Module, hidden: Tensor, reads: frozenset[str]) -> tuple[Tensor, Signals]:
+    def run_mixer(self, mixer: Any, hidden: Tensor, reads: frozenset[str]) -> tuple[Tensor, Signals]:
         """Both directions, unfused; the official slow path would drop the backward one."""
         directions = (_direction(mixer, ""), _direction(mixer, "_b"))
         weights = MixerWeights(
@@ -62,7 +63,7 @@ class IsotropicMamba(Adapter):
         gamma = getattr(mixer, "gamma", None)
         return (out if gamma is None else out * gamma), signals
 
-    def shape(self, model: nn.Module, input_size: tuple[int, ...]) -> ModelShape:
+    def shape(self, model: Any, input_size: tuple[int, ...]) -> ModelShape:
         """Read the sizes off the weights."""
         mixer, patch = model.layers[0].mixer, model.patch_embed.proj
         patches = _count_patches(patch, input_size)
@@ -82,11 +83,11 @@ class IsotropicMamba(Adapter):
             head_macs=model.head.weight.numel() if hasattr(model.head, "weight") else 0,
         )
 
-    def num_class_tokens(self, model: nn.Module) -> int:
+    def num_class_tokens(self, model: Any) -> int:
         """Number of tokens in the sequence that are no patch."""
         raise NotImplementedError
 
-    def input_size(self, model: nn.Module) -> tuple[int, ...]:
+    def input_size(self, model: Any) -> tuple[int, ...]:
         """Channels and the image size that the patch embedding was built for."""
         return (model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
 
@@ -98,20 +99,20 @@ class VimAdapter(IsotropicMamba):
     name = "vim"
     summary = "mtrkit's own Vim models"
 
-    def mismatch(self, model: nn.Module) -> str | None:
+    def mismatch(self, model: Any) -> str | None:
         """Our names for the class token and the pooling, beside the layout."""
         missing = _missing(model, ("class_token", "num_class_tokens", "global_pool"))
         return f"has no `{missing}`" if missing else super().mismatch(model)
 
-    def halves(self, mixer: nn.Module) -> bool:
+    def halves(self, mixer: Any) -> bool:
         """The constructor's ``halve``."""
         return mixer.halve
 
-    def num_class_tokens(self, model: nn.Module) -> int:
+    def num_class_tokens(self, model: Any) -> int:
         """One, unless there is none."""
         return model.num_class_tokens
 
-    def special_at(self, model: nn.Module) -> SpecialAt:
+    def special_at(self, model: Any) -> SpecialAt:
         """Where the constructor's ``class_token`` says."""
         return {"middle": middle, "front": front, "none": nowhere}[model.class_token]
 
@@ -123,14 +124,14 @@ class HustvlVimAdapter(IsotropicMamba):
     name = "hustvl_vim"
     summary = "VisionMamba of the hustvl/Vim repository"
 
-    def mismatch(self, model: nn.Module) -> str | None:
+    def mismatch(self, model: Any) -> str | None:
         """Vim's own switches, beside the layout."""
         missing = _missing(model, ("if_cls_token", "final_pool_type", "if_rope"))
         if missing:
             return f"has no `{missing}`"
         return super().mismatch(model)
 
-    def refusal(self, model: nn.Module) -> str | None:
+    def refusal(self, model: Any) -> str | None:
         """Options of the constructor that a shorter sequence would make wrong."""
         if model.if_rope:
             return (
@@ -146,17 +147,17 @@ class HustvlVimAdapter(IsotropicMamba):
             return f"bimamba_type is {', '.join(sorted(map(str, kinds)))}; only the published v2 is supported"
         return None
 
-    def halves(self, mixer: nn.Module) -> bool:
+    def halves(self, mixer: Any) -> bool:
         """``if_divide_out``, which was spelt ``if_devide_out`` until July 2024; never before both."""
         return bool(getattr(mixer, "if_divide_out", getattr(mixer, "if_devide_out", False)))
 
-    def num_class_tokens(self, model: nn.Module) -> int:
+    def num_class_tokens(self, model: Any) -> int:
         """None, one, or one at either end."""
         if not model.if_cls_token:
             return 0
         return 2 if getattr(model, "use_double_cls_token", False) else 1
 
-    def special_at(self, model: nn.Module) -> SpecialAt:
+    def special_at(self, model: Any) -> SpecialAt:
         """Middle, front or both ends, as the constructor's switches say; else the last, if that is read."""
         if not model.if_cls_token:
             return last if model.final_pool_type == "none" else nowhere
@@ -171,9 +172,7 @@ class HustvlVimAdapter(IsotropicMamba):
         named = dict(zip(("inference_params", *_RANDOM_ORDER), args, strict=False)) | kwargs
         given = [name for name in _RANDOM_ORDER if named.get(name)]
         if given:
-            return (
-                f"{', '.join(given)} moves the class token, and a reduced model has to know where it stands"
-            )
+            return f"{', '.join(given)} moves the class token, and a reduced model has to know where it stands"
         return None
 
 
@@ -207,7 +206,7 @@ def both_ends(num_tokens: int) -> tuple[int, ...]:
     return (0, num_tokens - 1)
 
 
-def _direction(mixer: nn.Module, suffix: str) -> DirectionWeights:
+def _direction(mixer: Any, suffix: str) -> DirectionWeights:
     """The parameters of one direction; the backward ones end in ``_b``, its A in ``A_b_log``."""
     conv, dt_proj = getattr(mixer, f"conv1d{suffix}"), getattr(mixer, f"dt_proj{suffix}")
     return DirectionWeights(
@@ -221,16 +220,14 @@ def _direction(mixer: nn.Module, suffix: str) -> DirectionWeights:
     )
 
 
-def _count_patches(patch: nn.Module, input_size: tuple[int, ...]) -> int:
+def _count_patches(patch: Any, input_size: tuple[int, ...]) -> int:
     patches = 1
     for size, kernel, stride in zip(input_size[1:], patch.kernel_size, patch.stride, strict=True):
         if size < kernel:
-            raise InputError(
-                f"input_size={input_size} is smaller than one patch of {patch.kernel_size} pixels"
-            )
+            raise InputError(f"input_size={input_size} is smaller than one patch of {patch.kernel_size} pixels")
         patches *= (size - kernel) // stride + 1
     return patches
 
 
-def _missing(module: nn.Module, names: tuple[str, ...]) -> str | None:
+def _missing(module: Any, names: tuple[str, ...]) -> str | None:
     return next((name for name in names if not hasattr(module, name)), None)

@@ -29,4 +29,4 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
     share, shrink = correct / n, 1 + z * z / n
     centre = (share + z * z / (2 * n)) / shrink
     half = z * ((share * (1 - share) + z * z / (4 * n)) / n) ** 0.5 / shrink
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return (centre - half if correct else 0.0), (centre + half if correct < n else 1.0)

@@ -104,7 +104,7 @@ def _merge_or_drop(state: BlockState, split: Split, config: MTRConfig) -> TokenM
     if config.operation == "hybrid":
         src, target = _more_similar_half(src, target, match.similarity)
     merged = token_map(state.num_tokens, kept, src, target)
-    return merged if config.average == "group" else merged._replace(weight=successive_weights(merged))
+    return merged if config.average == "group" else merged.weighted(successive_weights(merged))
 
 
 def _more_similar_half(src: Tensor, target: Tensor, similarity: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from mtrkit.ops.merge import merge_sizes, merge_tokens, unmerge_tokens
 from mtrkit.ops.reorder import token_map
 from mtrkit.ops.rows import take
 from mtrkit.ops.score import ChannelReduction, channel_score, class_score
-from mtrkit.ops.stream import open_stream, reduce_stream, restore_stream, stream_tokens
+from mtrkit.ops.stream import continue_stream, open_stream, reduce_stream, restore_stream, stream_tokens
 
 __all__ = [
     "ChannelReduction",
@@ -14,6 +14,7 @@ __all__ = [
     "Similarity",
     "channel_score",
     "class_score",
+    "continue_stream",
     "match_nearest",
     "merge_sizes",
     "merge_tokens",

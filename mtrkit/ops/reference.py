@@ -42,9 +42,7 @@ def split_by_rank(
 ) -> tuple[list[int], list[int], list[int]]:
     """Keep, target and source positions, each in sequence order; Python's sort leaves ties as they stand."""
     others = [token for token in range(len(score)) if token not in special]
-    ranked = sorted(
-        others, key=lambda token: -math.inf if math.isnan(score[token]) else score[token], reverse=True
-    )
+    ranked = sorted(others, key=lambda token: -math.inf if math.isnan(score[token]) else score[token], reverse=True)
     middle = len(ranked) - bottom
     return sorted([*special, *ranked[:top]]), sorted(ranked[top:middle]), sorted(ranked[middle:])
 
@@ -94,9 +92,7 @@ def merge_tokens(tokens: Sequence[Row], to: Map, weight: Sequence[float] | None 
 
 def merge_sizes(size: Sequence[float], to: Map) -> list[float]:
     """The sum of all sizes that went to a slot, slot by slot."""
-    return [
-        sum(size[token] for token, at in enumerate(to.slot) if at == slot) for slot in range(len(to.kept))
-    ]
+    return [sum(size[token] for token, at in enumerate(to.slot) if at == slot) for slot in range(len(to.kept))]
 
 
 def unmerge_tokens(tokens: Sequence[Row], to: Map, before: Sequence[Row] | None = None) -> list[Row]:

@@ -15,6 +15,11 @@ def open_stream(residual: Tensor) -> ReducedStream:
     return ReducedStream(residual, size, slot, ())
 
 
+def continue_stream(residual: Tensor, stream: ReducedStream) -> ReducedStream:
+    """The same stream behind a block that left its tokens alone."""
+    return ReducedStream(residual, stream.size, stream.slot, stream.stages)
+
+
 def reduce_stream(hidden: Tensor, stream: ReducedStream, token_map: TokenMap) -> tuple[Tensor, ReducedStream]:
     """Apply one map to hidden states (B, L, D), residual and sizes alike."""
     stage = Stage(token_map, hidden, stream.residual) if token_map.drops else Stage(token_map, None, None)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mtrkit.adapters.base import Adapter, SpecialAt
 from mtrkit.errors import InputError, UnsupportedModelError
 from mtrkit.methods.base import Method, MethodConfig
-from mtrkit.ops import open_stream, reduce_stream, restore_stream
+from mtrkit.ops import continue_stream, open_stream, reduce_stream, restore_stream
 from mtrkit.patch.journal import Journal
 from mtrkit.patch.plan import Plan
 from mtrkit.scan import Signals
@@ -111,7 +111,7 @@ class ReducedBlock:
         if self.reduces:
             hidden, stream = self._reduce(hidden, inner, signals, stream)
         elif stream is not None:
-            stream = stream._replace(residual=inner)
+            stream = continue_stream(inner, stream)
         if stream is None:
             return hidden, inner
         return restore_stream(hidden, stream) if self.last else (hidden, stream)
@@ -119,13 +119,13 @@ class ReducedBlock:
     def _reduce(
         self, hidden: Tensor, residual: Tensor, signals: Signals, stream: ReducedStream | None
     ) -> tuple[Tensor, ReducedStream]:
-        stream = open_stream(residual) if stream is None else stream._replace(residual=residual)
+        stream = open_stream(residual) if stream is None else continue_stream(residual, stream)
         began_with = stream.slot.shape[1]
         num_kept = self.reduction.plan.num_kept(self.index, began_with)
         if num_kept >= hidden.shape[1]:
             return hidden, stream
         special = self.reduction.special_at(began_with)
-        state = BlockState(hidden, residual, stream.size, _columns(stream.slot, special), **signals._asdict())
+        state = BlockState(hidden, residual, stream.size, _columns(stream.slot, special), *signals)
         decision = self.reduction.decide(self.index, state, num_kept, stream)
         return reduce_stream(hidden, stream, decision.token_map)
 

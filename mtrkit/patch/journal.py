@@ -20,9 +20,7 @@ class Journal:
     def set(self, module: nn.Module, name: str, value: Any) -> None:
         """Give ``module`` an attribute of its own that hides its class's."""
         previous = vars(module).get(name, _ABSENT)
-        self._entries.append(
-            (module, name, previous is not _ABSENT, None if previous is _ABSENT else previous)
-        )
+        self._entries.append((module, name, previous is not _ABSENT, None if previous is _ABSENT else previous))
         vars(module)[name] = value
 
     def undo(self) -> None:

@@ -57,9 +57,8 @@ class Plan:
             return tuple(check_schedule(self.tokens, shape, self.max_share))
         if self.r is not None:
             return tuple(solve_removal(shape, self.layers, self.r, max_share=self.max_share))
-        return tuple(
-            solve_ratio(shape, self.layers, self.ratio, reduction_cost=self.cost, max_share=self.max_share)
-        )
+        ratio = 0.0 if self.ratio is None else self.ratio
+        return tuple(solve_ratio(shape, self.layers, ratio, reduction_cost=self.cost, max_share=self.max_share))
 
 
 @constant_result  # arithmetic on lengths: a compiler takes the answer, not the search

@@ -23,9 +23,7 @@ def check_scan(
     batch, channels, length = u.shape
     _check_shape("delta", delta, u.shape, "the shape of u")
     if A.dim() != 2 or A.shape[0] != channels or A.shape[1] < 1:
-        raise InputError(
-            f"A has shape {tuple(A.shape)}; expected (E, N) with E = {channels} channels as in u"
-        )
+        raise InputError(f"A has shape {tuple(A.shape)}; expected (E, N) with E = {channels} channels as in u")
     if A.is_complex():
         raise InputError("A is complex; only real A is supported, as all Vision Mamba models have it")
     for name, x in (("B", B), ("C", C)):
@@ -54,9 +52,7 @@ def check_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 def _check_sequence(name: str, x: Tensor) -> None:
     if x.dim() != 3 or x.shape[1] < 1 or x.shape[2] < 1:
         shape = tuple(x.shape)
-        raise InputError(
-            f"{name} has shape {shape}; expected (batch, channels, tokens), at least one of the last two"
-        )
+        raise InputError(f"{name} has shape {shape}; expected (batch, channels, tokens), at least one of the last two")
     if not x.is_floating_point():
         raise InputError(f"{name} has dtype {x.dtype}; expected float32, bfloat16, float16 or float64")
 
@@ -69,13 +65,9 @@ def _check_rows(name: str, x: Tensor, batch: int, channels: int, states: int, le
     grouped = x.dim() == 4 and (shape[0], *shape[2:]) == (batch, states, length)
     if not (constant or single or grouped):
         one, many = (batch, states, length), f"({batch}, G, {states}, {length})"
-        raise InputError(
-            f"{name} has shape {shape}; expected {one}, {many} with G groups, or {(channels, states)}"
-        )
+        raise InputError(f"{name} has shape {shape}; expected {one}, {many} with G groups, or {(channels, states)}")
     if grouped and (shape[1] < 1 or channels % shape[1] != 0):
-        raise InputError(
-            f"{name} has {shape[1]} groups; expected a number that divides the {channels} channels of u"
-        )
+        raise InputError(f"{name} has {shape[1]} groups; expected a number that divides the {channels} channels of u")
 
 
 def _check_shape(name: str, x: Tensor, expected: tuple[int, ...], meaning: str) -> None:
@@ -88,8 +80,6 @@ def _check_places(first: Tensor, names: tuple[str, ...], others: tuple[Tensor | 
         if x is None:
             continue
         if x.device != first.device:
-            raise InputError(
-                f"{name} is on {x.device} and the sequence on {first.device}; move them to one device"
-            )
+            raise InputError(f"{name} is on {x.device} and the sequence on {first.device}; move them to one device")
         if not x.is_floating_point():
             raise InputError(f"{name} has dtype {x.dtype}; expected a real floating-point dtype")

@@ -95,9 +95,7 @@ def scan_backward(
     du_chunks, dstep_chunks, dB_chunks, dC_chunks, y_chunks = [], [], [], [], []
     dA = torch.zeros_like(seq.A)
     grads = _visit(gated, reverse, seq.A.shape[0])
-    carry = (
-        torch.zeros_like(checkpoints[0]) if grad_last is None else grad_last.to(dtype).view_as(checkpoints[0])
-    )
+    carry = torch.zeros_like(checkpoints[0]) if grad_last is None else grad_last.to(dtype).view_as(checkpoints[0])
     starts = range(0, u.shape[2], CHUNK)
     for index in reversed(range(len(starts))):
         chunk, grad = seq.chunk(starts[index]), grads[starts[index] : starts[index] + CHUNK]

@@ -139,9 +139,7 @@ def conv_backward(
     return dx, per_channel[:, :width], x.new_empty(0) if bias is None else per_channel[:, width]
 
 
-def checkpoint_shape(
-    batch: int, channels: int, length: int, states: int, groups: int, save: bool
-) -> Sequence[int]:
+def checkpoint_shape(batch: int, channels: int, length: int, states: int, groups: int, save: bool) -> Sequence[int]:
     """Shape of the states kept for the backward pass, one set per tile of time steps."""
     if not save:
         return (0,)

@@ -24,9 +24,7 @@ def _find(module: str, name: str) -> tuple[Callable[..., Any] | None, str]:
     """A function of an optional package, or None and why it is not there."""
     try:
         return getattr(importlib.import_module(module), name), ""
-    except (
-        Exception
-    ) as error:  # a broken extension raises anything: ImportError, OSError, RuntimeError, NameError
+    except Exception as error:  # a broken extension raises anything: ImportError, OSError, RuntimeError, NameError
         return None, f"{module.partition('.')[0]} cannot be imported ({type(error).__name__}: {error})"
 
 

@@ -54,9 +54,7 @@ class Signals(NamedTuple):
 SIGNALS = frozenset(Signals._fields)
 
 
-def mixer_forward(
-    hidden: Tensor, weights: MixerWeights, reads: frozenset[str] = frozenset()
-) -> tuple[Tensor, Signals]:
+def mixer_forward(hidden: Tensor, weights: MixerWeights, reads: frozenset[str] = frozenset()) -> tuple[Tensor, Signals]:
     """Run a mixer on normalised tokens.
 
     Args:
@@ -69,18 +67,17 @@ def mixer_forward(
     """
     x, z = _project_in(hidden, weights).chunk(2, dim=1)
     # A signal y has to be seen before the gate, so the gate moves out of the kernel when somebody reads it.
-    gate_inside = "y" not in reads
-    total, signals = None, Signals()
-    for i, direction in enumerate(weights.directions):
-        y, found = _scan_direction(x, z if gate_inside else None, direction, reverse=i == 1, reads=reads)
-        total = y if total is None else total + y
-        signals = _add_signals(signals, found)
-    if not gate_inside:
-        signals = signals._replace(y=total.transpose(1, 2))
-        total = total * F.silu(z)
+    gate = None if "y" in reads else z
+    y, signals = _scan_direction(x, gate, weights.directions[0], False, reads)
+    if len(weights.directions) > 1:
+        backward, found = _scan_direction(x, gate, weights.directions[1], True, reads)
+        y, signals = y + backward, _add_signals(signals, found)
+    if gate is None:
+        signals = Signals(signals.delta, signals.ssm_B, signals.ssm_C, y.transpose(1, 2))
+        y = y * F.silu(z)
     if weights.halve:
-        total = total * 0.5
-    return F.linear(total.transpose(1, 2), weights.out_proj, weights.out_bias), signals
+        y = y * 0.5
+    return F.linear(y.transpose(1, 2), weights.out_proj, weights.out_bias), signals
 
 
 def _project_in(hidden: Tensor, weights: MixerWeights) -> Tensor:
@@ -115,8 +112,12 @@ def _scan_direction(
         not read_delta,
         reverse,
     )
-    found = Signals(delta.transpose(1, 2), ssm_B, ssm_C)
-    return y, Signals(**{name: value for name, value in found._asdict().items() if name in reads})
+    found = Signals(
+        delta.transpose(1, 2) if read_delta else None,
+        ssm_B if "ssm_B" in reads else None,
+        ssm_C if "ssm_C" in reads else None,
+    )
+    return y, found
 
 
 def _expand_delta(dt: Tensor, weights: DirectionWeights) -> Tensor:
@@ -128,5 +129,8 @@ def _expand_delta(dt: Tensor, weights: DirectionWeights) -> Tensor:
 
 def _add_signals(total: Signals, found: Signals) -> Signals:
     """Sum two directions' signals; what is missing on one side is taken from the other."""
-    pairs = zip(total, found, strict=True)
-    return Signals(*(b if a is None else a if b is None else a + b for a, b in pairs))
+    return Signals(_add(total.delta, found.delta), _add(total.ssm_B, found.ssm_B), _add(total.ssm_C, found.ssm_C))
+
+
+def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b

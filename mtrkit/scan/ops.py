@@ -16,13 +16,8 @@ from mtrkit.scan.layout import empty_as
 from mtrkit.scan.library import library
 
 _lib = torch.library.Library("mtrkit", "DEF")  # torch forgets the operators when this object goes
-_SCAN_INPUTS = (
-    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
-)
-_lib.define(
-    f"selective_scan({_SCAN_INPUTS}, bool delta_softplus, bool reverse, bool save)"
-    " -> (Tensor, Tensor, Tensor)"
-)
+_SCAN_INPUTS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
+_lib.define(f"selective_scan({_SCAN_INPUTS}, bool delta_softplus, bool reverse, bool save) -> (Tensor, Tensor, Tensor)")
 _lib.define(
     f"selective_scan_backward(Tensor grad_y, Tensor? grad_last, {_SCAN_INPUTS}, Tensor checkpoints, "
     "bool delta_softplus, bool reverse) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
@@ -85,9 +80,7 @@ def _scan_backward(
     backward = kernels.scan_backward if runs_compiled(u) else chunked.scan_backward
     if checkpoints.numel() == 0:  # nothing was kept: autograd was asked for behind the caller's back
         checkpoints = _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, True)[2]
-    grads = backward(
-        grad_y, grad_last, u, delta, A, B, C, D, z, delta_bias, checkpoints, delta_softplus, reverse
-    )
+    grads = backward(grad_y, grad_last, u, delta, A, B, C, D, z, delta_bias, checkpoints, delta_softplus, reverse)
     return tuple(map(_settle, grads, _grad_templates(u, delta, A, B, C, D, z, delta_bias)))
 
 
@@ -197,9 +190,7 @@ for _name, _run, _shapes in (
 ):
     _lib.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mtrkit::{_name}", _shapes, lib=_lib)
-torch.library.register_autograd(
-    "mtrkit::selective_scan", _scan_derivative, setup_context=_scan_keep, lib=_lib
-)
+torch.library.register_autograd("mtrkit::selective_scan", _scan_derivative, setup_context=_scan_keep, lib=_lib)
 torch.library.register_autograd("mtrkit::causal_conv1d", _conv_derivative, setup_context=_conv_keep, lib=_lib)
 
 selective_scan = torch.ops.mtrkit.selective_scan.default

@@ -61,9 +61,7 @@ def selective_scan_reference(
     return y.to(u.dtype), h
 
 
-def causal_conv1d_reference(
-    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
-) -> Tensor:
+def causal_conv1d_reference(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
     """Depthwise convolution in which a token sees itself and the K - 1 tokens visited before it.
 
     Args:

@@ -21,13 +21,9 @@ def check_schedule(tokens: Sequence[int], shape: ModelShape, max_share: float | 
             the last block, or takes more than ``max_share`` in one place.
     """
     if isinstance(tokens, str) or not isinstance(tokens, Sequence) or any(type(n) is not int for n in tokens):
-        raise OptionError(
-            f"tokens must be a list of integers, the tokens left after each block, not {tokens!r}"
-        )
+        raise OptionError(f"tokens must be a list of integers, the tokens left after each block, not {tokens!r}")
     if len(tokens) != shape.depth:
-        raise ScheduleError(
-            f"tokens has one entry per block: {shape.depth} are needed, {len(tokens)} were given"
-        )
+        raise ScheduleError(f"tokens has one entry per block: {shape.depth} are needed, {len(tokens)} were given")
     for layer, (before, after) in enumerate(pairwise([shape.tokens, *tokens]), start=1):
         _check_step(layer, before, after, shape, max_share)
     return list(tokens)
@@ -35,9 +31,7 @@ def check_schedule(tokens: Sequence[int], shape: ModelShape, max_share: float | 
 
 def _check_step(layer: int, before: int, after: int, shape: ModelShape, max_share: float | None) -> None:
     if after > before:
-        raise ScheduleError(
-            f"tokens leaves {after} after block {layer} that only sees {before}; it may never grow"
-        )
+        raise ScheduleError(f"tokens leaves {after} after block {layer} that only sees {before}; it may never grow")
     if after <= shape.special:
         raise ScheduleError(
             f"tokens leaves {after} after block {layer}, but the {shape.special} special tokens and at least "

@@ -58,9 +58,7 @@ class ModelShape:
             value = getattr(self, field.name)
             least = 0 if field.name in ("special", "patches", "patch_macs", "head_macs") else 1
             if type(value) is not int or value < least:
-                raise OptionError(
-                    f"ModelShape.{field.name} must be an integer of at least {least}, not {value!r}"
-                )
+                raise OptionError(f"ModelShape.{field.name} must be an integer of at least {least}, not {value!r}")
         if self.directions > 2:
             raise OptionError(f"ModelShape.directions must be 1 or 2, not {self.directions}")
         if self.special >= self.tokens:
@@ -73,9 +71,7 @@ class ModelShape:
 def check_directions(shape: ModelShape, directions: Directions) -> int:
     """Return how many scan directions are counted, or raise :class:`OptionError` for an unknown word."""
     if directions not in ("one", "all"):
-        raise OptionError(
-            f'directions must be "one" (as papers count) or "all" (as hardware runs), not {directions!r}'
-        )
+        raise OptionError(f'directions must be "one" (as papers count) or "all" (as hardware runs), not {directions!r}')
     return shape.directions if directions == "all" else 1
 
 
@@ -179,9 +175,7 @@ def model_flops(
     """
     left = [shape.tokens] * shape.depth if schedule is None else list(schedule)
     if len(left) != shape.depth:
-        raise ScheduleError(
-            f"a schedule has one entry per block: {shape.depth} are needed, {len(left)} were given"
-        )
+        raise ScheduleError(f"a schedule has one entry per block: {shape.depth} are needed, {len(left)} were given")
     entering = [shape.tokens, *left[:-1]]
     pairs = list(zip(entering, left, strict=True))
     return FlopsReport(

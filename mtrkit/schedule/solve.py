@@ -127,9 +127,7 @@ def _free(before: int, after: int) -> int:
     return 0
 
 
-def _out_of_reach(
-    ratio: float, most: float, layers: tuple[int, ...], shape: ModelShape, max_share: float
-) -> str:
+def _out_of_reach(ratio: float, most: float, layers: tuple[int, ...], shape: ModelShape, max_share: float) -> str:
     reach = max(0, int(most * 1e4)) / 1e4  # rounded down, so that what the message offers can be had
     where = f"reducing after blocks {list(layers)} of {shape.depth}" if layers else "reducing after no block"
     return (
@@ -168,9 +166,7 @@ def solve_removal(shape: ModelShape, layers: Sequence[int], r: int, max_share: f
     """
     places = resolve_layers(layers, shape.depth)
     if type(r) is not int or r < 0:
-        raise OptionError(
-            f"r is the number of tokens to remove at each layer, an integer of at least 0, not {r!r}"
-        )
+        raise OptionError(f"r is the number of tokens to remove at each layer, an integer of at least 0, not {r!r}")
     check_max_share(max_share)
     now, left = shape.tokens, []
     for _ in places:

@@ -191,6 +191,8 @@ def test_other_precisions(dtype, tolerance):
     wanted = model(IMAGES)
     out = model.to(dtype)(IMAGES.to(dtype))
     assert out.dtype == dtype
+    mixed, residual = model.layers[0](torch.randn(1, 7, 32, dtype=dtype))
+    assert mixed.dtype == dtype and residual.dtype == torch.promote_types(dtype, torch.float32)
     assert (out.double() - wanted).abs().max() < tolerance * wanted.abs().max()
 
 

@@ -35,7 +35,7 @@ def test_mass_is_kept(case, data):
     """Σ size · token stays, and so does Σ size, when means are weighted by size."""
     batch, length, _ = case.tokens.shape
     size = random_sizes(batch, length)
-    to = data.draw(maps(length, batch, drops=False))._replace(weight=size)
+    to = data.draw(maps(length, batch, drops=False)).weighted(size)
     merged, sizes = merge_tokens(case.tokens, to), merge_sizes(size, to)
     assert_close((merged * sizes).sum(1), (case.tokens * size).sum(1))
     assert torch.equal(sizes.sum(1), size.sum(1))
@@ -69,9 +69,9 @@ def test_maps_compose(case, data):
     """Two size-weighted merges are the merge by the composed map; so are slots and sizes."""
     batch, length, _ = case.tokens.shape
     size = random_sizes(batch, length)
-    first = data.draw(maps(length, batch))._replace(weight=size)
-    second = data.draw(maps(first.num_kept, batch))._replace(weight=merge_sizes(size, first))
-    both = first.then(second)._replace(weight=size)
+    first = data.draw(maps(length, batch)).weighted(size)
+    second = data.draw(maps(first.num_kept, batch)).weighted(merge_sizes(size, first))
+    both = first.then(second).weighted(size)
     step_by_step = merge_tokens(merge_tokens(case.tokens, first), second)
     assert_close(merge_tokens(case.tokens, both), step_by_step)
     assert torch.equal(merge_sizes(size, both), merge_sizes(second.weight, second))
@@ -82,7 +82,7 @@ def test_maps_compose(case, data):
 def test_a_token_that_receives_nothing_is_copied_bit_for_bit(case, data, weighted):
     batch, length, _ = case.tokens.shape
     tokens = case.tokens.float()
-    to = data.draw(maps(length, batch))._replace(weight=random_sizes(batch, length) if weighted else None)
+    to = data.draw(maps(length, batch)).weighted(random_sizes(batch, length) if weighted else None)
     merged = merge_tokens(tokens, to)
     for i in range(batch):
         received = set(to.slot[i, to.merged[i]].tolist())
@@ -111,9 +111,7 @@ def test_unmerging_then_merging_changes_nothing(case, data):
     assert torch.equal(unmerge_tokens(unmerge_tokens(shorter, after), to, case.tokens), at_once)
 
 
-@given(
-    case=cases(least_batch=2), poison=st.sampled_from([float("nan"), float("inf"), -float("inf"), 1e30, 0.0])
-)
+@given(case=cases(least_batch=2), poison=st.sampled_from([float("nan"), float("inf"), -float("inf"), 1e30, 0.0]))
 def test_a_sample_knows_nothing_of_the_others(case, poison):
     """Bit for bit, even if another one is full of what is not a number."""
     tokens = case.tokens.float()
@@ -197,9 +195,7 @@ def test_a_stream_follows_tokens_through_several_reductions(case, data):
 
 def test_a_stream_gives_a_dropped_token_its_last_features():
     tokens = make_case(1, 3, 0, 2, 0, 0, seed=1).tokens
-    dropping = TokenMap(
-        torch.tensor([[0, -1, 1]]), torch.tensor([[0, 2]]), torch.empty(1, 0, dtype=torch.int64)
-    )
+    dropping = TokenMap(torch.tensor([[0, -1, 1]]), torch.tensor([[0, 2]]), torch.empty(1, 0, dtype=torch.int64))
     hidden, stream = reduce_stream(tokens, open_stream(tokens), dropping)
     restored, residual = restore_stream(hidden + 1, stream)
     assert torch.equal(restored[:, [0, 2]], tokens[:, [0, 2]] + 1)

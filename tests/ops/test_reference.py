@@ -39,9 +39,7 @@ def test_channel_score(case, reduction):
     scores = channel_score(case.tokens, reduction)
     assert scores.dtype == torch.float32
     for score, tokens in zip(scores, case.tokens, strict=True):
-        assert_close(
-            score.double(), rows(reference.channel_score(tokens.tolist(), reduction)), rtol=1e-5, atol=1e-6
-        )
+        assert_close(score.double(), rows(reference.channel_score(tokens.tolist(), reduction)), rtol=1e-5, atol=1e-6)
 
 
 @given(case=cases(least_special=1))
@@ -59,9 +57,7 @@ odd_values = st.sampled_from([float("nan"), float("inf"), float("-inf"), 0.0, -0
 def test_split_by_rank(case, data):
     """With many equal, infinite and undefined scores among them."""
     batch, length, _ = case.tokens.shape
-    lists = data.draw(
-        st.lists(st.lists(odd_values, min_size=length, max_size=length), min_size=batch, max_size=batch)
-    )
+    lists = data.draw(st.lists(st.lists(odd_values, min_size=length, max_size=length), min_size=batch, max_size=batch))
     score = torch.tensor(lists, dtype=torch.float64)
     split = split_by_rank(score, case.special, case.top, case.bottom)
     for i in range(batch):
@@ -98,18 +94,14 @@ def test_token_map(data, length, batch, ordered):
 def test_merge_tokens_and_sizes(case, data, weighted):
     batch, length, _ = case.tokens.shape
     to = data.draw(maps(length, batch))
-    weight = (
-        torch.rand(batch, length, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.1
-    )
-    merged = merge_tokens(case.tokens, to._replace(weight=weight if weighted else None))
+    weight = torch.rand(batch, length, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.1
+    merged = merge_tokens(case.tokens, to.weighted(weight if weighted else None))
     sizes = merge_sizes(weight, to)
     for i, tokens in enumerate(case.tokens.tolist()):
         share = weight[i, :, 0].tolist()
         expected = reference.merge_tokens(tokens, of_sample(to, i), share if weighted else None)
         assert_close(merged[i], rows(expected), rtol=1e-5, atol=1e-9)
-        assert_close(
-            sizes[i, :, 0], rows(reference.merge_sizes(share, of_sample(to, i))), rtol=1e-5, atol=1e-9
-        )
+        assert_close(sizes[i, :, 0], rows(reference.merge_sizes(share, of_sample(to, i))), rtol=1e-5, atol=1e-9)
 
 
 @given(case=cases(), data=st.data(), remembered=st.booleans())
@@ -120,9 +112,7 @@ def test_unmerge_tokens(case, data, remembered):
     back = unmerge_tokens(-case.tokens[:, : to.num_kept], to, before)
     for i in range(batch):
         now = (-case.tokens[i, : to.num_kept]).tolist()
-        expected = reference.unmerge_tokens(
-            now, of_sample(to, i), case.tokens[i].tolist() if remembered else None
-        )
+        expected = reference.unmerge_tokens(now, of_sample(to, i), case.tokens[i].tolist() if remembered else None)
         assert torch.equal(back[i], rows(expected))
 
 

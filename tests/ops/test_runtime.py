@@ -15,7 +15,7 @@ def pipeline(tokens, special, top, bottom, similarity="cosine"):
     """A block's worth of work: decide, reduce the stream, restore it."""
     to = decide(tokens, special, top, bottom, similarity)
     stream = open_stream(tokens)
-    to = to._replace(weight=stream.size)
+    to = to.weighted(stream.size)
     hidden, stream = reduce_stream(tokens, stream, to)
     return hidden, *restore_stream(hidden, stream)
 
@@ -27,7 +27,7 @@ def test_gradients_of_merging_and_back(weighted):
     to = decide(*CASE)
 
     def back_and_forth(tokens, size):
-        weighing = to._replace(weight=size if weighted else None)
+        weighing = to.weighted(size if weighted else None)
         short = merge_tokens(tokens, weighing)
         return short, unmerge_tokens(short, weighing), merge_sizes(size, weighing)
 
@@ -61,9 +61,7 @@ def test_the_whole_way_compiles_into_one_graph(similarity):
 def test_shapes_need_no_values(similarity):
     """Fake tensors have none: whatever waited for the device, or looped over results, would raise here."""
     with FakeTensorMode() as mode:
-        hidden, restored, residual = pipeline(
-            mode.from_tensor(CASE.tokens), mode.from_tensor(CASE.special), 3, 4
-        )
+        hidden, restored, residual = pipeline(mode.from_tensor(CASE.tokens), mode.from_tensor(CASE.special), 3, 4)
     assert hidden.shape == (2, 7, 4)
     assert restored.shape == residual.shape == (2, 11, 4)
 

@@ -95,9 +95,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name, values in BAD.items() for value in values]
-)
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
 def test_bad_inputs_are_named(name, value):
     with pytest.raises(InputError, match=f"^{name} "):
         scan_op(*make_inputs(2, 24, 19, 4)._replace(**{name: value}))
@@ -110,9 +108,7 @@ def test_groups_of_B_and_C_have_to_fit():
         scan_op(*inputs._replace(B=rows[2], C=rows[3]))
 
 
-@pytest.mark.parametrize(
-    "weight", [torch.randn(5, 4), torch.randn(24, 2, 4), torch.randn(24), torch.randn(24, 0)]
-)
+@pytest.mark.parametrize("weight", [torch.randn(5, 4), torch.randn(24, 2, 4), torch.randn(24), torch.randn(24, 0)])
 def test_bad_convolution_weights_are_named(weight):
     with pytest.raises(InputError, match="^weight "):
         causal_conv1d(torch.randn(1, 24, 5), weight)
@@ -131,9 +127,7 @@ def fake_mamba(monkeypatch, scan=None, conv=None, extension=True):
     monkeypatch.setitem(sys.modules, "causal_conv1d", package if conv else None)
 
 
-def stand_in_scan(
-    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False
-):
+def stand_in_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False):
     """The signature and the demands of mamba_ssm's function, computed by the reference."""
     assert {t.dtype for t in (u, delta, B, C, z)} == {u.dtype}
     assert {t.dtype for t in (A, D, delta_bias)} == {torch.float32}

@@ -99,10 +99,7 @@ def test_softplus_over_its_whole_range(path):
     delta = torch.linspace(-80, 100, 16 * 400).view(1, 16, 400)
     ones = torch.ones(16, 1)
     y = torch.cat(
-        [
-            scan_op(torch.ones(1, 16, 1), d, -ones, ones, ones, delta_softplus=True)[0]
-            for d in delta.split(1, dim=2)
-        ],
+        [scan_op(torch.ones(1, 16, 1), d, -ones, ones, ones, delta_softplus=True)[0] for d in delta.split(1, dim=2)],
         dim=2,
     )
     expected = F.softplus(delta.double())
@@ -118,9 +115,7 @@ def test_exponential_over_its_whole_range(path):
     ones = torch.ones(u.shape[1], 1)
     y, _ = scan_op(u, delta, ones, ones, ones)
     expected = torch.exp(exponent.double())
-    assert (
-        (y[0, :, 1].view(expected.shape) - expected).abs() <= exponent_error(exponent) * expected + 1e-37
-    ).all()
+    assert ((y[0, :, 1].view(expected.shape) - expected).abs() <= exponent_error(exponent) * expected + 1e-37).all()
 
 
 def test_large_steps_underflow_to_a_fresh_start(path):

@@ -33,9 +33,7 @@ def check(inputs, dtype=torch.float32, softplus=True, reverse=False):
         assert torch.equal(scan_op(*ours, softplus, reverse, backend="native")[0], y)
     grad_y, grad_last = torch.randn(y.shape).to(dtype), torch.randn(last.shape, dtype=last.dtype)
     grads = torch.autograd.grad((y, last), present(ours), (grad_y, grad_last))
-    wanted = torch.autograd.grad(
-        (expected, expected_last), present(exact), (grad_y.double(), grad_last.double())
-    )
+    wanted = torch.autograd.grad((expected, expected_last), present(exact), (grad_y.double(), grad_last.double()))
     names = [name for name, t in ours._asdict().items() if t is not None]
     for name, grad, right in zip(names, grads, wanted, strict=True):
         assert rms_error(grad, right) < SCAN_GRADIENTS[dtype], name

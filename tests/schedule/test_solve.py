@@ -99,9 +99,7 @@ def test_the_ratio_reached_is_the_one_asked(task, portion, max_share, directions
     most = largest(shape, layers, cost, max_share, directions)
     assume(most > 0)
     ratio = portion * most
-    schedule = solve_ratio(
-        shape, layers, ratio, reduction_cost=cost, max_share=max_share, directions=directions
-    )
+    schedule = solve_ratio(shape, layers, ratio, reduction_cost=cost, max_share=max_share, directions=directions)
     reached = reach(shape, schedule, cost, directions)
     assert reached >= 0
     assert abs(reached - ratio) <= half_a_token(shape, layers, cost, directions) * (1 + 1e-9)
@@ -128,9 +126,7 @@ def test_a_larger_ratio_leaves_no_block_with_more_tokens(task, one, other, tiny)
     most = largest(shape, layers, cost, 0.5)
     assume(most > 0)
     scale = min(most, 4 * half_a_token(shape, layers, cost, "one")) if tiny else most
-    less, more = (
-        solve_ratio(shape, layers, portion * scale, reduction_cost=cost) for portion in sorted([one, other])
-    )
+    less, more = (solve_ratio(shape, layers, portion * scale, reduction_cost=cost) for portion in sorted([one, other]))
     assert all(a >= b for a, b in zip(less, more, strict=True))
 
 
