@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -79,9 +78,6 @@ def _run(command: ModuleType, args: argparse.Namespace) -> int:
         return command.run(args)
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # whoever reads us, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
     except (MtrkitError, OSError) as error:
         return _complain(f"error: {error}", WRONG_USE)
 

@@ -14,6 +14,7 @@ from mtrkit.scan.layout import empty_as
 _SCAN = struct.Struct("7q32q8q8q")
 _CONV = struct.Struct("6q16q3q")
 _SUM = struct.Struct("5q")
+_SOFTPLUS = struct.Struct("3q8qq")
 _NO_VIEW = (0, 0, 0, 0)
 
 ScanGrads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -137,6 +138,15 @@ def conv_backward(
     lib.library().run(lib.CONV_BACKWARD, job)
     per_channel = _per_channel(_sum(sums, 0), channels, 1)
     return dx, per_channel[:, :width], x.new_empty(0) if bias is None else per_channel[:, width]
+
+
+def softplus_forward(delta: Tensor, bias: Tensor) -> Tensor:
+    """softplus(delta + bias) for delta (B, E, L) and bias (E,)."""
+    dtype, out = delta.dtype, empty_as(delta, torch.float32)
+    delta, bias = _float(delta), _dense(_float(bias))
+    job = _SOFTPLUS.pack(*delta.shape, *_view(delta), *_view(out), _address(bias))
+    lib.library().run(lib.SOFTPLUS, job)
+    return out.to(dtype)
 
 
 def checkpoint_shape(batch: int, channels: int, length: int, states: int, groups: int, save: bool) -> Sequence[int]:

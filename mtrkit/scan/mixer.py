@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mtrkit.scan.conv import causal_conv1d
 from mtrkit.scan.dispatch import length_last, scan_op
+from mtrkit.scan.ops import delta_softplus
 
 
 class DirectionWeights(NamedTuple):
@@ -99,7 +100,7 @@ def _scan_direction(
     delta = _expand_delta(dt, weights)
     read_delta = "delta" in reads
     if read_delta:  # softplus here instead of in the kernel: the scan then takes Δ as it is
-        delta = F.softplus(delta + weights.dt_bias.to(delta.dtype)[:, None])
+        delta = delta_softplus(delta, weights.dt_bias)
     y, _ = scan_op(
         u,
         delta,

@@ -57,6 +57,12 @@ typedef struct {
     float *src, *dst; /* (outer, count, inner) -> (outer, inner) */
 } sum_job;
 
+typedef struct {
+    int64_t batch, channels, length;
+    view x, y;
+    float *bias;
+} softplus_job;
+
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t blocks_per_group(const scan_job *j) { return ceil_div(j->channels / j->groups, BLOCK); }
 static int64_t teams_per_group(const scan_job *j) { return ceil_div(blocks_per_group(j), TEAM_BLOCKS); }
@@ -184,7 +190,7 @@ EXPORT int mtr_best_level(void) {
 
 /* So that Python can refuse a library whose structs or tiling differ from what it packs. */
 EXPORT int64_t mtr_layout(void) {
-    return (int64_t)(sizeof(scan_job) + sizeof(conv_job) + sizeof(sum_job)) + 1000 * TILE + 100000 * BLOCK
+    return (int64_t)(sizeof(scan_job) + sizeof(conv_job) + sizeof(sum_job) + sizeof(softplus_job)) + 1000 * TILE + 100000 * BLOCK
            + 10000000 * TEAM_BLOCKS;
 }
 
@@ -200,8 +206,9 @@ static const task_fn scan_backward[] = LEVELS(scan_backward_task);
 static const task_fn conv_forward[] = LEVELS(conv_forward_task);
 static const task_fn conv_backward[] = LEVELS(conv_backward_task);
 static const task_fn add_up[] = LEVELS(sum_task);
+static const task_fn softplus[] = LEVELS(softplus_task);
 
-enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM };
+enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS };
 
 static task_fn pick_task(int kind, int level) {
     switch (kind) {
@@ -209,6 +216,7 @@ static task_fn pick_task(int kind, int level) {
     case SCAN_BACKWARD: return scan_backward[level];
     case CONV_FORWARD: return conv_forward[level];
     case CONV_BACKWARD: return conv_backward[level];
+    case SOFTPLUS: return softplus[level];
     default: return add_up[level];
     }
 }
@@ -218,6 +226,7 @@ static void measure(int kind, const void *job, int64_t *tasks, int64_t *scratch)
     const scan_job *s = job;
     const conv_job *c = job;
     const sum_job *r = job;
+    const softplus_job *p = job;
     switch (kind) {
     case SCAN_FORWARD:
         *tasks = s->batch * s->groups * blocks_per_group(s);
@@ -232,6 +241,10 @@ static void measure(int kind, const void *job, int64_t *tasks, int64_t *scratch)
     case CONV_BACKWARD:
         *tasks = c->batch * ceil_div(c->channels, BLOCK);
         *scratch = (4 * c->width + 3 * TILE + 2) * BLOCK;
+        break;
+    case SOFTPLUS:
+        *tasks = p->batch * ceil_div(p->channels, BLOCK);
+        *scratch = (2 * TILE + 1) * BLOCK;
         break;
     default:
         *tasks = r->outer * ceil_div(r->inner, SUM_SPAN);

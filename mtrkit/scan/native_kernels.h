@@ -439,6 +439,25 @@ static TARGET void FN(conv_backward_task)(const void *job, int64_t task, float *
     memcpy(j->sums + task * (K + 1) * BLOCK, sums, (size_t)((K + 1) * BLOCK) * sizeof(float));
 }
 
+/* ---- softplus of a biased time step, where somebody wants to look at it ------------------------------------- */
+
+static TARGET void FN(softplus_task)(const void *job, int64_t task, float *scratch) {
+    const softplus_job *j = job;
+    int64_t L = j->length, blocks = ceil_div(j->channels, BLOCK), b = task / blocks, e = task % blocks * BLOCK;
+    int64_t channels = j->channels - e < BLOCK ? j->channels - e : BLOCK;
+    float *bias = scratch, *spare_x = bias + BLOCK, *spare_y = spare_x + TILE * BLOCK;
+    memset(bias, 0, BLOCK * sizeof(float));
+    memcpy(bias, j->bias + e, (size_t)channels * sizeof(float));
+    walk wx = walk_from(j->x, b, e, L, 0), wy = walk_from(j->y, b, e, L, 0);
+    for (int64_t from = 0; from < L; from += TILE) {
+        int64_t steps = L - from < TILE ? L - from : TILE, sx, sy;
+        const float *x = tile_in(wx, from, steps, channels, spare_x, &sx);
+        float *out = tile_out(wy, from, steps, channels, spare_y, &sy);
+        PARTS(v) STEPS(t) STORE(out + t * sy + v, FN(softplus)(LOAD(x + t * sx + v) + LOAD(bias + v)));
+        tile_flush(wy, from, steps, channels, spare_y);
+    }
+}
+
 /* ---- sums in a fixed order --------------------------------------------------------------------------------- */
 
 static TARGET void FN(sum_task)(const void *job, int64_t task, float *scratch) {

@@ -8,6 +8,7 @@ registered through ``torch.library.Library``, whose calls cost less than those o
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mtrkit.scan import chunked, kernels, shifted
@@ -27,6 +28,7 @@ _lib.define(
     "causal_conv1d_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse)"
     " -> (Tensor, Tensor, Tensor)"
 )
+_lib.define("delta_softplus(Tensor delta, Tensor bias) -> Tensor")
 
 
 def runs_compiled(x: Tensor) -> bool:
@@ -154,6 +156,27 @@ def _conv_backward_shapes(
     return empty_as(x), _dense(weight), _dense(bias, x)
 
 
+def _softplus(delta: Tensor, bias: Tensor) -> Tensor:
+    if runs_compiled(delta):
+        return kernels.softplus_forward(delta, bias)
+    return _settle(F.softplus(delta + bias[:, None]).to(delta.dtype), empty_as(delta))
+
+
+def _softplus_shapes(delta: Tensor, bias: Tensor) -> Tensor:
+    return empty_as(delta)
+
+
+def _softplus_keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(output)
+    ctx.bias_dtype = inputs[1].dtype
+
+
+def _softplus_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    (step,) = ctx.saved_tensors
+    grad = grad * -torch.expm1(-step)  # sigmoid(x) = 1 - exp(-softplus(x))
+    return grad, grad.sum(dim=(0, 2)).to(ctx.bias_dtype)
+
+
 def _scan_keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *tensors, softplus, reverse, _ = inputs
     ctx.mark_non_differentiable(output[2])
@@ -187,11 +210,16 @@ for _name, _run, _shapes in (
     ("selective_scan_backward", _scan_backward, _scan_backward_shapes),
     ("causal_conv1d", _conv, _conv_shapes),
     ("causal_conv1d_backward", _conv_backward, _conv_backward_shapes),
+    ("delta_softplus", _softplus, _softplus_shapes),
 ):
     _lib.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mtrkit::{_name}", _shapes, lib=_lib)
 torch.library.register_autograd("mtrkit::selective_scan", _scan_derivative, setup_context=_scan_keep, lib=_lib)
 torch.library.register_autograd("mtrkit::causal_conv1d", _conv_derivative, setup_context=_conv_keep, lib=_lib)
+torch.library.register_autograd(
+    "mtrkit::delta_softplus", _softplus_derivative, setup_context=_softplus_keep, lib=_lib
+)
 
 selective_scan = torch.ops.mtrkit.selective_scan.default
 causal_conv1d = torch.ops.mtrkit.causal_conv1d.default
+delta_softplus = torch.ops.mtrkit.delta_softplus.default
