@@ -6,7 +6,12 @@ import torch.nn.functional as F
 
 from mtrkit.scan.ops import delta_softplus
 
-ERROR = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3, torch.float64: 1e-12}  # roundings; float32: also that of the exponent
+ERROR = {
+    torch.float32: 2e-6,
+    torch.bfloat16: 1e-2,
+    torch.float16: 1e-3,
+    torch.float64: 1e-12,
+}  # roundings; float32: also that of the exponent
 
 
 @pytest.mark.parametrize("dtype", ERROR)
@@ -20,7 +25,9 @@ def test_equals_torch(path, batch, channels, length, channels_last, dtype):
     shifted = delta + bias.to(torch.promote_types(dtype, torch.float32))[:, None]
     wanted = F.softplus(shifted.double())
     assert found.dtype == dtype and found.shape == delta.shape
-    torch.testing.assert_close(found.double(), wanted, rtol=ERROR[dtype], atol=1e-7 if dtype == torch.float16 else 1e-30)
+    torch.testing.assert_close(
+        found.double(), wanted, rtol=ERROR[dtype], atol=1e-7 if dtype == torch.float16 else 1e-30
+    )
 
 
 def test_gradients():
