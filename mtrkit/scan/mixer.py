@@ -52,7 +52,7 @@ class Signals(NamedTuple):
     y: Tensor | None = None  # (B, L, E), scan output with the skip term, before the gate
 
 
-SIGNALS = frozenset(Signals._fields)
+_CACHE_BYTES = 5 << 19  # of x and z at a time: what the second-level caches of two cores hold
 
 
 def mixer_forward(hidden: Tensor, weights: MixerWeights, reads: frozenset[str] = frozenset()) -> tuple[Tensor, Signals]:
@@ -66,6 +66,27 @@ def mixer_forward(hidden: Tensor, weights: MixerWeights, reads: frozenset[str] =
     Returns:
         The mixer output (B, L, D) and the signals.
     """
+    parts = _parts(hidden, weights)
+    if parts == 1:
+        return _mix(hidden, weights, reads)
+    outputs, signals = zip(*(_mix(part, weights, reads) for part in hidden.chunk(parts)), strict=True)
+    return torch.cat(outputs), Signals(*(_join(found) for found in zip(*signals, strict=True)))
+
+
+def _parts(hidden: Tensor, weights: MixerWeights) -> int:
+    """Into how many parts to cut the batch, so that what passes between the kernels stays in a CPU's cache."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or length_last(hidden.device):
+        return 1
+    between = hidden.shape[0] * hidden.shape[1] * weights.in_proj.shape[0] * hidden.element_size()
+    return max(1, min(hidden.shape[0], round(between / _CACHE_BYTES)))
+
+
+def _join(found: tuple[Tensor | None, ...]) -> Tensor | None:
+    present = [signal for signal in found if signal is not None]
+    return torch.cat(present) if present else None
+
+
+def _mix(hidden: Tensor, weights: MixerWeights, reads: frozenset[str]) -> tuple[Tensor, Signals]:
     x, z = _project_in(hidden, weights).chunk(2, dim=1)
     # A signal y has to be seen before the gate, so the gate moves out of the kernel when somebody reads it.
     gate = None if "y" in reads else z
@@ -76,9 +97,9 @@ def mixer_forward(hidden: Tensor, weights: MixerWeights, reads: frozenset[str] =
     if gate is None:
         signals = Signals(signals.delta, signals.ssm_B, signals.ssm_C, y.transpose(1, 2))
         y = y * F.silu(z)
-    if weights.halve:
-        y = y * 0.5
-    return F.linear(y.transpose(1, 2), weights.out_proj, weights.out_bias), signals
+    # Halving the weights instead of the sum gives the same bits and touches a smaller tensor.
+    out_proj = weights.out_proj * 0.5 if weights.halve else weights.out_proj
+    return F.linear(y.transpose(1, 2), out_proj, weights.out_bias), signals
 
 
 def _project_in(hidden: Tensor, weights: MixerWeights) -> Tensor:

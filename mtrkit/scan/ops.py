@@ -216,9 +216,7 @@ for _name, _run, _shapes in (
     torch.library.register_fake(f"mtrkit::{_name}", _shapes, lib=_lib)
 torch.library.register_autograd("mtrkit::selective_scan", _scan_derivative, setup_context=_scan_keep, lib=_lib)
 torch.library.register_autograd("mtrkit::causal_conv1d", _conv_derivative, setup_context=_conv_keep, lib=_lib)
-torch.library.register_autograd(
-    "mtrkit::delta_softplus", _softplus_derivative, setup_context=_softplus_keep, lib=_lib
-)
+torch.library.register_autograd("mtrkit::delta_softplus", _softplus_derivative, setup_context=_softplus_keep, lib=_lib)
 
 selective_scan = torch.ops.mtrkit.selective_scan.default
 causal_conv1d = torch.ops.mtrkit.causal_conv1d.default
