@@ -4,6 +4,7 @@ from mtrkit.measure.accuracy import Accuracy, batches, check_classes, predict, s
 from mtrkit.measure.images import ImageSet, image_folder, open_images, read_image
 from mtrkit.measure.interval import wilson_interval
 from mtrkit.measure.machine import describe_machine, device_name, version_of
+from mtrkit.measure.memory import keep_freed_memory
 from mtrkit.measure.parity import Parity, check_backend
 from mtrkit.measure.precision import PRECISIONS, Precision
 from mtrkit.measure.preprocess import INTERPOLATIONS, Preprocess, preprocess_for
@@ -27,6 +28,7 @@ __all__ = [
     "forward_pass",
     "image_folder",
     "interleave",
+    "keep_freed_memory",
     "open_images",
     "peak_memory",
     "predict",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mtrkit.measure.memory import keep_freed_memory
 from mtrkit.measure.precision import Precision
 
 Pass = Callable[[], object]
@@ -42,6 +43,7 @@ def interleave(
         rounds: Number of rounds.
         seconds: How long each function is repeated per round, at least; it is called once in any case.
     """
+    keep_freed_memory()
     repeats = {name: _warm_up(run, device, seconds) for name, run in passes.items()}
     names = list(passes)
     for index in range(rounds):
