@@ -29,7 +29,6 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import mtrkit
-from mtrkit.measure import keep_freed_memory
 from mtrkit.scan import causal_conv1d, scan_op, use_scan_backend
 from mtrkit.scan.backend import Backend
 from mtrkit.scan.dispatch import BACKENDS
@@ -194,7 +193,6 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    keep_freed_memory()
     BACKENDS.add(
         "materialised",
         Backend("materialised", lambda: (True, "torch"), lambda device, dtype: "", materialised_scan,

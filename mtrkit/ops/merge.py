@@ -19,7 +19,7 @@ def merge_tokens(tokens: Tensor, token_map: TokenMap) -> Tensor:
     onto = _one_hot(token_map, tokens.dtype)
     if token_map.weight is None:
         count = 1 + onto.sum(dim=2, keepdim=True)
-        return (kept + onto @ take(tokens, token_map.merged)) / count
+        return torch.baddbmm(kept, onto, take(tokens, token_map.merged)) / count
     weight = token_map.weight.to(tokens.dtype)
     share, given = take(weight, token_map.kept), take(weight, token_map.merged)
     added = onto @ given

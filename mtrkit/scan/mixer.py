@@ -93,7 +93,7 @@ def _mix(hidden: Tensor, weights: MixerWeights, reads: frozenset[str]) -> tuple[
     y, signals = _scan_direction(x, gate, weights.directions[0], False, reads)
     if len(weights.directions) > 1:
         backward, found = _scan_direction(x, gate, weights.directions[1], True, reads)
-        y, signals = y + backward, _add_signals(signals, found)
+        y, signals = _add(y, backward), _add_signals(signals, found)
     if gate is None:
         signals = Signals(signals.delta, signals.ssm_B, signals.ssm_C, y.transpose(1, 2))
         y = y * F.silu(z)
@@ -151,8 +151,17 @@ def _expand_delta(dt: Tensor, weights: DirectionWeights) -> Tensor:
 
 def _add_signals(total: Signals, found: Signals) -> Signals:
     """Sum two directions' signals; what is missing on one side is taken from the other."""
-    return Signals(_add(total.delta, found.delta), _add(total.ssm_B, found.ssm_B), _add(total.ssm_C, found.ssm_C))
+    return Signals(
+        _add_present(total.delta, found.delta),
+        _add_present(total.ssm_B, found.ssm_B),
+        _add_present(total.ssm_C, found.ssm_C),
+    )
 
 
-def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
+def _add_present(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else _add(a, b)
+
+
+def _add(a: Tensor, b: Tensor) -> Tensor:
+    """The sum, in the memory of ``a`` where no derivative will ask for it: ``a`` is ours and not read again."""
+    return a + b if torch.is_grad_enabled() else a.add_(b)

@@ -30,7 +30,8 @@ def rows(values):
 
 def of_sample(token_map, i):
     """Sample ``i`` of a batched map in the form the loops take."""
-    return reference.Map(*(part[i].tolist() for part in token_map[:3]))
+    parts = (token_map.slot, token_map.kept, token_map.merged)
+    return reference.Map(*(part[i].tolist() for part in parts))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "clipped", "norm"])
