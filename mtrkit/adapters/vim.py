@@ -44,22 +44,13 @@ class IsotropicMamba(Adapter):
         """The block's ``mixer``."""
         return block.mixer
 
-    def halves(self, mixer: Any) -> bool:
-        """Whether the mixer halves the sum of its directions."""
+    def weights(self, mixer: Any) -> MixerWeights:
+        """The mixer's parameters."""
         raise NotImplementedError
 
     def run_mixer(self, mixer: Any, hidden: Tensor, reads: frozenset[str]) -> tuple[Tensor, Signals]:
         """Both directions, unfused; the official slow path would drop the backward one."""
-        directions = (_direction(mixer, ""), _direction(mixer, "_b"))
-        weights = MixerWeights(
-            mixer.in_proj.weight,
-            mixer.in_proj.bias,
-            mixer.out_proj.weight,
-            mixer.out_proj.bias,
-            directions,
-            self.halves(mixer),
-        )
-        out, signals = mixer_forward(hidden, weights, reads)
+        out, signals = mixer_forward(hidden, self.weights(mixer), reads)
         gamma = getattr(mixer, "gamma", None)
         return (out if gamma is None else out * gamma), signals
 
@@ -104,9 +95,9 @@ class VimAdapter(IsotropicMamba):
         missing = _missing(model, ("class_token", "num_class_tokens", "global_pool"))
         return f"has no `{missing}`" if missing else super().mismatch(model)
 
-    def halves(self, mixer: Any) -> bool:
-        """The constructor's ``halve``."""
-        return mixer.halve
+    def weights(self, mixer: Any) -> MixerWeights:
+        """As the mixer itself gives them."""
+        return mixer.weights()
 
     def num_class_tokens(self, model: Any) -> int:
         """One, unless there is none."""
@@ -147,9 +138,16 @@ class HustvlVimAdapter(IsotropicMamba):
             return f"bimamba_type is {', '.join(sorted(map(str, kinds)))}; only the published v2 is supported"
         return None
 
-    def halves(self, mixer: Any) -> bool:
-        """``if_divide_out``, which was spelt ``if_devide_out`` until July 2024; never before both."""
-        return bool(getattr(mixer, "if_divide_out", getattr(mixer, "if_devide_out", False)))
+    def weights(self, mixer: Any) -> MixerWeights:
+        """Read off its submodules; ``if_divide_out`` was spelt ``if_devide_out`` until July 2024."""
+        return MixerWeights(
+            mixer.in_proj.weight,
+            mixer.in_proj.bias,
+            mixer.out_proj.weight,
+            mixer.out_proj.bias,
+            (_direction(mixer, ""), _direction(mixer, "_b")),
+            bool(getattr(mixer, "if_divide_out", getattr(mixer, "if_devide_out", False))),
+        )
 
     def num_class_tokens(self, model: Any) -> int:
         """None, one, or one at either end."""

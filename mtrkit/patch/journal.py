@@ -4,8 +4,6 @@ from typing import Any
 
 from torch import nn
 
-_ABSENT = object()
-
 
 class Journal:
     """Attributes set on module instances, with what was there before.
@@ -19,9 +17,9 @@ class Journal:
 
     def set(self, module: nn.Module, name: str, value: Any) -> None:
         """Give ``module`` an attribute of its own that hides its class's."""
-        previous = vars(module).get(name, _ABSENT)
-        self._entries.append((module, name, previous is not _ABSENT, None if previous is _ABSENT else previous))
-        vars(module)[name] = value
+        own = vars(module)
+        self._entries.append((module, name, name in own, own.get(name)))
+        own[name] = value
 
     def undo(self) -> None:
         """Put everything back, the latest change first; a second call does nothing."""

@@ -67,12 +67,6 @@ def current_level() -> int:
     return library().best_level if _level is None else _level
 
 
-def force_level(name: str | None) -> None:
-    """Run the code of a weaker instruction set, for tests; None returns to the best one."""
-    global _level
-    _level = None if name is None else min(LEVELS.index(name), library().best_level)
-
-
 def _open() -> Any:
     suffix = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
     path = Path(__file__).with_name("_native" + suffix)
