@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     results = Results(args.out)
     device, precision = resolve_running(args), Precision(args.dtype)
     model = precision.cast(load_model(args, device))
-    found = candidates(model, args.method, args.ratio, args.layers, dict(args.option))
+    found = candidates(model, args.method, args.ratio, args.layers, dict(args.option), args.r)
     if args.compile and len(found) > _MOST_COMPILED:
         raise OptionError(f"--compile takes at most {_MOST_COMPILED - 1} reductions at a time, not {len(found) - 1}")
     about = describe_machine(device) | {

@@ -14,7 +14,7 @@ import torch
 from mtrkit.api import trace_reduction
 from mtrkit.cli.console import print_table, progress, say
 from mtrkit.cli.loading import DENSE, Candidate, candidates, count_parameters
-from mtrkit.cli.options import positive
+from mtrkit.cli.options import method, positive
 from mtrkit.measure import (
     Accuracy,
     ImageSet,
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     model = create_model(MODEL, "pretrained").eval()
     images, preprocess = open_images(BUNDLED).spread(args.limit), preprocess_for(getattr(model, "pretrained_cfg", {}))
-    found = candidates(model, ["mtr"], RATIOS)
+    found = candidates(model, [method("mtr")], RATIOS)
     about = describe_machine(torch.device("cpu"))
     say(
         f"{MODEL}: a Vim pretrained on CIFAR-10, {count_parameters(model)}",

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from mtrkit.api import apply_reduction, trace_reduction
+from mtrkit.api import trace_reduction
 from mtrkit.cli.console import say
 from mtrkit.cli.evaluate import add_preprocessing, preprocess_from
-from mtrkit.cli.loading import load_model
+from mtrkit.cli.loading import load_model, reduce_model
 from mtrkit.cli.options import add_model, add_reduction
 from mtrkit.errors import InputError, OptionError
 from mtrkit.measure import read_image
@@ -43,13 +43,13 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args)
     preprocess = preprocess_from(args, model)
     seen = [preprocess.cut(read_image(path)) for path in args.images]
-    apply_reduction(model, args.method, args.ratio, layers=args.layers, **dict(args.option))
+    reduce_model(model, args)
     with torch.inference_mode(), trace_reduction(model) as trace:
         predicted = model(torch.stack([preprocess.tensor(image) for image in seen])).argmax(dim=-1).tolist()
     captions = [
         f"{Path(path).name}, predicted class {number}" for path, number in zip(args.images, predicted, strict=True)
     ]
-    title = f"{args.model}, {args.method} at ratio {args.ratio:g}"
+    title = f"{args.model}, {args.method.text} at ratio {args.ratio:g}"
     draw_reduction(seen, trace, patch_grid(model), captions, title).save(args.out)
     say(*captions, f"picture: {args.out}")
     return 0

@@ -2,9 +2,9 @@
 
 import argparse
 
-from mtrkit.api import apply_reduction, reduction_info
+from mtrkit.api import reduction_info
 from mtrkit.cli.console import print_table, say
-from mtrkit.cli.loading import count_parameters, load_model
+from mtrkit.cli.loading import count_parameters, load_model, reduce_model
 from mtrkit.cli.options import add_model, add_reduction
 from mtrkit.patch import ReductionInfo
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Patch the model, and describe it."""
     model = load_model(args)
-    apply_reduction(model, args.method, args.ratio, layers=args.layers, **dict(args.option))
+    reduce_model(model, args)
     one, every = reduction_info(model), reduction_info(model, directions="all")
     assert one is not None and every is not None
     say(

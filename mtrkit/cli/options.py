@@ -3,11 +3,21 @@
 import argparse
 import ast
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
 from mtrkit.errors import OptionError
 from mtrkit.measure.precision import PRECISIONS
+from mtrkit.schedule import EveryNth
+
+
+class MethodChoice(NamedTuple):
+    """A method as it was asked for."""
+
+    text: str  # as written, which is what tables show
+    name: str
+    options: dict[str, object]  # of the method, or ``layers`` and ``r`` of apply_reduction
 
 
 def add_model(parser: argparse.ArgumentParser, checkpoint: str | None) -> None:
@@ -37,7 +47,15 @@ def add_reduction(parser: argparse.ArgumentParser, ratio: Sequence[float], many:
     """--method, --ratio, --layers and --option; with ``many``, several methods and ratios."""
     nargs = "+" if many else None
     shown = " ".join(map(str, ratio))
-    parser.add_argument("--method", nargs=nargs, default=["mtr"] if many else "mtr", help="default: mtr")
+    mtr = method("mtr")
+    parser.add_argument(
+        "--method",
+        nargs=nargs,
+        type=method,
+        metavar="NAME[:OPTION=VALUE,...]",
+        default=[mtr] if many else mtr,
+        help="as in rmeeto:metric=delta,layers=even; see `mtrkit list` (default: mtr)",
+    )
     parser.add_argument(
         "--ratio",
         nargs=nargs,
@@ -46,13 +64,20 @@ def add_reduction(parser: argparse.ArgumentParser, ratio: Sequence[float], many:
         help=f"share of the FLOPs to remove, in [0, 1) (default: {shown})",
     )
     parser.add_argument(
+        "--r",
+        nargs=nargs,
+        type=positive,
+        default=[] if many else None,
+        help="tokens to remove after each layer, " + ("also" if many else "instead of --ratio"),
+    )
+    parser.add_argument(
         "--layers",
         nargs="+",
         type=int,
         help="blocks to reduce after, counted from 1 (default: 5, 10, 15 of 24)",
     )
     parser.add_argument(
-        "--option", nargs="+", type=option, default=[], metavar="NAME=VALUE", help="options of the method"
+        "--option", nargs="+", type=option, default=[], metavar="NAME=VALUE", help="options of every method"
     )
 
 
@@ -100,6 +125,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def whole(text: str) -> int:
+    """Type of counts that may be none: an integer of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
+    return int(text)
+
+
 def input_size(text: str) -> tuple[int, ...]:
     """Type of --input-size: one to three numbers with x between them; one stands for height and width."""
     parts = text.lower().split("x")
@@ -118,3 +150,24 @@ def option(text: str) -> tuple[str, object]:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
+
+
+def method(text: str) -> MethodChoice:
+    """Type of --method: a name, and options of this method alone after a colon."""
+    name, _, rest = text.partition(":")
+    options = dict(option(part) for part in rest.split(",")) if rest else {}
+    if "layers" in options:
+        options["layers"] = layers(str(options["layers"]))
+    return MethodChoice(text, name, options)
+
+
+def layers(text: str) -> Sequence[int] | EveryNth:
+    """Blocks to reduce after: even, odd, every4 or 5+10+15."""
+    places = {"even": EveryNth(2), "odd": EveryNth(2, start=1)}
+    if text in places:
+        return places[text]
+    if text.startswith("every") and text[5:].isdecimal():
+        return EveryNth(int(text[5:]))
+    if all(part.isdecimal() for part in text.split("+")):
+        return tuple(map(int, text.split("+")))
+    raise argparse.ArgumentTypeError(f"layers={text!r} is unknown; expected even, odd, every4 or 5+10+15")

@@ -5,6 +5,7 @@ from mtrkit.measure.images import ImageSet, image_folder, open_images, read_imag
 from mtrkit.measure.interval import wilson_interval
 from mtrkit.measure.machine import describe_machine, device_name, version_of
 from mtrkit.measure.memory import keep_freed_memory
+from mtrkit.measure.paired import Difference, paired_difference
 from mtrkit.measure.parity import Parity, check_backend
 from mtrkit.measure.precision import PRECISIONS, Precision
 from mtrkit.measure.preprocess import INTERPOLATIONS, Preprocess, preprocess_for
@@ -15,6 +16,7 @@ __all__ = [
     "INTERPOLATIONS",
     "PRECISIONS",
     "Accuracy",
+    "Difference",
     "ImageSet",
     "Parity",
     "Precision",
@@ -30,6 +32,7 @@ __all__ = [
     "interleave",
     "keep_freed_memory",
     "open_images",
+    "paired_difference",
     "peak_memory",
     "predict",
     "preprocess_for",

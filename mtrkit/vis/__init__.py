@@ -1,5 +1,6 @@
 """Pictures of where the tokens of an image go."""
 
+from mtrkit.vis.curves import Point, draw_curves
 from mtrkit.vis.grid import PatchGrid, patch_grid
 from mtrkit.vis.overlay import ROLE_COLOURS, draw_groups, draw_roles, roles
 from mtrkit.vis.sheet import draw_reduction
@@ -7,6 +8,8 @@ from mtrkit.vis.sheet import draw_reduction
 __all__ = [
     "ROLE_COLOURS",
     "PatchGrid",
+    "Point",
+    "draw_curves",
     "draw_groups",
     "draw_reduction",
     "draw_roles",

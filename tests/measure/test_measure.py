@@ -17,6 +17,7 @@ from mtrkit.measure import (
     image_folder,
     interleave,
     open_images,
+    paired_difference,
     predict,
     preprocess_for,
     score,
@@ -149,3 +150,18 @@ def test_check_backend_tells_right_from_wrong(monkeypatch):
 
     monkeypatch.setattr("mtrkit.measure.parity.selective_scan", forgets_the_gate)
     assert not check_backend("native", CPU).good
+
+
+def test_paired_difference_covers_the_true_one():
+    generator = torch.Generator().manual_seed(0)
+    n, trials, covered = 200, 400, 0
+    for _ in range(trials):
+        u = torch.rand(n, generator=generator)
+        difference = paired_difference(u < 0.8, (u < 0.7) | (u > 0.97))
+        covered += difference.low <= 0.07 <= difference.high
+    assert 0.92 <= covered / trials <= 0.99
+
+
+def test_paired_difference_refuses_other_images():
+    with pytest.raises(InputError, match="equally long"):
+        paired_difference(torch.ones(3).bool(), torch.ones(4).bool())

@@ -1,0 +1,181 @@
+"""Compare reduction methods on one or more models: accuracy, FLOPs, speed, and which differences are real.
+
+All methods reduce after the same blocks to the same share of the FLOPs, on the same images. Differences between
+methods are paired: only images on which one is right and the other wrong count, so they are known far better than
+the accuracies. A smaller dense model beside a reduced larger one answers whether to reduce at all.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from mtrkit.cli.console import print_table, say
+from mtrkit.cli.evaluate import add_measuring
+from mtrkit.cli.loading import DENSE, candidates
+from mtrkit.cli.measuring import Evaluation, measure, right_images
+from mtrkit.cli.options import add_reduction, positive, resolve_running
+from mtrkit.cli.results import Results, Row
+from mtrkit.measure import Accuracy, Precision, open_images, paired_difference, preprocess_for
+from mtrkit.measure.images import BUNDLED
+from mtrkit.models import create_model
+from mtrkit.vis.curves import Point, draw_curves
+
+EPILOG = """examples:
+  mtrkit compare --model vim_micro_patch4_32 --data bundled --method mtr rmeeto random --ratio 0.2 0.3 0.4
+  mtrkit compare --model vim_small_patch16_224=vim_s.pth vim_tiny_patch16_224=vim_t.pth --data imagenet/val \\
+      --method mtr rmeeto utr hsa evit pumer --out compare.json --table compare.md --plot compare.png compare.svg
+  mtrkit compare --model MODEL=FILE --data FOLDER --method rmeeto:layers=even rmeeto:layers=odd --ratio 0 --r 5 11
+"""
+
+
+class ModelChoice(NamedTuple):
+    """A model and its weights, as they were asked for."""
+
+    name: str
+    checkpoint: str
+
+    @classmethod
+    def parse(cls, text: str) -> "ModelChoice":
+        """Type of --model: NAME or NAME=CHECKPOINT."""
+        name, _, checkpoint = text.partition("=")
+        return cls(name, checkpoint or "pretrained")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Models, images, methods, how to measure, and where to write."""
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        required=True,
+        type=ModelChoice.parse,
+        metavar="NAME[=CHECKPOINT]",
+        help="the first is reduced, further ones stay dense beside it (default checkpoint: 'pretrained')",
+    )
+    parser.add_argument("--data", required=True, metavar="FOLDER", help=f"a folder per class, or {BUNDLED!r}")
+    parser.add_argument("--limit", type=positive, help="use this many images, at even distances (default: all)")
+    add_reduction(parser, [0.2, 0.3, 0.4])
+    parser.add_argument("--against", metavar="METHOD", help="what differences are taken from (default: the first)")
+    add_measuring(parser)
+    parser.add_argument("--title", default="", help="a line above table and plots")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="Markdown table")
+    parser.add_argument(
+        "--plot", type=Path, nargs="+", default=[], metavar="FILE", help="accuracy against GFLOPs, .png or .svg"
+    )
+    parser.add_argument(
+        "--speed-plot", type=Path, nargs="+", default=[], metavar="FILE", help="accuracy against images/s"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure what is not in the file yet; print, write and plot all."""
+    results = Results(args.out)
+    device, precision = resolve_running(args), Precision(args.dtype)
+    rows: list[Row] = []
+    try:
+        for place, choice in enumerate(args.model):
+            model = precision.cast(create_model(choice.name, choice.checkpoint).eval().to(device))
+            for row in _measure(args, choice, model, precision, results, reduce=place == 0):
+                rows.append(row)
+    finally:
+        if rows:
+            _report(args, rows)
+    return 0
+
+
+def _measure(
+    args: argparse.Namespace,
+    choice: ModelChoice,
+    model: nn.Module,
+    precision: Precision,
+    results: Results,
+    reduce: bool,
+) -> Iterator[Row]:
+    evaluation = Evaluation(
+        choice.name,
+        choice.checkpoint,
+        open_images(args.data).spread(args.limit),
+        preprocess_for(getattr(model, "pretrained_cfg", {})),
+        precision,
+        args.batch_size,
+        args.workers,
+        args.rounds,
+        args.command_line,
+    )
+    found = candidates(model, args.method, args.ratio, args.layers, dict(args.option), args.r)
+    return measure(evaluation, model, found if reduce else found[:1], results)
+
+
+def _report(args: argparse.Namespace, rows: list[Row]) -> None:
+    reference = args.against or args.method[0].text
+    columns, cells = table(rows, reference)
+    print_table(columns, cells, title=args.title)
+    if args.out:
+        say(f"{len(rows)} configurations are in {args.out}")
+    if args.table:
+        head = f"## {args.title}\n\n" if args.title else ""
+        args.table.write_text(head + as_markdown(columns, cells) + f"\n{caption(rows, reference)}\n", encoding="utf-8")
+    for files, cost, unit in ((args.plot, "gflops", "GFLOPs"), (args.speed_plot, "images_per_second", "images/s")):
+        if files:
+            _plot(rows, cost, unit, files, args.title)
+
+
+def table(rows: list[Row], reference: str) -> tuple[list[str], list[list[str]]]:
+    """One line per method, one column per amount: accuracy, and the paired difference from ``reference``."""
+    reduced = [row for row in rows if row["method"] != DENSE]
+    amounts = list(dict.fromkeys(row["amount"] for row in reduced))
+    found = {(row["method"], row["amount"]): row for row in reduced}
+    lines = []
+    for dense in (row for row in rows if row["method"] == DENSE):
+        accuracy = str(Accuracy(int(dense["correct"]), int(dense["n"])))
+        lines.append(
+            [f"{dense['model']}, dense, {float(dense['gflops']):.3g} GFLOPs", accuracy, *[""] * (len(amounts) - 1)]
+        )
+    for method in dict.fromkeys(row["method"] for row in reduced):
+        here = [(found.get((method, amount)), found.get((reference, amount))) for amount in amounts]
+        lines.append([method, *(_cell(row, other) for row, other in here)])
+    return ["method", *amounts], lines
+
+
+def _cell(row: Row | None, reference: Row | None) -> str:
+    if row is None:
+        return ""
+    accuracy = f"{100 * float(row['top1']):.1f}"
+    if reference is None or reference is row:
+        return accuracy
+    difference = paired_difference(right_images(row), right_images(reference))
+    return f"{accuracy} {difference}{' *' if difference.clear else ''}"
+
+
+def as_markdown(columns: list[str], cells: list[list[str]]) -> str:
+    """A pipe table."""
+    lines = [columns, ["---", *["--:"] * (len(columns) - 1)], *cells]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def caption(rows: list[Row], reference: str) -> str:
+    """What the numbers are, and how to get them again."""
+    first = rows[0]
+    layers = next((row["layers"] for row in rows if row["method"] == reference), [])
+    return (
+        f"Top-1 accuracy in per cent on {first['n']} images, each column one share of the FLOPs removed (or r tokens "
+        f"per layer); behind it the paired difference from `{reference}` on the same images with its 95 % interval, "
+        f"starred where that leaves out zero. {first['model']}, layers {layers} unless a method says "
+        f"otherwise; {first['device']}, torch {first['torch']}, mtrkit {first['mtrkit']} at {first['commit']}.\n\n"
+        f"    {first['command']}"
+    )
+
+
+def _plot(rows: list[Row], cost: str, unit: str, files: list[Path], title: str) -> None:
+    def point(row: Row) -> Point:
+        return Point(float(row[cost]), float(row["top1"]), float(row["top1_low"]), float(row["top1_high"]))
+
+    shown = [row for row in rows if row.get(cost)]
+    lines: dict[str, list[Point]] = {}
+    for row in shown:
+        if row["method"] != DENSE:
+            lines.setdefault(row["method"], []).append(point(row))
+    dense = {row["model"]: point(row) for row in shown if row["method"] == DENSE}
+    draw_curves(lines, dense, unit, files, title)

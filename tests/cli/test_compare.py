@@ -1,0 +1,78 @@
+"""``mtrkit compare``: differences are those of the predictions, every method has its own options, files are written."""
+
+import json
+
+import pytest
+import torch
+
+import mtrkit
+from mtrkit.cli.measuring import right_images
+from mtrkit.cli.options import layers, method
+from mtrkit.data import bundled_images
+from mtrkit.measure import preprocess_for
+from mtrkit.schedule import EveryNth
+from tests.cli.conftest import MODEL
+
+SMALL = ("compare", "--model", MODEL, "--data", "bundled", "--limit", 40, "--rounds", 0)
+
+
+def plainly_right(**reduction):
+    """Which of the 40 images a model reduced by hand classifies rightly."""
+    images, labels, _ = bundled_images()
+    model = mtrkit.create_model(MODEL, "pretrained")
+    mtrkit.apply_reduction(model, **reduction)
+    x = torch.stack([preprocess_for(model.pretrained_cfg).tensor(image) for image in images[::25]])
+    with torch.inference_mode():
+        return model(x).argmax(1) == torch.tensor(labels[::25])
+
+
+def test_rows_tell_which_images_were_right(mtrkit_run, tmp_path):
+    out, table = tmp_path / "out.json", tmp_path / "table.md"
+    methods = ("mtr", "mtr:operation=prune,layers=even", "mtr:indicator=X")
+    ran = mtrkit_run(*SMALL, "--method", *methods, "--ratio", 0.4, "--out", out, "--table", table)
+    assert ran.code == 0, ran.err
+    dense, plain, pruned, x = json.loads(out.read_text())
+    assert torch.equal(right_images(plain), plainly_right(ratio=0.4))
+    assert torch.equal(
+        right_images(pruned), plainly_right(ratio=0.4, method="mtr", operation="prune", layers=EveryNth(2))
+    )
+    assert torch.equal(right_images(x), plainly_right(ratio=0.4, indicator="X"))
+    assert (dense["method"], pruned["layers"], x["layers"]) == ("dense", [2, 4, 6, 8, 10], [3, 6, 9])
+    gained = 100 * (right_images(pruned).sum() - right_images(plain).sum()).item() / 40
+    line = next(line for line in table.read_text().splitlines() if "operation=prune" in line)
+    assert f" {gained:+.1f} (" in line
+
+
+def test_a_second_run_measures_nothing_again(mtrkit_run, tmp_path, monkeypatch):
+    run = (*SMALL, "--ratio", 0, "--r", 5, "--out", tmp_path / "out.csv")
+    first = mtrkit_run(*run)
+    monkeypatch.setattr("mtrkit.cli.measuring.predict", lambda *_, **__: pytest.fail("measured again"))
+    again = mtrkit_run(*run)
+    assert (first.code, first.out) == (again.code, again.out) and "r=5" in first.out
+
+
+def test_plots_and_a_second_dense_model(mtrkit_run, tmp_path):
+    pytest.importorskip("matplotlib")
+    weights = tmp_path / "small.pth"
+    torch.save(mtrkit.create_model("vim_nano_patch4_stride2_32").state_dict(), weights)
+    plots = [tmp_path / "plot.png", tmp_path / "plot.svg"]
+    run = list(SMALL)
+    run.insert(3, f"vim_nano_patch4_stride2_32={weights}")
+    run[run.index("--rounds") + 1] = 1
+    ran = mtrkit_run(*run, "--ratio", 0.3, "--plot", *plots, "--speed-plot", tmp_path / "speed.png")
+    assert ran.code == 0, ran.err
+    assert "vim_nano_patch4_stride2_32, dense" in ran.out
+    assert "vim_nano_patch4_stride2_32" in plots[1].read_text()
+    assert plots[0].stat().st_size > 10_000 and (tmp_path / "speed.png").stat().st_size > 10_000
+
+
+def test_a_method_may_say_its_layers():
+    assert method("rmeeto:metric=delta,layers=2+4").options == {"metric": "delta", "layers": (2, 4)}
+    assert layers("odd").layers(6) == (1, 3, 5)
+    assert layers("every4").layers(12) == (4, 8)
+
+
+@pytest.mark.parametrize("wrong", ["mtr:layers=some", "mtr:operation"])
+def test_mistakes_in_a_method_are_named(mtrkit_run, wrong):
+    ran = mtrkit_run(*SMALL, "--method", wrong)
+    assert ran.code == 2 and "expected" in ran.err
