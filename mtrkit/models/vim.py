@@ -352,14 +352,22 @@ default_cfgs = {
         "vim_base_patch16_224",
     )
 }
-default_cfgs["vim_micro_patch4_32"] = _cfg(
-    "vim_micro_patch4_32",
-    num_classes=10,
-    input_size=(3, 32, 32),
-    crop_pct=1.0,
-    mean=(0.4914, 0.4822, 0.4465),
-    std=(0.247, 0.2435, 0.2616),
-)
+_CIFAR10 = {
+    "num_classes": 10,
+    "input_size": (3, 32, 32),
+    "crop_pct": 1.0,
+    "mean": (0.4914, 0.4822, 0.4465),
+    "std": (0.247, 0.2435, 0.2616),
+}
+default_cfgs |= {
+    name: _cfg(name, **_CIFAR10)
+    for name in (
+        "vim_micro_patch4_32",
+        "vim_micro_patch4_stride2_32",
+        "vim_micro_patch4_stride2_avgpool_32",
+        "vim_nano_patch4_stride2_32",
+    )
+}
 
 
 def _create_vim(name: str, options: dict[str, Any], **variant: Any) -> VisionMamba:
@@ -402,11 +410,32 @@ def vim_base_patch16_224(**options: Any) -> VisionMamba:
     return _create_vim("vim_base_patch16_224", options, embed_dim=768)
 
 
+_MICRO: dict[str, Any] = {"img_size": 32, "patch_size": 4, "num_classes": 10, "embed_dim": 96, "depth": 12}
+
+
 @register_model
 def vim_micro_patch4_32(**options: Any) -> VisionMamba:
-    """A Vim for CIFAR-sized images, 1 M parameters: the bundled pretrained model."""
-    variant = {"img_size": 32, "patch_size": 4, "num_classes": 10, "embed_dim": 96, "depth": 12}
-    return _create_vim("vim_micro_patch4_32", options, **variant)
+    """A Vim for CIFAR-sized images, 1 M parameters, 65 tokens."""
+    return _create_vim("vim_micro_patch4_32", options, **_MICRO)
+
+
+@register_model
+def vim_micro_patch4_stride2_32(**options: Any) -> VisionMamba:
+    """The same on overlapping patches, 226 tokens."""
+    return _create_vim("vim_micro_patch4_stride2_32", options, **_MICRO, stride=2)
+
+
+@register_model
+def vim_micro_patch4_stride2_avgpool_32(**options: Any) -> VisionMamba:
+    """The same without a class token, the mean of the 225 patches classified."""
+    pooled = {"class_token": "none", "global_pool": "avg"}
+    return _create_vim("vim_micro_patch4_stride2_avgpool_32", options, **_MICRO, stride=2, **pooled)
+
+
+@register_model
+def vim_nano_patch4_stride2_32(**options: Any) -> VisionMamba:
+    """Two thirds of the depth of ``vim_micro_patch4_stride2_32``: the smaller dense model to compare with."""
+    return _create_vim("vim_nano_patch4_stride2_32", options, **(_MICRO | {"depth": 8}), stride=2)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: VisionMamba) -> dict[str, Tensor]:

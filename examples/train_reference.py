@@ -1,0 +1,228 @@
+"""Train a small Vision Mamba from scratch on real images, as the reference models of mtrkit were trained.
+
+    python examples/train_reference.py vim_micro_patch4_stride2_32 --data cifar10 --out runs/micro
+
+DATA is an ImageFolder with train/ and val/. Most epochs run on coarse patches (a fourth of the tokens and of the
+time) at a constant learning rate, the last ones on the model's own while it falls to zero; positions are
+interpolated in between. So more coarse epochs can be added to a run that is still in them. The same command
+again goes on where an interrupted run stopped. Training images at even distances are held out, to watch progress
+on and for whoever wants to tune a reduction (``mtrkit eval --data cifar10/train --limit 2000``); ``val`` is looked
+at once, at the end. Writes weights (safetensors), a model card and a log.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+from rich.progress import Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import save_file
+from timm.data import create_transform
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3, random_seed
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import mtrkit
+from mtrkit.measure import (
+    Accuracy,
+    ImageSet,
+    describe_machine,
+    image_folder,
+    keep_freed_memory,
+    predict,
+    preprocess_for,
+    score,
+)
+from mtrkit.models import VisionMamba
+
+
+def parse() -> argparse.Namespace:
+    """The recipe; its defaults are those of the published reference models."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("model", help="a name in mtrkit.models.list_models()")
+    parser.add_argument("--data", type=Path, required=True, help="folder with train/ and val/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for weights, card, log and checkpoint")
+    parser.add_argument("--coarse-epochs", type=float, default=12, help="epochs on coarse patches")
+    parser.add_argument("--coarse-stride", type=int, default=4, help="step between them, in pixels")
+    parser.add_argument("--fine-epochs", type=float, default=2, help="epochs on the model's own patches")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--opt", default="muon", help="an optimiser of timm")
+    parser.add_argument("--lr", type=float, default=7e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.05)
+    parser.add_argument("--drop-path", type=float, default=0.0)
+    parser.add_argument("--ema", type=float, default=0.998, help="decay of the averaged weights")
+    parser.add_argument("--holdout", type=int, default=2000, help="training images that are not trained on")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of autocast")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
+    return parser.parse_args()
+
+
+class Batches:
+    """Augmented training batches; each is a function of the seed and its number, so a run can be continued."""
+
+    def __init__(self, args: argparse.Namespace, cfg: dict) -> None:
+        self.seed, self.size = args.seed, args.batch_size
+        self.images = image_folder(args.data / "train")
+        self.held_out = self.images.spread(args.holdout)
+        unseen = set(self.held_out.openers)
+        self.used = torch.tensor([i for i, opener in enumerate(self.images.openers) if opener not in unseen])
+        self.per_epoch = len(self.used) // self.size
+        self.augment = create_transform(
+            cfg["input_size"],
+            is_training=True,
+            scale=(0.6, 1.0),
+            ratio=(0.8, 1.25),
+            color_jitter=None,
+            interpolation="bicubic",
+            mean=cfg["mean"],
+            std=cfg["std"],
+        )
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) and labels (B,) of one step."""
+        epoch, place = divmod(step, self.per_epoch)
+        order = torch.randperm(len(self.used), generator=torch.Generator().manual_seed(self.seed + epoch))
+        chosen = self.used[order[place * self.size : (place + 1) * self.size]].tolist()
+        random_seed(self.seed, step)
+        images = torch.stack([self.augment(self.images.openers[index]()) for index in chosen])
+        return images, torch.tensor([self.images.labels[index] for index in chosen])
+
+
+class Run:
+    """The state of one training: model, averaged model and optimiser, on disk every now and then."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.step = args, 0
+        self.state: dict | None = None
+        self.file = args.out / "last.pt"
+        args.out.mkdir(parents=True, exist_ok=True)
+        self.batches = Batches(args, mtrkit.create_model(args.model).pretrained_cfg)
+        self.coarse_steps = round(args.coarse_epochs * self.batches.per_epoch)
+        self.steps = self.coarse_steps + round(args.fine_epochs * self.batches.per_epoch)
+        if self.file.exists():
+            self.state = torch.load(self.file, weights_only=True)
+            self.step = self.state["step"]
+        self._build(self.step < self.coarse_steps)
+
+    def _build(self, coarse: bool) -> None:
+        """Models and optimiser for coarse or fine patches, with the weights reached so far."""
+        args, self.coarse = self.args, coarse
+        random_seed(args.seed)
+        stride = {"stride": args.coarse_stride} if coarse else {}
+        model = mtrkit.create_model(args.model, drop_path_rate=args.drop_path, **stride)
+        assert isinstance(model, VisionMamba)
+        self.model = model.to(args.device)
+        self.ema = ModelEmaV3(self.model, decay=args.ema, use_warmup=True)
+        self.optimizer = create_optimizer_v2(
+            self.model,
+            opt=args.opt,
+            lr=args.lr,
+            weight_decay=args.weight_decay,
+            fallback_no_weight_decay=True,
+            fallback_list=("head",),
+        )
+        if self.state is not None:
+            for target, name in ((self.model, "model"), (self.ema.module, "ema")):
+                target.load_state_dict(target.adapt_state_dict(self.state[name]))
+            if self.state["coarse"] == coarse:
+                self.optimizer.load_state_dict(self.state["optimizer"])
+
+    def save(self) -> None:
+        """Write everything that going on needs; an interruption leaves the last file whole."""
+        self.state = {
+            "step": self.step,
+            "coarse": self.coarse,
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        part = self.file.with_suffix(".part")
+        torch.save(self.state, part)
+        os.replace(part, self.file)
+
+    def advance(self) -> float:
+        """One step; returns the loss."""
+        if self.coarse and self.step >= self.coarse_steps:
+            self.save()
+            self._build(coarse=False)
+        self.model.train()
+        images, labels = (tensor.to(self.args.device) for tensor in self.batches(self.step))
+        self._set_rate()
+        with torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.dtype == "bfloat16"):
+            logits = self.model(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=0.1)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        self.ema.update(self.model, step=self.step)
+        return loss.item()
+
+    def _set_rate(self) -> None:
+        """Warm up, stay, and fall linearly on the fine patches."""
+        warm, left = (self.step + 1) / 100, (self.steps - self.step) / (self.steps - self.coarse_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.args.lr * min(1.0, warm, left)
+
+    def accuracy(self, images: ImageSet) -> Accuracy:
+        """Of the averaged weights."""
+        model = self.ema.module.eval()
+        return score(predict(model, images, preprocess_for(model.pretrained_cfg)), images)
+
+    def finish(self) -> None:
+        """Look at ``val``, once, and write the weights and the card."""
+        accuracy = self.accuracy(image_folder(self.args.data / "val"))
+        recipe = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self.args).items()}
+        for machine_bound in ("data", "out", "save_every"):
+            recipe.pop(machine_bound)
+        about = {
+            "architecture": self.args.model,
+            "training": "examples/train_reference.py, from scratch on the 50 000 CIFAR-10 training images",
+            "recipe": recipe,
+            "val top-1": str(accuracy),
+            "n": accuracy.n,
+            "machine": describe_machine(torch.device(self.args.device)),
+            "license": "Apache-2.0 for these weights; the images are not included",
+        }
+        weights = {name: value.contiguous() for name, value in self.ema.module.state_dict().items()}
+        save_file(weights, self.args.out / f"{self.args.model}.safetensors", {"about": json.dumps(about)})
+        (self.args.out / "card.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+        print(f"{self.args.model}: val top-1 {accuracy}, n = {accuracy.n}")
+
+
+def main() -> None:
+    """Train to the end, or go on with it."""
+    run = Run(args := parse())
+    keep_freed_memory()
+    columns = (*Progress.get_default_columns()[:2], TimeRemainingColumn(), TextColumn("{task.fields[now]}"))
+    with Progress(*columns) as bar, (args.out / "log.jsonl").open("a") as log:
+        task = bar.add_task(args.model, total=run.steps, completed=run.step, now="")
+        began, mean = time.perf_counter(), None
+        while run.step < run.steps:
+            loss = run.advance()
+            mean = loss if mean is None else 0.98 * mean + 0.02 * loss
+            bar.update(task, completed=run.step, now=f"loss {mean:.3f}")
+            if run.step % args.save_every == 0 or run.step == run.steps:
+                run.save()
+            if run.step % run.batches.per_epoch in (0, run.batches.per_epoch // 2) or run.step == run.steps:
+                seconds, began = time.perf_counter() - began, time.perf_counter()
+                line = {
+                    "step": run.step,
+                    "loss": mean,
+                    "held_out": run.accuracy(run.batches.held_out).share,
+                    "seconds": seconds,
+                }
+                print(json.dumps(line), file=log, flush=True)
+    run.finish()
+
+
+if __name__ == "__main__":
+    main()
