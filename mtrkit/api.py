@@ -16,6 +16,7 @@ from mtrkit.scan import backend_for, scan_backends
 from mtrkit.schedule import (
     Directions,
     FlopsReport,
+    MambaShape,
     ModelShape,
     Placement,
     ReductionCost,
@@ -212,7 +213,7 @@ def _prepare(
     config = chosen.configure(options)
     size = tuple(input_size) if input_size is not None else adapter.input_size(host)
     shape = _shape(host, adapter, size)
-    cost: ReductionCost = partial(config.flops, widths=Widths(shape.dim, shape.inner, shape.state))
+    cost: ReductionCost = partial(config.flops, widths=_widths(shape))
     places = _shrinking(tokens, shape) if tokens is not None else resolve_layers(layers, shape.depth)
     plan = Plan(
         shape=shape,
@@ -224,6 +225,13 @@ def _prepare(
         tokens=None if tokens is None else tuple(tokens),
     )
     return Reduction(chosen, config, adapter, size, adapter.special_at(host), plan)
+
+
+def _widths(shape: ModelShape) -> Widths:
+    """Of the signals that a method may read; an attention block has none but its features."""
+    if isinstance(shape, MambaShape):
+        return Widths(shape.dim, shape.inner, shape.state)
+    return Widths(shape.dim, shape.dim, shape.dim)
 
 
 def _shrinking(tokens: Sequence[int], shape: ModelShape) -> tuple[int, ...]:

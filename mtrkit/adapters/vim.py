@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mtrkit.adapters.base import Adapter, SpecialAt, register_adapter
 from mtrkit.errors import InputError
 from mtrkit.scan import DirectionWeights, MixerWeights, Signals, mixer_forward
-from mtrkit.schedule import ModelShape
+from mtrkit.schedule import MambaShape, ModelShape
 
 _MIXER = ("in_proj", "conv1d", "x_proj", "dt_proj", "A_log", "D", "out_proj")
 _BACKWARD = ("conv1d_b", "x_proj_b", "dt_proj_b", "A_b_log", "D_b")
@@ -59,7 +59,7 @@ class IsotropicMamba(Adapter):
         mixer, patch = model.layers[0].mixer, model.patch_embed.proj
         patches = _count_patches(patch, input_size)
         tokens = patches + self.num_class_tokens(model)
-        return ModelShape(
+        return MambaShape(
             depth=len(model.layers),
             dim=mixer.in_proj.in_features,
             inner=mixer.out_proj.in_features,

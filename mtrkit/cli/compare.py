@@ -158,7 +158,7 @@ def as_markdown(columns: list[str], cells: list[list[str]]) -> str:
 def caption(rows: list[Row], reference: str) -> str:
     """What the numbers are, and how to get them again."""
     first = rows[0]
-    layers = next((row["layers"] for row in rows if row["method"] == reference), [])
+    layers: list[int] = next((row["layers"] for row in rows if row["method"] == reference), [])
     return (
         f"Top-1 accuracy in per cent on {first['n']} images, each column one share of the FLOPs removed (or r tokens "
         f"per layer); behind it the paired difference from `{reference}` on the same images with its 95 % interval, "

@@ -4,10 +4,11 @@ from mtrkit.schedule.check import check_schedule, reduction_ratio
 from mtrkit.schedule.cost import (
     Directions,
     FlopsReport,
+    MambaShape,
     ModelShape,
     ReductionCost,
+    TransformerShape,
     bipartite_cost,
-    block_flops,
     model_flops,
 )
 from mtrkit.schedule.place import EveryNth, Placement, default_layers, resolve_layers
@@ -17,11 +18,12 @@ __all__ = [
     "Directions",
     "EveryNth",
     "FlopsReport",
+    "MambaShape",
     "ModelShape",
     "Placement",
     "ReductionCost",
+    "TransformerShape",
     "bipartite_cost",
-    "block_flops",
     "check_schedule",
     "default_layers",
     "model_flops",

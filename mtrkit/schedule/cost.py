@@ -1,4 +1,4 @@
-"""What a Vision Mamba costs as a function of the tokens its blocks see: the one place with the formula.
+"""What a model costs as a function of the tokens its blocks see: the one place with the formulas.
 
 Counts follow R-MeeTo (arXiv:2412.12496) and DyVM (arXiv:2504.04787), so that figures can be laid beside
 published ones: one per multiply-add of a linear layer, the scan as 9·L·E·N + 2·L·E, nothing for norms,
@@ -6,6 +6,7 @@ activations and gathers. Those papers count one scan direction although two run;
 counts what the hardware does.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -18,23 +19,18 @@ ReductionCost = Callable[[int, int], int]
 """FLOPs of one reduction, from (tokens before, tokens after), special tokens included."""
 
 
-@dataclass(frozen=True)
-class ModelShape:
+@dataclass(frozen=True, kw_only=True)
+class ModelShape(ABC):
     """The sizes of a model that decide what it costs.
 
     Args:
         depth: Number of blocks.
         dim: D, model width.
-        inner: E, inner width of the mixer.
-        state: N, state size of the scan.
-        dt_rank: R, rank of the time step's projection.
-        conv: K, width of the causal convolution.
         tokens: L entering the first block, special tokens included.
         special: S, class, distillation and register tokens, which are never removed.
         patches: M, patches that are embedded (over all frames of a clip).
         patch_macs: Multiply-adds to embed one patch: D · channels · p² (· frames per patch).
         head_macs: Multiply-adds of the head: D · classes for a linear one.
-        directions: Scan directions that the hardware runs, 1 or 2.
 
     Raises:
         OptionError: A size is not an integer or out of range.
@@ -42,52 +38,90 @@ class ModelShape:
 
     depth: int
     dim: int
-    inner: int
-    state: int
-    dt_rank: int
-    conv: int
     tokens: int
     special: int
     patches: int
     patch_macs: int
     head_macs: int
-    directions: int = 2
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name in ("special", "patches", "patch_macs", "head_macs") else 1
             if type(value) is not int or value < least:
-                raise OptionError(f"ModelShape.{field.name} must be an integer of at least {least}, not {value!r}")
-        if self.directions > 2:
-            raise OptionError(f"ModelShape.directions must be 1 or 2, not {self.directions}")
+                raise OptionError(
+                    f"{type(self).__name__}.{field.name} must be an integer of at least {least}, not {value!r}"
+                )
         if self.special >= self.tokens:
             raise OptionError(
                 f"a sequence of {self.tokens} tokens with {self.special} special ones has nothing to reduce; "
                 "tokens counts the special ones too"
             )
 
+    @abstractmethod
+    def block_flops(self, num_tokens: int, directions: Directions = "one") -> int:
+        """Count one block on ``num_tokens`` tokens, special ones included."""
 
-def check_directions(shape: ModelShape, directions: Directions) -> int:
-    """Return how many scan directions are counted, or raise :class:`OptionError` for an unknown word."""
+
+@dataclass(frozen=True, kw_only=True)
+class MambaShape(ModelShape):
+    """A plain stack of Mamba blocks.
+
+    Args:
+        inner: E, inner width of the mixer.
+        state: N, state size of the scan.
+        dt_rank: R, rank of the time step's projection.
+        conv: K, width of the causal convolution.
+        directions: Scan directions that the hardware runs, 1 or 2.
+    """
+
+    inner: int
+    state: int
+    dt_rank: int
+    conv: int
+    directions: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.directions > 2:
+            raise OptionError(f"MambaShape.directions must be 1 or 2, not {self.directions}")
+
+    def block_flops(self, num_tokens: int, directions: Directions = "one") -> int:
+        """Count one block; affine in the length, as no part pairs tokens with tokens.
+
+        Source: ``calculate_flop_inference`` of R-MeeTo (arXiv:2412.12496), written out term by term.
+        """
+        inner, state, rank = self.inner, self.state, self.dt_rank
+        linear = num_tokens * self.dim * 3 * inner  # in_proj 2E, out_proj E
+        conv = (num_tokens + self.conv - 1) * inner * self.conv  # a causal convolution pads K − 1 steps
+        small = num_tokens * inner * (2 * rank + 2 * state)  # x_proj R + 2N, dt_proj R
+        scan = num_tokens * inner * (9 * state + 2)  # 2: the skip D and the gate
+        counted = self.directions if check_directions(directions) == "all" else 1
+        return linear + counted * (conv + small + scan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerShape(ModelShape):
+    """A plain stack of attention and MLP blocks, as in ViT and DeiT.
+
+    Args:
+        hidden: Inner width of the MLP.
+    """
+
+    hidden: int
+
+    def block_flops(self, num_tokens: int, directions: Directions = "one") -> int:
+        """Count one block: query, key, value and output projections, attention, MLP."""
+        check_directions(directions)
+        linear = num_tokens * self.dim * (4 * self.dim + 2 * self.hidden)
+        return linear + 2 * num_tokens * num_tokens * self.dim
+
+
+def check_directions(directions: Directions) -> Directions:
+    """Return ``directions``, or raise :class:`OptionError` for an unknown word."""
     if directions not in ("one", "all"):
         raise OptionError(f'directions must be "one" (as papers count) or "all" (as hardware runs), not {directions!r}')
-    return shape.directions if directions == "all" else 1
-
-
-def block_flops(shape: ModelShape, num_tokens: int, directions: Directions = "one") -> int:
-    """Count one block on ``num_tokens`` tokens, special ones included.
-
-    The count is affine in the length: a block has no part that pairs tokens with tokens.
-
-    Source: ``calculate_flop_inference`` of R-MeeTo (arXiv:2412.12496), written out term by term.
-    """
-    inner, state, rank = shape.inner, shape.state, shape.dt_rank
-    linear = num_tokens * shape.dim * 3 * inner  # in_proj 2E, out_proj E
-    conv = (num_tokens + shape.conv - 1) * inner * shape.conv  # a causal convolution pads K − 1 steps
-    small = num_tokens * inner * (2 * rank + 2 * state)  # x_proj R + 2N, dt_proj R
-    scan = num_tokens * inner * (9 * state + 2)  # 2: the skip D and the gate
-    return linear + check_directions(shape, directions) * (conv + small + scan)
+    return directions
 
 
 def bipartite_cost(width: int, dim: int) -> ReductionCost:
@@ -180,7 +214,7 @@ def model_flops(
     pairs = list(zip(entering, left, strict=True))
     return FlopsReport(
         embedding=shape.patch_macs * (shape.tokens if directions == "one" else shape.patches),
-        blocks=tuple(block_flops(shape, n, directions) for n in entering),
+        blocks=tuple(shape.block_flops(n, directions) for n in entering),
         reductions=tuple(reduction_cost(n, m) if reduction_cost and m < n else 0 for n, m in pairs),
         head=shape.head_macs,
         tokens=tuple(entering),

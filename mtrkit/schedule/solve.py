@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from mtrkit.errors import OptionError, ScheduleError
 from mtrkit.schedule.check import check_max_share, most_removed
-from mtrkit.schedule.cost import Directions, ModelShape, ReductionCost, block_flops, model_flops
+from mtrkit.schedule.cost import Directions, ModelShape, ReductionCost, model_flops
 from mtrkit.schedule.place import resolve_layers
 
 
@@ -43,7 +43,7 @@ class _Planner:
         directions: Directions,
     ) -> None:
         self.shape, self.layers, self.cost, self.max_share = shape, layers, cost, max_share
-        self.per_token = block_flops(shape, 1, directions) - block_flops(shape, 0, directions)
+        self.directions = directions
         self.scale = 1 << (2 * shape.tokens.bit_length() + 1)
         self.last = int(max_share * self.scale)
 
@@ -54,10 +54,14 @@ class _Planner:
             count = now - special
             gone = min((2 * step * count + self.scale) // (2 * self.scale), int(self.max_share * (count - 1)))
             if gone:
-                removed += gone * (self.shape.depth - layer) * self.per_token - self.cost(now, now - gone)
+                saved = self._block(now) - self._block(now - gone)
+                removed += (self.shape.depth - layer) * saved - self.cost(now, now - gone)
                 now -= gone
             left.append(now)
         return _Plan(left, removed)
+
+    def _block(self, num_tokens: int) -> int:
+        return self.shape.block_flops(num_tokens, self.directions)
 
     def bracket(self, wanted: int) -> tuple[_Plan, _Plan]:
         """Neighbouring plans of which the first removes at most ``wanted`` FLOPs and the second more."""

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from mtrkit.schedule import ModelShape
+from mtrkit.schedule import MambaShape
 
 
-def _vim(dim: int, depth: int = 24, tokens: int = 197, classes: int = 1000, special: int = 1) -> ModelShape:
-    return ModelShape(
+def _vim(dim: int, depth: int = 24, tokens: int = 197, classes: int = 1000, special: int = 1) -> MambaShape:
+    return MambaShape(
         depth=depth,
         dim=dim,
         inner=2 * dim,
@@ -24,6 +24,6 @@ def _vim(dim: int, depth: int = 24, tokens: int = 197, classes: int = 1000, spec
 
 
 @pytest.fixture(scope="session")
-def vim() -> Callable[..., ModelShape]:
+def vim() -> Callable[..., MambaShape]:
     """Vim or VideoMamba of a width: 192, 384, 768 are Ti, S, B."""
     return _vim

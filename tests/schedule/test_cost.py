@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mtrkit.errors import OptionError, ScheduleError
-from mtrkit.schedule import EveryNth, bipartite_cost, block_flops, model_flops, solve_removal
+from mtrkit.schedule import EveryNth, TransformerShape, bipartite_cost, model_flops, solve_ratio, solve_removal
 
 EVEN = EveryNth(2).layers(24)
 ODD = EveryNth(2, start=1).layers(24)
@@ -22,7 +22,7 @@ def merged(shape, layers, r, *, charged=True):
     [(192, 59.161, 1.4491, 1.823), (384, 209.100, 5.0769, 5.912), (768, 781.311, 18.8684, 20.887)],
 )
 def test_dense_models(vim, dim, block, one, both):
-    assert block_flops(vim(dim), 197) / 1e6 == pytest.approx(block, abs=5e-4)
+    assert vim(dim).block_flops(197) / 1e6 == pytest.approx(block, abs=5e-4)
     assert model_flops(vim(dim)).gflops == pytest.approx(one, abs=5e-5)
     assert model_flops(vim(dim), directions="all").gflops == pytest.approx(both, abs=5e-4)
 
@@ -121,3 +121,27 @@ def test_other_mistakes_are_named(vim):
         model_flops(vim(192), directions="two")
     with pytest.raises(ScheduleError, match="24 are needed, 2 were given"):
         model_flops(vim(192), [197, 190])
+
+
+def test_deit_costs_what_its_paper_says():
+    """DeiT-Ti / S / B: 1.3 / 4.6 / 17.6 GFLOPs (Touvron et al., arXiv:2012.12877)."""
+    for dim, published in ((192, 1.3), (384, 4.6), (768, 17.6)):
+        deit = TransformerShape(
+            depth=12,
+            dim=dim,
+            hidden=4 * dim,
+            tokens=197,
+            special=1,
+            patches=196,
+            patch_macs=dim * 768,
+            head_macs=dim * 1000,
+        )
+        assert round(model_flops(deit, directions="all").gflops, 1) == published
+
+
+def test_a_ratio_is_solved_where_cost_is_quadratic():
+    deit = TransformerShape(
+        depth=12, dim=384, hidden=1536, tokens=197, special=1, patches=196, patch_macs=384 * 768, head_macs=384_000
+    )
+    schedule = solve_ratio(deit, (3, 6, 9), 0.35, reduction_cost=None)
+    assert model_flops(deit, schedule).ratio_to(model_flops(deit)) == pytest.approx(0.35, abs=0.003)

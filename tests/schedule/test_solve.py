@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from mtrkit.errors import OptionError, ScheduleError
 from mtrkit.schedule import (
     EveryNth,
-    ModelShape,
+    MambaShape,
     bipartite_cost,
-    block_flops,
     check_schedule,
     model_flops,
     solve_ratio,
@@ -24,7 +23,7 @@ from mtrkit.schedule import (
 def shapes(draw, most_tokens=400):
     dim, special = draw(st.integers(8, 800)), draw(st.integers(0, 13))
     tokens = special + draw(st.integers(1, most_tokens))
-    return ModelShape(
+    return MambaShape(
         depth=draw(st.integers(2, 40)),
         dim=dim,
         inner=2 * dim,
@@ -65,7 +64,7 @@ def largest(shape, layers, cost, max_share, directions="one"):
 def half_a_token(shape, layers, cost, directions):
     """Share of the FLOPs of half a token in each block behind the first reduction, merging included."""
     full = shape.tokens
-    step = block_flops(shape, 1, directions) - block_flops(shape, 0, directions)
+    step = shape.block_flops(1, directions) - shape.block_flops(0, directions)
     merging = cost(full, full - 1) - cost(full - 1, full - 1) if cost else 0
     flops = (shape.depth - layers[0]) * step + len(layers) * merging
     return flops / 2 / model_flops(shape, directions=directions).total
