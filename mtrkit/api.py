@@ -211,6 +211,7 @@ def _prepare(
         raise OptionError("tokens says what every block keeps; give it without r and without layers")
     chosen = METHODS.get(method)
     config = chosen.configure(options)
+    _check_signals(chosen.name, config.reads, adapter)
     size = tuple(input_size) if input_size is not None else adapter.input_size(host)
     shape = _shape(host, adapter, size)
     cost: ReductionCost = partial(config.flops, widths=_widths(shape))
@@ -225,6 +226,16 @@ def _prepare(
         tokens=None if tokens is None else tuple(tokens),
     )
     return Reduction(chosen, config, adapter, size, adapter.special_at(host), plan)
+
+
+def _check_signals(method: str, reads: frozenset[str], adapter: Adapter) -> None:
+    missing = sorted(reads - adapter.signals)
+    if missing:
+        raise UnsupportedModelError(
+            f"method {method!r} with these options reads {', '.join(missing)}, which models of {adapter.name!r} do "
+            f"not have (they have: {', '.join(sorted(adapter.signals)) or 'features only'}); choose another option "
+            "or method"
+        )
 
 
 def _widths(shape: ModelShape) -> Widths:

@@ -92,6 +92,8 @@ class BlockState:
     ssm_B: Tensor | None = None  # (B, L, N)
     ssm_C: Tensor | None = None  # (B, L, N)
     y: Tensor | None = None  # (B, L, E): scan output before the gate
+    keys: Tensor | None = None  # (B, L, D / heads): of an attention block, mean over the heads
+    attention: Tensor | None = None  # (B, L, 1): the class token's attention to each token, mean over the heads
 
     @property
     def num_tokens(self) -> int:

@@ -22,6 +22,16 @@ def _ours(**options):
     return build
 
 
+def _timm_vit(**options):
+    def build():
+        from timm.models.vision_transformer import VisionTransformer
+
+        size = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 6, "num_heads": 2, "num_classes": 10}
+        return _spread(VisionTransformer(**size, **options).eval())
+
+    return build
+
+
 def _spread(model):
     """Give a fresh model weights that make tokens differ, as training does."""
     with torch.no_grad():
@@ -46,4 +56,7 @@ FAMILIES = {
     "hustvl_vim_layernorm": _official(rms_norm=False),
     "hustvl_vim_unfused": _official(fused_add_norm=False),
     "hustvl_vim_layerscale": _official(init_layer_scale=0.5, if_divide_out=False),
+    "timm_vit": _timm_vit(),
+    "timm_vit_registers": _timm_vit(reg_tokens=4, qk_norm=True, init_values=0.5),
+    "timm_vit_mean": _timm_vit(class_token=False, global_pool="avg"),
 }

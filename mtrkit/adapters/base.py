@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from mtrkit.errors import UnsupportedModelError
+from mtrkit.errors import InputError, UnsupportedModelError
 from mtrkit.registry import Registry
 from mtrkit.scan import Signals
 from mtrkit.schedule import ModelShape
@@ -17,9 +17,9 @@ SpecialAt = Callable[[int], tuple[int, ...]]
 class Adapter(ABC):
     """Knowledge about one model family; recognises by form, never by importing the family's package.
 
-    A family fits if its blocks are called in turn as ``hidden, residual = block(hidden, residual, ...)``,
-    if nothing happens to either between two blocks, and if what follows the last one reads the full
-    sequence. An adapter has no state: one instance serves every model.
+    A family fits if its blocks are called in turn as ``hidden, residual = block(hidden, residual, ...)``, or as
+    ``x = block(x, ...)``, if nothing happens to them between two blocks, and if what follows the last one reads
+    the full sequence. An adapter has no state: one instance serves every model.
     """
 
     name: str
@@ -58,11 +58,18 @@ class Adapter(ABC):
     def input_size(self, model: nn.Module) -> tuple[int, ...]:
         """The input size that the model was built for."""
 
-    entry: str | None = None  # method through which every call of the model goes, if calls can be wrong
+    signals = frozenset({"delta", "ssm_B", "ssm_C", "y"})  # that a method may read of this family's blocks
+    single_stream = False  # whether blocks are called as ``x = block(x)``, with :meth:`run_block` where one reduces
 
-    def refusal_of_call(self, *args: Any, **kwargs: Any) -> str | None:
+    def run_block(self, block: nn.Module, tokens: Tensor, reads: frozenset[str]) -> tuple[Tensor, Signals]:
+        """Run a whole block of a single-stream family and return its tokens with the signals in ``reads``."""
+        raise NotImplementedError
+
+    entries: tuple[str, ...] = ()  # methods through which the model is called, if calls can be wrong
+
+    def refusal_of_call(self, entry: str, *args: Any, **kwargs: Any) -> str | None:
         """Why a reduced model cannot serve a call of ``entry`` with these arguments after the input."""
-        del args, kwargs
+        del entry, args, kwargs
         return None
 
 
@@ -89,3 +96,18 @@ def find_adapter(model: nn.Module) -> Adapter:
         f"{type(model).__name__} fits no adapter ({'; '.join(misses)}). Pass a supported model, see "
         "mtrkit.list_adapters(), or describe the family with mtrkit.register_adapter"
     )
+
+
+def count_patches(patch: Any, input_size: tuple[int, ...]) -> int:
+    """How many patches a convolution ``patch`` cuts an input of (C, H, W) or (C, T, H, W) into."""
+    patches = 1
+    for size, kernel, stride in zip(input_size[1:], patch.kernel_size, patch.stride, strict=True):
+        if size < kernel:
+            raise InputError(f"input_size={input_size} is smaller than one patch of {patch.kernel_size} pixels")
+        patches *= (size - kernel) // stride + 1
+    return patches
+
+
+def missing_name(module: Any, names: tuple[str, ...]) -> str | None:
+    """The first of ``names`` that the module has no attribute of."""
+    return next((name for name in names if not hasattr(module, name)), None)

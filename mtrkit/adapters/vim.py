@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtrkit.adapters.base import Adapter, SpecialAt, register_adapter
-from mtrkit.errors import InputError
+from mtrkit.adapters.base import Adapter, SpecialAt, count_patches, missing_name, register_adapter
 from mtrkit.scan import DirectionWeights, MixerWeights, Signals, mixer_forward
 from mtrkit.schedule import MambaShape, ModelShape
 
@@ -23,15 +22,15 @@ class IsotropicMamba(Adapter):
 
     def mismatch(self, model: Any) -> str | None:
         """Look for the stack, the blocks and the mixers by the attributes that the code below reads."""
-        missing = _missing(model, ("patch_embed", "layers", "norm_f", "head"))
+        missing = missing_name(model, ("patch_embed", "layers", "norm_f", "head"))
         if missing:
             return f"has no `{missing}`"
         layers: Any = model.layers
         if not isinstance(layers, nn.ModuleList) or not len(layers):
             return "`layers` is not a list of blocks"
         for index, block in enumerate(layers):
-            missing = _missing(block, ("mixer", "norm", "drop_path"))
-            missing = missing or _missing(block.mixer, (*_MIXER, *_BACKWARD))
+            missing = missing_name(block, ("mixer", "norm", "drop_path"))
+            missing = missing or missing_name(block.mixer, (*_MIXER, *_BACKWARD))
             if missing:
                 return f"`layers.{index}` has no `{missing}`"
         return None
@@ -57,7 +56,7 @@ class IsotropicMamba(Adapter):
     def shape(self, model: Any, input_size: tuple[int, ...]) -> ModelShape:
         """Read the sizes off the weights."""
         mixer, patch = model.layers[0].mixer, model.patch_embed.proj
-        patches = _count_patches(patch, input_size)
+        patches = count_patches(patch, input_size)
         tokens = patches + self.num_class_tokens(model)
         return MambaShape(
             depth=len(model.layers),
@@ -92,7 +91,7 @@ class VimAdapter(IsotropicMamba):
 
     def mismatch(self, model: Any) -> str | None:
         """Our names for the class token and the pooling, beside the layout."""
-        missing = _missing(model, ("class_token", "num_class_tokens", "global_pool"))
+        missing = missing_name(model, ("class_token", "num_class_tokens", "global_pool"))
         return f"has no `{missing}`" if missing else super().mismatch(model)
 
     def weights(self, mixer: Any) -> MixerWeights:
@@ -117,7 +116,7 @@ class HustvlVimAdapter(IsotropicMamba):
 
     def mismatch(self, model: Any) -> str | None:
         """Vim's own switches, beside the layout."""
-        missing = _missing(model, ("if_cls_token", "final_pool_type", "if_rope"))
+        missing = missing_name(model, ("if_cls_token", "final_pool_type", "if_rope"))
         if missing:
             return f"has no `{missing}`"
         return super().mismatch(model)
@@ -163,9 +162,9 @@ class HustvlVimAdapter(IsotropicMamba):
             return both_ends
         return middle if getattr(model, "use_middle_cls_token", False) else front
 
-    entry = "forward_features"
+    entries = ("forward_features",)
 
-    def refusal_of_call(self, *args: Any, **kwargs: Any) -> str | None:
+    def refusal_of_call(self, entry: str, *args: Any, **kwargs: Any) -> str | None:
         """Arguments of ``forward_features`` that move the class token from call to call."""
         named = dict(zip(("inference_params", *_RANDOM_ORDER), args, strict=False)) | kwargs
         given = [name for name in _RANDOM_ORDER if named.get(name)]
@@ -216,16 +215,3 @@ def _direction(mixer: Any, suffix: str) -> DirectionWeights:
         -torch.exp(getattr(mixer, f"A{suffix}_log").float()),
         getattr(mixer, f"D{suffix}").float(),
     )
-
-
-def _count_patches(patch: Any, input_size: tuple[int, ...]) -> int:
-    patches = 1
-    for size, kernel, stride in zip(input_size[1:], patch.kernel_size, patch.stride, strict=True):
-        if size < kernel:
-            raise InputError(f"input_size={input_size} is smaller than one patch of {patch.kernel_size} pixels")
-        patches *= (size - kernel) // stride + 1
-    return patches
-
-
-def _missing(module: Any, names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if not hasattr(module, name)), None)

@@ -83,7 +83,7 @@ class GuardedEntry:
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Pass the call on, or raise :class:`UnsupportedModelError`."""
         if self.reduction.enabled:
-            reason = self.reduction.adapter.refusal_of_call(*args, **kwargs)
+            reason = self.reduction.adapter.refusal_of_call(self.name, *args, **kwargs)
             if reason is not None:
                 raise UnsupportedModelError(
                     f"{reason}; call the model without, or inside mtrkit.reduction_disabled(model)"
@@ -91,14 +91,35 @@ class GuardedEntry:
         return _call(self.model, self.previous, x, *args, name=self.name, **kwargs)
 
 
-class ReducedBlock:
-    """``forward`` of a block that reduces, or that runs on a stream reduced before."""
+class PatchedBlock:
+    """What the two kinds of reduced blocks below have in common."""
 
     def __init__(self, block: nn.Module, index: int, reduction: Reduction) -> None:
         self.block, self.index, self.reduction = block, index, reduction
         self.previous = vars(block).get("forward")
         self.reduces = index + 1 in reduction.plan.layers
         self.last = index + 1 == reduction.plan.shape.depth
+
+    def extra_repr(self) -> str:
+        """What printing the model shows for this block."""
+        schedule, before = self.reduction.plan.schedule, self.reduction.plan.shape.tokens
+        before = schedule[self.index - 1] if self.index else before
+        change = f", {before}→{schedule[self.index]} tokens" if self.reduces else f", {before} tokens"
+        return f"reduction={self.reduction.method.name}{change}"
+
+    def _decide(self, hidden: Tensor, residual: Tensor, signals: Signals, stream: ReducedStream) -> Decision | None:
+        """Where the tokens go; ``None`` if the plan keeps them all."""
+        began_with = stream.slot.shape[1]
+        num_kept = self.reduction.plan.num_kept(self.index, began_with)
+        if num_kept >= hidden.shape[1]:
+            return None
+        special = self.reduction.special_at(began_with)
+        state = BlockState(hidden, residual, stream.size, _columns(stream.slot, special), *signals)
+        return self.reduction.decide(self.index, state, num_kept, stream)
+
+
+class ReducedBlock(PatchedBlock):
+    """``forward`` of a block that reduces, or that runs on a stream reduced before."""
 
     def __call__(self, hidden_states: Tensor, residual: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Run the block on the stream, reduce if this is the place, restore the sequence after the last."""
@@ -120,21 +141,38 @@ class ReducedBlock:
         self, hidden: Tensor, residual: Tensor, signals: Signals, stream: ReducedStream | None
     ) -> tuple[Tensor, ReducedStream]:
         stream = open_stream(residual) if stream is None else continue_stream(residual, stream)
-        began_with = stream.slot.shape[1]
-        num_kept = self.reduction.plan.num_kept(self.index, began_with)
-        if num_kept >= hidden.shape[1]:
-            return hidden, stream
-        special = self.reduction.special_at(began_with)
-        state = BlockState(hidden, residual, stream.size, _columns(stream.slot, special), *signals)
-        decision = self.reduction.decide(self.index, state, num_kept, stream)
-        return reduce_stream(hidden, stream, decision.token_map)
+        decision = self._decide(hidden, residual, signals, stream)
+        return (hidden, stream) if decision is None else reduce_stream(hidden, stream, decision.token_map)
 
-    def extra_repr(self) -> str:
-        """What printing the model shows for this block."""
-        schedule, before = self.reduction.plan.schedule, self.reduction.plan.shape.tokens
-        before = schedule[self.index - 1] if self.index else before
-        change = f", {before}→{schedule[self.index]} tokens" if self.reduces else f", {before} tokens"
-        return f"reduction={self.reduction.method.name}{change}"
+
+class ReducedTransformerBlock(PatchedBlock):
+    """``forward`` of a block that passes on one tensor: the stream travels in its place."""
+
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run the block on the tokens, reduce if this is the place, restore the sequence after the last."""
+        if not self.reduction.enabled:
+            return _call(self.block, self.previous, x, *args, **kwargs)
+        stream = x if isinstance(x, ReducedStream) else None
+        tokens, signals = self._run(x if stream is None else stream.residual, *args, **kwargs)
+        if self.reduces:
+            stream = self._shorten(tokens, signals, stream)
+        elif stream is not None:
+            stream = continue_stream(tokens, stream)
+        if stream is None:
+            return tokens
+        return restore_stream(tokens[..., :0], stream)[1] if self.last else stream
+
+    def _run(self, tokens: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Signals]:
+        reads = self.reduction.config.reads
+        if self.reduces and reads:
+            return self.reduction.adapter.run_block(self.block, tokens, reads)
+        return _call(self.block, self.previous, tokens, *args, **kwargs), Signals()
+
+    def _shorten(self, tokens: Tensor, signals: Signals, stream: ReducedStream | None) -> ReducedStream:
+        """Methods see the tokens as the mixer's output, and nothing beside them in the residual."""
+        stream = open_stream(tokens) if stream is None else continue_stream(tokens, stream)
+        decision = self._decide(tokens, torch.zeros_like(tokens), signals, stream)
+        return stream if decision is None else reduce_stream(tokens[..., :0], stream, decision.token_map)[1]
 
 
 def install(model: nn.Module, reduction: Reduction) -> None:
@@ -149,17 +187,18 @@ def install(model: nn.Module, reduction: Reduction) -> None:
 def _install(model: nn.Module, reduction: Reduction) -> None:
     journal, adapter, plan = reduction.journal, reduction.adapter, reduction.plan
     first = min(plan.layers, default=plan.shape.depth + 1)
+    kind: type[PatchedBlock] = ReducedTransformerBlock if adapter.single_stream else ReducedBlock
     for index, block in enumerate(adapter.blocks(model)):
         if index + 1 < first:
             continue
-        patched = ReducedBlock(block, index, reduction)
-        if patched.reduces and reduction.config.reads:
+        patched = kind(block, index, reduction)
+        if patched.reduces and reduction.config.reads and not adapter.single_stream:
             mixer = adapter.mixer(block)
             journal.set(mixer, "forward", ReadableMixer(mixer, reduction))
         journal.set(block, "forward", patched)
         journal.set(block, "extra_repr", patched.extra_repr)
-    if adapter.entry is not None and plan.layers:
-        journal.set(model, adapter.entry, GuardedEntry(model, adapter.entry, reduction))
+    for entry in adapter.entries if plan.layers else ():
+        journal.set(model, entry, GuardedEntry(model, entry, reduction))
     journal.set(model, RECORD, reduction)
 
 

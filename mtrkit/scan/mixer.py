@@ -50,6 +50,8 @@ class Signals(NamedTuple):
     ssm_B: Tensor | None = None  # (B, L, N)
     ssm_C: Tensor | None = None  # (B, L, N)
     y: Tensor | None = None  # (B, L, E), scan output with the skip term, before the gate
+    keys: Tensor | None = None  # (B, L, D / heads), of attention, mean over the heads
+    attention: Tensor | None = None  # (B, L, 1), of the class token to each token, mean over the heads
 
 
 _CACHE_BYTES = 5 << 19  # of x and z at a time: what the second-level caches of two cores hold

@@ -1,0 +1,118 @@
+"""ViT and DeiT as timm has them: the other side of the papers' comparisons.
+
+Source: Dosovitskiy et al., arXiv:2010.11929; Touvron et al., "DeiT", arXiv:2012.12877.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtrkit.adapters.base import Adapter, SpecialAt, count_patches, missing_name, register_adapter
+from mtrkit.scan import Signals
+from mtrkit.schedule import ModelShape, TransformerShape
+
+_MODEL = ("patch_embed", "blocks", "norm", "head", "num_prefix_tokens", "attn_pool")
+_BLOCK = ("norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2")
+_ATTENTION = ("qkv", "num_heads", "q_norm", "k_norm", "attn_drop", "proj", "proj_drop", "scale")
+
+
+@register_adapter
+class TimmVitAdapter(Adapter):
+    """``VisionTransformer`` of timm, with one, two or no prefix tokens and with registers."""
+
+    name = "timm_vit"
+    summary = "ViT and DeiT of timm, reduced between two blocks"
+    signals = frozenset({"keys", "attention"})
+    single_stream = True
+    entries = ("forward_features", "forward_intermediates")
+
+    def mismatch(self, model: Any) -> str | None:
+        """Look for plain pre-norm blocks by the attributes that :meth:`run_block` reads."""
+        missing = missing_name(model, _MODEL)
+        if missing:
+            return f"has no `{missing}`"
+        if not isinstance(model.blocks, nn.Sequential) or not len(model.blocks):
+            return "`blocks` is not a sequence of blocks"
+        for index, block in enumerate(model.blocks):
+            missing = missing_name(block, _BLOCK) or missing_name(block.attn, _ATTENTION)
+            if missing:
+                return f"`blocks.{index}` has no `{missing}`"
+        return None
+
+    def refusal(self, model: Any) -> str | None:
+        """Variants whose attention needs to know where every token stands."""
+        if any(getattr(block.attn, name, None) is not None for block in model.blocks for name in ("gate", "rel_pos")):
+            return "its attention is gated or has relative positions"
+        if getattr(model, "rope", None) is not None:
+            return "its attention rotates the tokens by their positions"
+        return None
+
+    def blocks(self, model: Any) -> list[nn.Module]:
+        """The entries of ``blocks``."""
+        return list(model.blocks)
+
+    def mixer(self, block: Any) -> nn.Module:
+        """The block's attention."""
+        return block.attn
+
+    def run_mixer(self, mixer: Any, hidden: Tensor, reads: frozenset[str]) -> tuple[Tensor, Signals]:
+        """Attention on normalised tokens; keys are averaged over the heads, as is the class token's attention."""
+        batch, length, _ = hidden.shape
+        qkv = mixer.qkv(hidden).reshape(batch, length, 3, mixer.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        q, k = mixer.q_norm(q), mixer.k_norm(k)
+        dropout = mixer.attn_drop.p if mixer.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=mixer.scale)
+        x = x.transpose(1, 2).reshape(batch, length, -1)
+        x = mixer.norm(x) if hasattr(mixer, "norm") else x
+        attention = (q[:, :, :1] * mixer.scale @ k.transpose(2, 3)).softmax(dim=-1) if "attention" in reads else None
+        signals = Signals(
+            keys=k.mean(dim=1) if "keys" in reads else None,
+            attention=None if attention is None else attention.mean(dim=1).transpose(1, 2),
+        )
+        return mixer.proj_drop(mixer.proj(x)), signals
+
+    def run_block(self, block: Any, tokens: Tensor, reads: frozenset[str]) -> tuple[Tensor, Signals]:
+        """Attention and MLP, each added to the tokens."""
+        attended, signals = self.run_mixer(block.attn, block.norm1(tokens), reads)
+        tokens = tokens + block.drop_path1(block.ls1(attended))
+        return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens)))), signals
+
+    def special_at(self, model: Any) -> SpecialAt:
+        """Class, distillation and register tokens come before the patches."""
+        return partial(first, model.num_prefix_tokens)
+
+    def shape(self, model: Any, input_size: tuple[int, ...]) -> ModelShape:
+        """Read the sizes off the weights."""
+        patch, block = model.patch_embed.proj, model.blocks[0]
+        patches = count_patches(patch, input_size)
+        return TransformerShape(
+            depth=len(model.blocks),
+            dim=block.attn.proj.out_features,
+            hidden=block.mlp.fc1.out_features,
+            tokens=patches + model.num_prefix_tokens,
+            special=model.num_prefix_tokens,
+            patches=patches,
+            patch_macs=patch.weight.numel(),
+            head_macs=model.head.weight.numel() if hasattr(model.head, "weight") else 0,
+        )
+
+    def input_size(self, model: Any) -> tuple[int, ...]:
+        """Channels and the image size that the patch embedding was built for."""
+        return (model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
+
+    def refusal_of_call(self, entry: str, *args: Any, **kwargs: Any) -> str | None:
+        """Masks have a row per token; intermediate outputs are collected between the blocks."""
+        if entry == "forward_intermediates":
+            return "forward_intermediates reads between the blocks of a ViT, where a reduced model has fewer tokens"
+        if any(value is not None and value is not False for value in (*args, *kwargs.values())):
+            return "an attention mask has a row per token, and a reduced model has fewer"
+        return None
+
+
+def first(count: int, num_tokens: int) -> tuple[int, ...]:
+    """The special tokens before the patches."""
+    del num_tokens
+    return tuple(range(count))
