@@ -2,7 +2,7 @@
 
 One row per image: what the model saw; per reduction the kept patches in red, the targets in blue, the sources
 dark, and patches that had left before in white; and the tokens at the end, each group of merged patches
-filled with its mean colour and outlined.
+filled with its mean colour and outlined. With several methods they stand side by side, a row per reduction.
 """
 
 import argparse
@@ -17,11 +17,12 @@ from mtrkit.cli.loading import load_model, reduce_model
 from mtrkit.cli.options import add_model, add_reduction
 from mtrkit.errors import InputError, OptionError
 from mtrkit.measure import read_image
-from mtrkit.vis import draw_reduction, patch_grid
+from mtrkit.vis import draw_methods, draw_reduction, patch_grid
 
 EPILOG = """examples:
   mtrkit draw vim_tiny_patch16_224 --checkpoint vim_t_midclstok_76p1acc.pth cat.jpg dog.jpg
   mtrkit draw MODEL --checkpoint FILE photo.jpg --ratio 0.4 --out tokens.png
+  mtrkit draw MODEL --checkpoint FILE photo.jpg --method evit pumer utr hsa mtr --out methods.png
 """
 
 
@@ -43,13 +44,28 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args)
     preprocess = preprocess_from(args, model)
     seen = [preprocess.cut(read_image(path)) for path in args.images]
-    reduce_model(model, args)
-    with torch.inference_mode(), trace_reduction(model) as trace:
-        predicted = model(torch.stack([preprocess.tensor(image) for image in seen])).argmax(dim=-1).tolist()
-    captions = [
-        f"{Path(path).name}, predicted class {number}" for path, number in zip(args.images, predicted, strict=True)
-    ]
-    title = f"{args.model}, {args.method.text} at ratio {args.ratio:g}"
-    draw_reduction(seen, trace, patch_grid(model), captions, title).save(args.out)
-    say(*captions, f"picture: {args.out}")
+    batch = torch.stack([preprocess.tensor(image) for image in seen])
+    grid, names = patch_grid(model), [Path(path).name for path in args.images]
+    traces, predicted = {}, {}
+    for method in args.method:
+        reduce_model(model, method, args)
+        with torch.inference_mode(), trace_reduction(model) as traces[method.text]:
+            predicted[method.text] = model(batch).argmax(dim=-1).tolist()
+    told = [_told(names, classes) for classes in predicted.values()]
+    if len(traces) == 1:
+        (name, trace), (captions,) = traces.popitem(), told
+        title = f"{args.model}, {name} at {_amount(args)}"
+        draw_reduction(seen, trace, grid, captions, title).save(args.out)
+    else:
+        draw_methods(seen, traces, grid, names, f"{args.model} at {_amount(args)}").save(args.out)
+    say(*(f"{name}: {line}" for name, lines in zip(predicted, told, strict=True) for line in lines))
+    say(f"picture: {args.out}")
     return 0
+
+
+def _told(names: list[str], classes: list[int]) -> list[str]:
+    return [f"{name}, predicted class {number}" for name, number in zip(names, classes, strict=True)]
+
+
+def _amount(args: argparse.Namespace) -> str:
+    return f"ratio {args.ratio:g}" if args.r is None else f"r={args.r}"

@@ -18,13 +18,13 @@ EPILOG = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, and one reduction."""
     add_model(parser, checkpoint=None)
-    add_reduction(parser, [0.3], many=False)
+    add_reduction(parser, [0.3], many=False, many_methods=False)
 
 
 def run(args: argparse.Namespace) -> int:
     """Patch the model, and describe it."""
     model = load_model(args)
-    reduce_model(model, args)
+    reduce_model(model, args.method, args)
     one, every = reduction_info(model), reduction_info(model, directions="all")
     assert one is not None and every is not None
     say(

@@ -39,11 +39,11 @@ def count_parameters(model: nn.Module) -> str:
     return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M parameters"
 
 
-def reduce_model(model: nn.Module, args: argparse.Namespace) -> None:
-    """Apply the one reduction that the arguments ask for."""
+def reduce_model(model: nn.Module, method: MethodChoice, args: argparse.Namespace) -> None:
+    """Apply one method, to the one amount that the arguments ask for."""
     amount = {"ratio": args.ratio} if args.r is None else {"r": args.r}
-    options = {"layers": args.layers} | dict(args.option) | args.method.options
-    apply_reduction(model, args.method.name, **(options | dict(amount)))
+    options = {"layers": args.layers} | dict(args.option) | method.options
+    apply_reduction(model, method.name, **(options | amount))
 
 
 @dataclass(frozen=True)

@@ -43,17 +43,19 @@ def add_model(parser: argparse.ArgumentParser, checkpoint: str | None) -> None:
     )
 
 
-def add_reduction(parser: argparse.ArgumentParser, ratio: Sequence[float], many: bool = True) -> None:
-    """--method, --ratio, --layers and --option; with ``many``, several methods and ratios."""
+def add_reduction(
+    parser: argparse.ArgumentParser, ratio: Sequence[float], many: bool = True, many_methods: bool = True
+) -> None:
+    """--method, --ratio, --r, --layers and --option; with ``many``, several ratios, with ``many_methods``, methods."""
     nargs = "+" if many else None
     shown = " ".join(map(str, ratio))
     mtr = method("mtr")
     parser.add_argument(
         "--method",
-        nargs=nargs,
+        nargs="+" if many_methods else None,
         type=method,
         metavar="NAME[:OPTION=VALUE,...]",
-        default=[mtr] if many else mtr,
+        default=[mtr] if many_methods else mtr,
         help="as in rmeeto:metric=delta,layers=even; see `mtrkit list` (default: mtr)",
     )
     parser.add_argument(

@@ -3,7 +3,7 @@
 from mtrkit.vis.curves import Point, draw_curves
 from mtrkit.vis.grid import PatchGrid, patch_grid
 from mtrkit.vis.overlay import ROLE_COLOURS, draw_groups, draw_roles, roles
-from mtrkit.vis.sheet import draw_reduction
+from mtrkit.vis.sheet import draw_methods, draw_reduction
 
 __all__ = [
     "ROLE_COLOURS",
@@ -11,6 +11,7 @@ __all__ = [
     "Point",
     "draw_curves",
     "draw_groups",
+    "draw_methods",
     "draw_reduction",
     "draw_roles",
     "patch_grid",

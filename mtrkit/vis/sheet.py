@@ -1,6 +1,6 @@
-"""The whole picture: a row per image, a column per reduction, headings and a legend."""
+"""The whole picture: images, reductions and methods in rows and columns, headings and a legend."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -42,6 +42,45 @@ def draw_reduction(
         raise InputError(f"{len(images)} images, but the trace is of {traced}; trace one pass on exactly these images")
     rows = [_panels(_enlarge(image), trace, grid, sample) for sample, image in enumerate(images)]
     return _arrange(rows, _headings(trace.stages), captions or [""] * len(images), title)
+
+
+def draw_methods(
+    images: Sequence[Image.Image],
+    traces: Mapping[str, Trace],
+    grid: PatchGrid,
+    captions: Sequence[str],
+    title: str = "",
+) -> Image.Image:
+    """Draw what several methods do to the same images, side by side.
+
+    Args:
+        images: What the model saw, (H, W) each, in the order of the batch.
+        traces: Method → trace of one forward pass on these images; all reduce after the same blocks.
+        grid: Where the patches are; see :func:`patch_grid`.
+        captions: One line per image.
+        title: One line above all.
+
+    Returns:
+        One picture with a column per method; per image a row for each reduction and one for the merged groups.
+
+    Raises:
+        InputError: The methods reduce after different blocks.
+
+    Source: figure 3 of MTR (arXiv:2507.14042).
+    """
+    places = {name: [stage.layer for stage in trace.stages] for name, trace in traces.items()}
+    layers = next(iter(places.values()))
+    if any(place != layers for place in places.values()):
+        raise InputError(f"methods that stand side by side must reduce after the same blocks, not {places}")
+    rows, notes = [], []
+    for sample, (image, caption) in enumerate(zip(map(_enlarge, images), captions, strict=True)):
+        for number, layer in enumerate(layers):
+            stages = [roles(trace.stages[number], sample) for trace in traces.values()]
+            rows.append([image, *(draw_roles(image, grid, role_of) for role_of in stages)])
+            notes.append(f"{caption}, block {layer}")
+        rows.append([image, *(draw_groups(image, grid, trace.groups(sample)) for trace in traces.values())])
+        notes.append(f"{caption}, at the end")
+    return _arrange(rows, ["input", *traces], notes, title)
 
 
 def _panels(image: Image.Image, trace: Trace, grid: PatchGrid, sample: int) -> list[Image.Image]:

@@ -7,7 +7,7 @@ from PIL import Image
 
 import mtrkit
 from mtrkit.errors import InputError, UnsupportedModelError
-from mtrkit.vis import ROLE_COLOURS, PatchGrid, draw_groups, draw_reduction, draw_roles, patch_grid, roles
+from mtrkit.vis import ROLE_COLOURS, PatchGrid, draw_groups, draw_methods, draw_reduction, draw_roles, patch_grid, roles
 from tests.families import FAMILIES
 
 GREY = Image.new("RGB", (32, 32), (128, 128, 128))
@@ -29,10 +29,11 @@ def micro(**options):
 def test_grid_has_every_patch_and_no_special_token(family):
     model = FAMILIES[family]()
     grid = patch_grid(model)
-    tokens = mtrkit.reduction_info(mtrkit.apply_reduction(model)).num_tokens
+    tokens = mtrkit.reduction_info(mtrkit.apply_reduction(model, indicator="X")).num_tokens
     assert len(grid.positions) == grid.rows * grid.columns == model.patch_embed.num_patches
     skipped = sorted(set(range(tokens)) - set(grid.positions))
     places = {"double": [0, tokens - 1], "front": [0], "mean": [], "last": [], "max": []}
+    places |= {"registers": [0, 1, 2, 3, 4], "vit": [0]}
     expected = next((places[word] for word in places if word in family.split("_")), [(tokens - 1) // 2])
     assert skipped == expected
 
@@ -114,3 +115,26 @@ def test_a_whole_picture():
         draw_reduction(images[:1], trace, patch_grid(model))
     with pytest.raises(InputError, match="trace is of 0"):
         draw_reduction(images, mtrkit.Trace(), patch_grid(model))
+
+
+def test_methods_side_by_side_show_what_each_alone_does():
+    model, images = micro(), torch.randn(1, 3, 32, 32)
+    traces = {}
+    for name, options in (("delta", {}), ("prune", {"operation": "prune", "indicator": "X"})):
+        mtrkit.apply_reduction(model, ratio=0.4, **options)
+        with torch.inference_mode(), mtrkit.trace_reduction(model) as traces[name]:
+            model(images)
+    grid = patch_grid(model)
+    sheet = np.asarray(draw_methods([GREY], traces, grid, ["grey"]))
+    for column, trace in enumerate(traces.values(), start=1):
+        alone = np.asarray(draw_reduction([GREY], trace, grid))
+        width, step = 224, 224 + 24
+        for row in range(4):  # three reductions, then the groups
+            cell = sheet[40 + row * step :, 14 + column * (width + 14) :][:224, :224]
+            assert (cell == alone[40:, 14 + (row + 1) * (width + 14) :][:224, :224]).all()
+
+
+def test_methods_that_reduce_elsewhere_do_not_stand_side_by_side():
+    traces = {name: traced(micro(), batch=1, layers=layers) for name, layers in (("a", [3, 6]), ("b", [2, 4]))}
+    with pytest.raises(InputError, match="same blocks"):
+        draw_methods([GREY], traces, patch_grid(micro()), [""])
