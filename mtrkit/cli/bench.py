@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from mtrkit.cli.console import print_table, progress, say
-from mtrkit.cli.loading import DENSE, Candidate, candidates, image_shape, load_model
+from mtrkit.cli.loading import DENSE, Candidate, candidates, input_shape, load_model
 from mtrkit.cli.options import add_model, add_reduction, add_running, positive, resolve_running
 from mtrkit.cli.results import KEY, Results, Row, configuration_key
 from mtrkit.errors import OptionError
@@ -77,7 +77,7 @@ def _measure(
     results: Results,
 ) -> None:
     """Time one batch size; on an interruption save and print the finished rounds, and pass it on."""
-    x = torch.randn(batch_size, *image_shape(found[0].model), device=device, dtype=precision.weights)
+    x = torch.randn(batch_size, *input_shape(found[0].model), device=device, dtype=precision.weights)
     passes = {candidate.name: _prepare(candidate, x, precision, args.compile) for candidate in found}
     memory = {name: peak_memory(run, device) for name, run in passes.items()}
     taken: list[dict[str, float]] = []
@@ -152,7 +152,7 @@ def _cells(row: Row) -> list[str]:
 
 def _print_head(args: argparse.Namespace, about: Row, found: list[Candidate]) -> None:
     weights = f"weights from {args.checkpoint}" if args.checkpoint else "random weights"
-    size = "×".join(map(str, image_shape(found[0].model)[1:]))
+    size = "×".join(map(str, input_shape(found[0].model)[1:]))
     run = f"{args.dtype}, {'compiled' if args.compile else 'not compiled'}"
     say(
         f"{args.model} at {size}, {weights}, {run}, {found[0].gflops:.4g} GFLOPs per image",

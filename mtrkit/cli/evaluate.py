@@ -9,7 +9,7 @@ import argparse
 import torch
 
 from mtrkit.cli.console import print_table, say
-from mtrkit.cli.loading import candidates, image_shape, load_model
+from mtrkit.cli.loading import candidates, input_shape, load_model
 from mtrkit.cli.measuring import Evaluation, measure
 from mtrkit.cli.options import add_model, add_reduction, add_running, positive, resolve_running, whole
 from mtrkit.cli.results import Results, Row
@@ -61,9 +61,10 @@ def add_preprocessing(parser: argparse.ArgumentParser) -> None:
 
 def preprocess_from(args: argparse.Namespace, model: torch.nn.Module) -> Preprocess:
     """The model's own preprocessing, with what the arguments change."""
+    *_, height, width = input_shape(model)
     return preprocess_for(
         getattr(model, "pretrained_cfg", {}),
-        size=image_shape(model)[1:],
+        size=(height, width),
         mean=args.mean and tuple(args.mean),
         std=args.std and tuple(args.std),
         crop=args.crop,

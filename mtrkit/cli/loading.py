@@ -28,10 +28,9 @@ def load_model(args: argparse.Namespace, device: torch.device | str = "cpu") -> 
     return create_model(args.model, args.checkpoint, **options).eval().to(device)
 
 
-def image_shape(model: nn.Module) -> tuple[int, int, int]:
-    """Channels, height and width of the images that the model was built for."""
-    channels, height, width = find_adapter(model).input_size(model)
-    return channels, height, width
+def input_shape(model: nn.Module) -> tuple[int, ...]:
+    """Channels, frames of a clip, height and width that the model was built for."""
+    return find_adapter(model).input_size(model)
 
 
 def count_parameters(model: nn.Module) -> str:

@@ -8,10 +8,12 @@ from mtrkit.models.checkpoint import load_state_dict
 from mtrkit.models.factory import create_model
 from mtrkit.models.loading import load_checkpoint
 from mtrkit.models.registry import list_models, register_model
+from mtrkit.models.videomamba import VideoMamba
 from mtrkit.models.vim import Block, VisionMamba
 
 __all__ = [
     "Block",
+    "VideoMamba",
     "VisionMamba",
     "create_model",
     "list_models",

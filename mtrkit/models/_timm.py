@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from mtrkit.models.registry import MODELS, Builder
-from mtrkit.models.vim import default_cfgs  # noqa: F401  (timm reads them from the module of the function it registers)
+from mtrkit.models.variants import default_cfgs  # noqa: F401  (timm reads them from the module of the function it registers)
 
 _logger = logging.getLogger(__name__)
 

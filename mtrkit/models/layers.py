@@ -14,7 +14,7 @@ def pair(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def init_weights(layer: nn.Linear | nn.Conv2d, std: float) -> None:
+def init_weights(layer: nn.Linear | nn.Conv2d | nn.Conv3d, std: float) -> None:
     """Truncated normal weights and no bias to begin with."""
     nn.init.trunc_normal_(layer.weight, std=std)
     if layer.bias is not None:
@@ -95,11 +95,11 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.patch_size = pair(patch_size)
         self.stride = pair(patch_size if stride is None else stride)
-        self.proj = nn.Conv2d(in_chans, embed_dim, self.patch_size, self.stride)
+        self.proj: nn.Conv2d | nn.Conv3d = nn.Conv2d(in_chans, embed_dim, self.patch_size, self.stride)
         self.set_input_size(img_size)
 
     def set_input_size(self, img_size: Size) -> None:
-        """Take images of another size from now on; ``grid_size`` and ``num_patches`` follow."""
+        """Take images of another height and width from now on; ``grid_size`` and ``num_patches`` follow."""
         height, width = pair(img_size)
         if height < self.patch_size[0] or width < self.patch_size[1]:
             raise OptionError(f"img_size={height}x{width} is smaller than one patch of {self.patch_size}")
@@ -108,14 +108,22 @@ class PatchEmbed(nn.Module):
             (height - self.patch_size[0]) // self.stride[0] + 1,
             (width - self.patch_size[1]) // self.stride[1] + 1,
         )
-        self.num_patches = self.grid_size[0] * self.grid_size[1]
+
+    @property
+    def num_patches(self) -> int:
+        """M, patches of one input."""
+        return self.grid_size[0] * self.grid_size[1]
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return (self.proj.in_channels, *self.img_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, M, D); images of another shape raise :class:`InputError`."""
-        expected = (self.proj.in_channels, *self.img_size)
-        if x.dim() != 4 or tuple(x.shape[1:]) != expected:
+        if tuple(x.shape[1:]) != self.input_size:
             raise InputError(
-                f"got images of shape {tuple(x.shape)}, expected (B, {', '.join(map(str, expected))}): "
-                "resize them, call model.set_input_size((height, width)), or build the model with img_size="
+                f"got an input of shape {tuple(x.shape)}, expected (B, {', '.join(map(str, self.input_size))}): "
+                "resize it, call model.set_input_size((height, width)), or build the model for this size"
             )
         return self.proj(x).flatten(2).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Where the published weights are: bundled with mtrkit, or official Vim releases on the Hugging Face Hub."""
+"""Where the published weights are: bundled with mtrkit, or official releases on the Hugging Face Hub."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ class Release(NamedTuple):
 
     repo: str
     file: str
-    top1: float  # published, ImageNet-1k validation
+    top1: float  # published, ImageNet-1k validation, or Kinetics-400 for clips
     ema: bool = False  # whether that accuracy is of the averaged weights in the file
 
 
@@ -25,6 +25,16 @@ OFFICIAL = {
     "vim_small_patch16_224": Release(_SMALL, "vim_s_midclstok_80p5acc.pth", 80.5),
     "vim_small_patch16_stride8_224": Release(_SMALL, "vim_s_midclstok_ft_81p6acc.pth", 81.6),
     "vim_base_patch16_224": Release(_BASE, "vim_b_midclstok_81p9acc.pth", 81.9, ema=True),
+}
+_VIDEOMAMBA = "OpenGVLab/VideoMamba"
+OFFICIAL |= {
+    "videomamba_tiny_patch16_224": Release(_VIDEOMAMBA, "videomamba_t16_in1k_res224.pth", 76.9),
+    "videomamba_small_patch16_224": Release(_VIDEOMAMBA, "videomamba_s16_in1k_res224.pth", 81.2),
+    "videomamba_middle_patch16_224": Release(_VIDEOMAMBA, "videomamba_m16_in1k_res224.pth", 82.8),
+    "videomamba_base_patch16_224": Release(_VIDEOMAMBA, "videomamba_b16_in1k_res224.pth", 82.7),
+    "videomamba_tiny_patch16_224_f8": Release(_VIDEOMAMBA, "videomamba_t16_k400_f8_res224.pth", 76.9),
+    "videomamba_small_patch16_224_f8": Release(_VIDEOMAMBA, "videomamba_s16_k400_f8_res224.pth", 79.3),
+    "videomamba_middle_patch16_224_f8": Release(_VIDEOMAMBA, "videomamba_m16_k400_f8_res224.pth", 80.6),
 }
 
 

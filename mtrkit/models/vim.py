@@ -6,8 +6,8 @@ Source: Zhu et al., "Vision Mamba: Efficient Visual Representation Learning with
 Model", arXiv:2401.09417.
 """
 
-import inspect
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,8 +22,6 @@ from mtrkit.models.layers import DropPath, PatchEmbed, RMSNorm, Size, init_weigh
 from mtrkit.models.loading import load_checkpoint
 from mtrkit.models.mixer import MambaMixer
 from mtrkit.models.positions import ClassToken, class_index, insert_at, resize_positions, square_grid, without
-from mtrkit.models.registry import register_model
-from mtrkit.models.releases import BUNDLED, OFFICIAL
 from mtrkit.ops import stream_tokens
 
 Pool = Literal["token", "avg", ""]
@@ -73,6 +71,7 @@ class VisionMamba(nn.Module):
         drop_rate: Dropout after the position embedding.
         drop_path_rate: Stochastic depth. As in the official code the rate grows from 0 to this value over
             the stack, one block late: blocks 0 and 1 have none, the full rate is that of the last sum.
+        embed_layer: Builds the patch embedding from img_size, patch_size, stride, in_chans and embed_dim.
 
     Raises:
         OptionError: A value out of range, or ``global_pool="token"`` without a class token.
@@ -97,6 +96,7 @@ class VisionMamba(nn.Module):
         halve: bool = True,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        embed_layer: Callable[..., PatchEmbed] = PatchEmbed,
     ) -> None:
         super().__init__()
         _check_choice("class_token", class_token, get_args(ClassToken))
@@ -104,11 +104,11 @@ class VisionMamba(nn.Module):
         self.class_token: ClassToken = class_token
         self.grad_checkpointing = False
         self.pretrained_cfg: dict[str, Any] = {}
-        self.patch_embed = PatchEmbed(img_size, patch_size, stride, in_chans, embed_dim)
+        self.patch_embed = embed_layer(img_size, patch_size, stride, in_chans, embed_dim)
         self.num_class_tokens = 0 if class_token == "none" else 1
         if class_token != "none":
             self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        places = self.patch_embed.num_patches + self.num_class_tokens
+        places = math.prod(self.patch_embed.grid_size) + self.num_class_tokens
         self.pos_embed = nn.Parameter(torch.zeros(1, places, embed_dim))
         self.pos_drop = nn.Dropout(drop_rate)
         mixer = {"d_state": d_state, "d_conv": d_conv, "expand": expand, "halve": halve}
@@ -222,8 +222,12 @@ class VisionMamba(nn.Module):
         index = self.class_index
         patches = tokens if index is None else without(tokens, index)
         if output_fmt == "NCHW":
-            patches = as_map(patches, self.patch_embed.grid_size)
+            patches = self._as_map(patches)
         return (patches, tokens[:, index : index + 1]) if with_class and index is not None else patches
+
+    def _as_map(self, patches: Tensor) -> Tensor:
+        """(B, M, D) to (B, D, rows, columns)."""
+        return as_map(patches, self.patch_embed.grid_size)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -316,128 +320,3 @@ def _stack(dim: int, depth: int, drop_path_rate: float, **mixer: Any) -> nn.Modu
 def _check_choice(option: str, value: object, known: tuple[str, ...]) -> None:
     if value not in known:
         raise OptionError(f"{option}={value!r}; choose one of {', '.join(map(repr, known))}")
-
-
-def _cfg(name: str, **changes: Any) -> dict[str, Any]:
-    """How images are prepared for a model and where its weights are, in the form timm uses."""
-    cfg = {
-        "architecture": name,
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "fixed_input_size": True,
-        "interpolation": "bicubic",
-        "crop_pct": 0.875,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": "apache-2.0",
-        "paper_ids": "arXiv:2401.09417",
-    }
-    if name in OFFICIAL:
-        release = OFFICIAL[name]
-        cfg |= {"hf_hub_id": release.repo, "hf_hub_filename": release.file, "custom_load": "hf"}
-    elif name in BUNDLED:
-        cfg |= {"file": str(BUNDLED[name]), "custom_load": True}
-    return cfg | changes
-
-
-default_cfgs = {
-    name: _cfg(name)
-    for name in (
-        "vim_tiny_patch16_224",
-        "vim_tiny_patch16_stride8_224",
-        "vim_small_patch16_224",
-        "vim_small_patch16_stride8_224",
-        "vim_base_patch16_224",
-    )
-}
-_CIFAR10 = {
-    "num_classes": 10,
-    "input_size": (3, 32, 32),
-    "crop_pct": 1.0,
-    "mean": (0.4914, 0.4822, 0.4465),
-    "std": (0.247, 0.2435, 0.2616),
-}
-default_cfgs |= {
-    name: _cfg(name, **_CIFAR10)
-    for name in (
-        "vim_micro_patch4_32",
-        "vim_micro_patch4_stride2_32",
-        "vim_micro_patch4_stride2_avgpool_32",
-        "vim_nano_patch4_stride2_32",
-    )
-}
-
-
-def _create_vim(name: str, options: dict[str, Any], **variant: Any) -> VisionMamba:
-    known = inspect.signature(VisionMamba).parameters
-    unknown = [option for option in options if option not in known]
-    if unknown:
-        raise OptionError(f"{name} has no option {', '.join(unknown)}; known: {', '.join(known)}")
-    model = VisionMamba(**(variant | options))
-    model.pretrained_cfg = default_cfgs[name]
-    return model
-
-
-@register_model
-def vim_tiny_patch16_224(**options: Any) -> VisionMamba:
-    """Vim-Ti, 7.1 M parameters."""
-    return _create_vim("vim_tiny_patch16_224", options, embed_dim=192)
-
-
-@register_model
-def vim_tiny_patch16_stride8_224(**options: Any) -> VisionMamba:
-    """Vim-Ti on overlapping patches, 730 tokens."""
-    return _create_vim("vim_tiny_patch16_stride8_224", options, embed_dim=192, stride=8)
-
-
-@register_model
-def vim_small_patch16_224(**options: Any) -> VisionMamba:
-    """Vim-S, 25.8 M parameters."""
-    return _create_vim("vim_small_patch16_224", options, embed_dim=384)
-
-
-@register_model
-def vim_small_patch16_stride8_224(**options: Any) -> VisionMamba:
-    """Vim-S on overlapping patches, 730 tokens."""
-    return _create_vim("vim_small_patch16_stride8_224", options, embed_dim=384, stride=8)
-
-
-@register_model
-def vim_base_patch16_224(**options: Any) -> VisionMamba:
-    """Vim-B, 97.6 M parameters."""
-    return _create_vim("vim_base_patch16_224", options, embed_dim=768)
-
-
-_MICRO: dict[str, Any] = {"img_size": 32, "patch_size": 4, "num_classes": 10, "embed_dim": 96, "depth": 12}
-
-
-@register_model
-def vim_micro_patch4_32(**options: Any) -> VisionMamba:
-    """A Vim for CIFAR-sized images, 1 M parameters, 65 tokens."""
-    return _create_vim("vim_micro_patch4_32", options, **_MICRO)
-
-
-@register_model
-def vim_micro_patch4_stride2_32(**options: Any) -> VisionMamba:
-    """The same on overlapping patches, 226 tokens."""
-    return _create_vim("vim_micro_patch4_stride2_32", options, **_MICRO, stride=2)
-
-
-@register_model
-def vim_micro_patch4_stride2_avgpool_32(**options: Any) -> VisionMamba:
-    """The same without a class token, the mean of the 225 patches classified."""
-    pooled = {"class_token": "none", "global_pool": "avg"}
-    return _create_vim("vim_micro_patch4_stride2_avgpool_32", options, **_MICRO, stride=2, **pooled)
-
-
-@register_model
-def vim_nano_patch4_stride2_32(**options: Any) -> VisionMamba:
-    """Two thirds of the depth of ``vim_micro_patch4_stride2_32``: the smaller dense model to compare with."""
-    return _create_vim("vim_nano_patch4_stride2_32", options, **(_MICRO | {"depth": 8}), stride=2)
-
-
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: VisionMamba) -> dict[str, Tensor]:
-    """Fit weights to ``model``, under the name that timm uses; see :meth:`VisionMamba.adapt_state_dict`."""
-    return model.adapt_state_dict(state_dict)

@@ -60,12 +60,12 @@ def direction(x, order, w, suffix):
     return y
 
 
-def mixer(x, w):
-    """Both directions on normalised tokens (B, L, D), halved."""
+def mixer(x, w, divisor=2):
+    """Both directions on normalised tokens (B, L, D); Vim halves their sum, VideoMamba divides it by 1."""
     length = x.shape[1]
     x, z = (x @ w["in_proj.weight"].T).chunk(2, dim=-1)
     y = direction(x, range(length), w, "") + direction(x, reversed(range(length)), w, "_b")
-    return (y * silu(z) / 2) @ w["out_proj.weight"].T
+    return (y * silu(z) / divisor) @ w["out_proj.weight"].T
 
 
 @on_one_thread

@@ -10,6 +10,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 import mtrkit
 from mtrkit.models import create_model
+from mtrkit.models.releases import BUNDLED, OFFICIAL
 from tests.models.shared import IMAGES, tiny
 
 NAMES = mtrkit.list_models()
@@ -20,8 +21,9 @@ def micro(**options):
 
 
 def test_every_model_is_registered():
-    assert set(NAMES) <= set(timm.list_models("vim_*"))
-    assert set(timm.list_models("vim_*", pretrained=True)) >= set(NAMES)
+    assert set(NAMES) <= set(timm.list_models(["vim_*", "videomamba_*"]))
+    with_weights = {*OFFICIAL, *BUNDLED}
+    assert set(timm.list_models(["vim_*", "videomamba_*"], pretrained=True)) >= with_weights
 
 
 @pytest.mark.parametrize("name", NAMES)

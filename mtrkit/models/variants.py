@@ -1,0 +1,193 @@
+"""The models by name: what each is built from, how images are prepared for it, and where its weights are."""
+
+import inspect
+from typing import Any
+
+from torch import Tensor
+
+from mtrkit.errors import OptionError
+from mtrkit.models.registry import register_model
+from mtrkit.models.releases import BUNDLED, OFFICIAL
+from mtrkit.models.videomamba import VideoMamba
+from mtrkit.models.vim import VisionMamba
+
+default_cfgs: dict[str, dict[str, Any]] = {}
+
+_IMAGENET: dict[str, Any] = {
+    "num_classes": 1000,
+    "input_size": (3, 224, 224),
+    "fixed_input_size": True,
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "first_conv": "patch_embed.proj",
+    "classifier": "head",
+    "license": "apache-2.0",
+}
+_CIFAR10: dict[str, Any] = _IMAGENET | {
+    "num_classes": 10,
+    "input_size": (3, 32, 32),
+    "crop_pct": 1.0,
+    "mean": (0.4914, 0.4822, 0.4465),
+    "std": (0.247, 0.2435, 0.2616),
+}
+
+
+def _configure(names: tuple[str, ...], paper: str, cfg: dict[str, Any]) -> None:
+    """Enter the preprocessing of models, and where their weights are, in the form timm uses."""
+    for name in names:
+        weights: dict[str, Any] = {}
+        if name in OFFICIAL:
+            release = OFFICIAL[name]
+            weights = {"hf_hub_id": release.repo, "hf_hub_filename": release.file, "custom_load": "hf"}
+        elif name in BUNDLED:
+            weights = {"file": str(BUNDLED[name]), "custom_load": True}
+        default_cfgs[name] = {"architecture": name, "paper_ids": f"arXiv:{paper}"} | cfg | weights
+
+
+def _create(cls: type[VisionMamba], name: str, options: dict[str, Any], **variant: Any) -> VisionMamba:
+    parameters = inspect.signature(cls).parameters | inspect.signature(VisionMamba).parameters
+    known = [option for option, parameter in parameters.items() if parameter.kind != parameter.VAR_KEYWORD]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise OptionError(f"{name} has no option {', '.join(unknown)}; known: {', '.join(known)}")
+    model = cls(**(variant | options))
+    model.pretrained_cfg = default_cfgs[name]
+    return model
+
+
+_configure(
+    (
+        "vim_tiny_patch16_224",
+        "vim_tiny_patch16_stride8_224",
+        "vim_small_patch16_224",
+        "vim_small_patch16_stride8_224",
+        "vim_base_patch16_224",
+    ),
+    "2401.09417",
+    _IMAGENET,
+)
+_configure(
+    (
+        "vim_micro_patch4_32",
+        "vim_micro_patch4_stride2_32",
+        "vim_micro_patch4_stride2_avgpool_32",
+        "vim_nano_patch4_stride2_32",
+    ),
+    "2401.09417",
+    _CIFAR10,
+)
+_VIDEOMAMBA = tuple(f"videomamba_{size}_patch16_224" for size in ("tiny", "small", "middle", "base"))
+_configure(_VIDEOMAMBA, "2403.06977", _IMAGENET)
+_CLIPS = tuple(f"videomamba_{size}_patch16_224_f8" for size in ("tiny", "small", "middle"))
+_configure(_CLIPS, "2403.06977", _IMAGENET | {"num_classes": 400})
+
+
+@register_model
+def vim_tiny_patch16_224(**options: Any) -> VisionMamba:
+    """Vim-Ti, 7.1 M parameters."""
+    return _create(VisionMamba, "vim_tiny_patch16_224", options, embed_dim=192)
+
+
+@register_model
+def vim_tiny_patch16_stride8_224(**options: Any) -> VisionMamba:
+    """Vim-Ti on overlapping patches, 730 tokens."""
+    return _create(VisionMamba, "vim_tiny_patch16_stride8_224", options, embed_dim=192, stride=8)
+
+
+@register_model
+def vim_small_patch16_224(**options: Any) -> VisionMamba:
+    """Vim-S, 25.8 M parameters."""
+    return _create(VisionMamba, "vim_small_patch16_224", options, embed_dim=384)
+
+
+@register_model
+def vim_small_patch16_stride8_224(**options: Any) -> VisionMamba:
+    """Vim-S on overlapping patches, 730 tokens."""
+    return _create(VisionMamba, "vim_small_patch16_stride8_224", options, embed_dim=384, stride=8)
+
+
+@register_model
+def vim_base_patch16_224(**options: Any) -> VisionMamba:
+    """Vim-B, 97.6 M parameters."""
+    return _create(VisionMamba, "vim_base_patch16_224", options, embed_dim=768)
+
+
+_MICRO: dict[str, Any] = {"img_size": 32, "patch_size": 4, "num_classes": 10, "embed_dim": 96, "depth": 12}
+
+
+@register_model
+def vim_micro_patch4_32(**options: Any) -> VisionMamba:
+    """A Vim for CIFAR-sized images, 1 M parameters, 65 tokens."""
+    return _create(VisionMamba, "vim_micro_patch4_32", options, **_MICRO)
+
+
+@register_model
+def vim_micro_patch4_stride2_32(**options: Any) -> VisionMamba:
+    """The same on overlapping patches, 226 tokens."""
+    return _create(VisionMamba, "vim_micro_patch4_stride2_32", options, **_MICRO, stride=2)
+
+
+@register_model
+def vim_micro_patch4_stride2_avgpool_32(**options: Any) -> VisionMamba:
+    """The same without a class token, the mean of the 225 patches classified."""
+    pooled = {"class_token": "none", "global_pool": "avg"}
+    return _create(VisionMamba, "vim_micro_patch4_stride2_avgpool_32", options, **_MICRO, stride=2, **pooled)
+
+
+@register_model
+def vim_nano_patch4_stride2_32(**options: Any) -> VisionMamba:
+    """Two thirds of the depth of ``vim_micro_patch4_stride2_32``: the smaller dense model to compare with."""
+    return _create(VisionMamba, "vim_nano_patch4_stride2_32", options, **(_MICRO | {"depth": 8}), stride=2)
+
+
+_FRONT: dict[str, Any] = {"class_token": "front", "halve": False}
+
+
+@register_model
+def videomamba_tiny_patch16_224(**options: Any) -> VisionMamba:
+    """VideoMamba-Ti for images, 7.1 M parameters."""
+    return _create(VisionMamba, "videomamba_tiny_patch16_224", options, **_FRONT, embed_dim=192)
+
+
+@register_model
+def videomamba_small_patch16_224(**options: Any) -> VisionMamba:
+    """VideoMamba-S for images, 25.8 M parameters."""
+    return _create(VisionMamba, "videomamba_small_patch16_224", options, **_FRONT, embed_dim=384)
+
+
+@register_model
+def videomamba_middle_patch16_224(**options: Any) -> VisionMamba:
+    """VideoMamba-M for images, 74.2 M parameters."""
+    return _create(VisionMamba, "videomamba_middle_patch16_224", options, **_FRONT, embed_dim=576, depth=32)
+
+
+@register_model
+def videomamba_base_patch16_224(**options: Any) -> VisionMamba:
+    """VideoMamba-B for images, 97.6 M parameters."""
+    return _create(VisionMamba, "videomamba_base_patch16_224", options, **_FRONT, embed_dim=768)
+
+
+@register_model
+def videomamba_tiny_patch16_224_f8(**options: Any) -> VisionMamba:
+    """VideoMamba-Ti for clips of 8 frames, 7.0 M parameters; ``num_frames`` for longer ones."""
+    return _create(VideoMamba, "videomamba_tiny_patch16_224_f8", options, embed_dim=192, num_classes=400)
+
+
+@register_model
+def videomamba_small_patch16_224_f8(**options: Any) -> VisionMamba:
+    """VideoMamba-S for clips of 8 frames, 25.6 M parameters."""
+    return _create(VideoMamba, "videomamba_small_patch16_224_f8", options, embed_dim=384, num_classes=400)
+
+
+@register_model
+def videomamba_middle_patch16_224_f8(**options: Any) -> VisionMamba:
+    """VideoMamba-M for clips of 8 frames, 73.9 M parameters."""
+    variant = {"embed_dim": 576, "depth": 32, "num_classes": 400}
+    return _create(VideoMamba, "videomamba_middle_patch16_224_f8", options, **variant)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: VisionMamba) -> dict[str, Tensor]:
+    """Fit weights to ``model``, under the name that timm uses; see :meth:`VisionMamba.adapt_state_dict`."""
+    return model.adapt_state_dict(state_dict)

@@ -1,0 +1,109 @@
+"""VideoMamba: the Vim stack with the class token in front and the plain sum of the directions, for images and clips.
+
+Parameters have the names and shapes of the official release, so its state dicts load strictly.
+
+Source: Li et al., "VideoMamba: State Space Model for Efficient Video Understanding", arXiv:2403.06977.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtrkit.errors import OptionError
+from mtrkit.models.layers import PatchEmbed, Size
+from mtrkit.models.vim import VisionMamba
+
+_FRAMES = "temporal_pos_embedding"
+
+
+class ClipEmbed(PatchEmbed):
+    """Patches of the frames of a clip as tokens, frame by frame and row by row.
+
+    Args:
+        img_size: Height and width that the frames must have.
+        patch_size: Height and width of a patch.
+        stride: As ``patch_size``; clips have no overlapping patches.
+        in_chans: Channels of the frames.
+        embed_dim: Width D of the tokens.
+        num_frames: T, frames of a clip.
+        tubelet_size: Frames that one patch covers.
+    """
+
+    def __init__(
+        self,
+        img_size: Size = 224,
+        patch_size: Size = 16,
+        stride: Size | None = None,
+        in_chans: int = 3,
+        embed_dim: int = 192,
+        num_frames: int = 8,
+        tubelet_size: int = 1,
+    ) -> None:
+        if stride not in (None, patch_size):
+            raise OptionError(f"stride={stride} differs from patch_size={patch_size}; patches of a clip do not overlap")
+        if tubelet_size < 1 or num_frames < tubelet_size or num_frames % tubelet_size:
+            raise OptionError(f"num_frames={num_frames} must be a multiple of tubelet_size={tubelet_size}")
+        super().__init__(img_size, patch_size, stride, in_chans, embed_dim)
+        self.num_frames, self.tubelet_size = num_frames, tubelet_size
+        kernel = (tubelet_size, *self.patch_size)
+        self.proj = nn.Conv3d(in_chans, embed_dim, kernel, kernel)
+
+    @property
+    def num_steps(self) -> int:
+        """Patches in the direction of time."""
+        return self.num_frames // self.tubelet_size
+
+    @property
+    def num_patches(self) -> int:
+        """M, patches of all frames."""
+        return self.num_steps * super().num_patches
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """Channels, frames, height and width of a clip."""
+        channels, *size = super().input_size
+        return (channels, self.num_frames, *size)
+
+
+class VideoMamba(VisionMamba):
+    """VideoMamba for clips (B, C, T, H, W): one class token in front, positions in space and in time.
+
+    Args:
+        num_frames: T, frames of a clip.
+        tubelet_size: Frames that one patch covers.
+        **options: As of :class:`VisionMamba`.
+    """
+
+    def __init__(self, num_frames: int = 8, tubelet_size: int = 1, **options: Any) -> None:
+        defaults: dict[str, Any] = {"class_token": "front", "halve": False}
+        embed = partial(ClipEmbed, num_frames=num_frames, tubelet_size=tubelet_size)
+        super().__init__(**(defaults | options), embed_layer=embed)
+        steps = num_frames // tubelet_size
+        self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, steps, self.embed_dim))
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W) to (B, 1 + M, D), frame after frame behind the class token."""
+        steps = self.temporal_pos_embedding.shape[1]
+        patches = self.patch_embed(x).unflatten(1, (steps, -1))
+        patches = patches + self.pos_embed[:, None, 1:] + self.temporal_pos_embedding[:, :, None]
+        token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
+        return self.pos_drop(torch.cat([token, patches.flatten(1, 2)], dim=1))
+
+    def _as_map(self, patches: Tensor) -> Tensor:
+        """(B, M, D) to (B, D, T, rows, columns)."""
+        grid = (self.temporal_pos_embedding.shape[1], *self.patch_embed.grid_size)
+        return patches.unflatten(1, grid).permute(0, 4, 1, 2, 3).contiguous()
+
+    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Interpolate positions made for another grid (bicubic) or for other frames (linear)."""
+        frames = state.get("temporal_pos_embedding")
+        rest = super().adapt_state_dict({name: value for name, value in state.items() if name != _FRAMES})
+        if frames is None:
+            return rest
+        if frames.shape[1] != self.temporal_pos_embedding.shape[1]:
+            resized = F.interpolate(frames.float().transpose(1, 2), self.temporal_pos_embedding.shape[1], mode="linear")
+            frames = resized.transpose(1, 2).to(frames.dtype).contiguous()
+        return rest | {_FRAMES: frames}
