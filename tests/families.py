@@ -3,7 +3,7 @@
 import torch
 
 import mtrkit
-from tests import hustvl_vim
+from tests import hustvl_vim, official
 
 
 def _official(**options):
@@ -11,6 +11,10 @@ def _official(**options):
         return _spread(hustvl_vim.VisionMamba(**options).eval())
 
     return build
+
+
+def _other(cls, **options):
+    return lambda: _spread(cls(**options).eval())
 
 
 def _ours(**options):
@@ -56,6 +60,9 @@ FAMILIES = {
     "hustvl_vim_layernorm": _official(rms_norm=False),
     "hustvl_vim_unfused": _official(fused_add_norm=False),
     "hustvl_vim_layerscale": _official(init_layer_scale=0.5, if_divide_out=False),
+    "videomamba": _other(official.VideoMamba),
+    "mambar": _other(official.MambaReg),
+    "mambar_neck": _other(official.MambaReg, num_cls_tokens=4, cls_reduce=2),
     "timm_vit": _timm_vit(),
     "timm_vit_registers": _timm_vit(reg_tokens=4, qk_norm=True, init_values=0.5),
     "timm_vit_mean": _timm_vit(class_token=False, global_pool="avg"),

@@ -1,0 +1,145 @@
+"""The plain stacks of two-direction Mamba blocks: Vim, VideoMamba and Mamba-Reg share their layout.
+
+They differ in where the special tokens stand and in whether the sum of the directions is halved.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtrkit.adapters.base import Adapter, count_patches, missing_name
+from mtrkit.scan import DirectionWeights, MixerWeights, Signals, mixer_forward
+from mtrkit.schedule import MambaShape, ModelShape
+
+_MIXER = ("in_proj", "conv1d", "x_proj", "dt_proj", "A_log", "D", "out_proj")
+_BACKWARD = ("conv1d_b", "x_proj_b", "dt_proj_b", "A_b_log", "D_b")
+
+
+class IsotropicMamba(Adapter):
+    """What the plain stacks of two-direction Mamba blocks have in common."""
+
+    def mismatch(self, model: Any) -> str | None:
+        """Look for the stack, the blocks and the mixers by the attributes that the code below reads."""
+        missing = missing_name(model, ("patch_embed", "layers", "norm_f", "head"))
+        if missing:
+            return f"has no `{missing}`"
+        layers: Any = model.layers
+        if not isinstance(layers, nn.ModuleList) or not len(layers):
+            return "`layers` is not a list of blocks"
+        for index, block in enumerate(layers):
+            missing = missing_name(block, ("mixer", "norm", "drop_path"))
+            missing = missing or missing_name(block.mixer, (*_MIXER, *_BACKWARD))
+            if missing:
+                return f"`layers.{index}` has no `{missing}`"
+        return None
+
+    def blocks(self, model: Any) -> list[nn.Module]:
+        """The entries of ``layers``."""
+        return list(model.layers)
+
+    def mixer(self, block: Any) -> nn.Module:
+        """The block's ``mixer``."""
+        return block.mixer
+
+    def weights(self, mixer: Any) -> MixerWeights:
+        """The mixer's parameters."""
+        raise NotImplementedError
+
+    def run_mixer(self, mixer: Any, hidden: Tensor, reads: frozenset[str]) -> tuple[Tensor, Signals]:
+        """Both directions, unfused; the official slow path would drop the backward one."""
+        out, signals = mixer_forward(hidden, self.weights(mixer), reads)
+        gamma = getattr(mixer, "gamma", None)
+        return (out if gamma is None else out * gamma), signals
+
+    def shape(self, model: Any, input_size: tuple[int, ...]) -> ModelShape:
+        """Read the sizes off the weights."""
+        mixer, patch = model.layers[0].mixer, model.patch_embed.proj
+        patches = count_patches(patch, input_size)
+        tokens = patches + self.num_class_tokens(model)
+        return MambaShape(
+            depth=len(model.layers),
+            dim=mixer.in_proj.in_features,
+            inner=mixer.out_proj.in_features,
+            state=mixer.A_log.shape[1],
+            dt_rank=mixer.dt_proj.in_features,
+            conv=mixer.conv1d.kernel_size[0],
+            directions=2,
+            tokens=tokens,
+            special=len(self.special_at(model)(tokens)),
+            patches=patches,
+            patch_macs=patch.weight.numel(),
+            head_macs=self.head_macs(model),
+        )
+
+    def head_macs(self, model: Any) -> int:
+        """Multiply-adds of a linear head; none without one."""
+        return model.head.weight.numel() if hasattr(model.head, "weight") else 0
+
+    def num_class_tokens(self, model: Any) -> int:
+        """Number of tokens in the sequence that are no patch."""
+        raise NotImplementedError
+
+    def input_size(self, model: Any) -> tuple[int, ...]:
+        """Channels and the image size that the patch embedding was built for."""
+        return (model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
+
+
+class OfficialMamba(IsotropicMamba):
+    """A stack whose mixers are the ``Mamba`` modules of the official repositories."""
+
+    def weights(self, mixer: Any) -> MixerWeights:
+        """Read off its submodules."""
+        return MixerWeights(
+            mixer.in_proj.weight,
+            mixer.in_proj.bias,
+            mixer.out_proj.weight,
+            mixer.out_proj.bias,
+            (_direction(mixer, ""), _direction(mixer, "_b")),
+            self.halves(mixer),
+        )
+
+    def halves(self, mixer: Any) -> bool:
+        """Whether the mixer halves the sum of its directions."""
+        raise NotImplementedError
+
+
+def nowhere(num_tokens: int) -> tuple[int, ...]:
+    """No special token."""
+    del num_tokens
+    return ()
+
+
+def front(num_tokens: int) -> tuple[int, ...]:
+    """A class token before the patches."""
+    del num_tokens
+    return (0,)
+
+
+def last(num_tokens: int) -> tuple[int, ...]:
+    """The last token, where a model without a class token reads its answer."""
+    return (num_tokens - 1,)
+
+
+def middle(num_tokens: int) -> tuple[int, ...]:
+    """A class token after half of the M = L − 1 patches, rounded down."""
+    return ((num_tokens - 1) // 2,)
+
+
+def both_ends(num_tokens: int) -> tuple[int, ...]:
+    """One class token before and one after the patches."""
+    return (0, num_tokens - 1)
+
+
+def _direction(mixer: Any, suffix: str) -> DirectionWeights:
+    """The parameters of one direction; the backward ones end in ``_b``, its A in ``A_b_log``."""
+    conv, dt_proj = getattr(mixer, f"conv1d{suffix}"), getattr(mixer, f"dt_proj{suffix}")
+    return DirectionWeights(
+        conv.weight,
+        conv.bias,
+        getattr(mixer, f"x_proj{suffix}").weight,
+        dt_proj.weight,
+        dt_proj.bias,
+        -torch.exp(getattr(mixer, f"A{suffix}_log").float()),
+        getattr(mixer, f"D{suffix}").float(),
+    )

@@ -1,0 +1,50 @@
+"""Mamba-Reg (Mamba®) of the wangf3014/Mamba-Reg repository: registers spread through the sequence.
+
+Source: Wang et al., "Mamba-R: Vision Mamba ALSO Needs Registers", arXiv:2405.14858.
+"""
+
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from mtrkit.adapters.base import SpecialAt, missing_name, register_adapter
+from mtrkit.adapters.isotropic import OfficialMamba
+
+
+@register_adapter
+class MambaRegAdapter(OfficialMamba):
+    """``VisionMamba`` with ``num_cls_tokens`` registers, all of them read by the head at ``cls_positions``."""
+
+    name = "mambar"
+    summary = "VisionMamba of the wangf3014/Mamba-Reg repository"
+
+    def mismatch(self, model: Any) -> str | None:
+        """The registers' attributes, beside the layout."""
+        missing = missing_name(model, ("num_cls_tokens", "cls_positions", "token_idx", "cls_reduce"))
+        return f"has no `{missing}`" if missing else super().mismatch(model)
+
+    def halves(self, mixer: Any) -> bool:
+        """Always."""
+        del mixer
+        return True
+
+    def num_class_tokens(self, model: Any) -> int:
+        """The registers."""
+        return model.num_cls_tokens
+
+    def special_at(self, model: Any) -> SpecialAt:
+        """Evenly spread, whatever the input size."""
+        return partial(spread, model.num_cls_tokens)
+
+    def head_macs(self, model: Any) -> int:
+        """The head reads every register, through a narrow linear layer where there is one."""
+        neck = getattr(model, "neck", None)
+        narrowed = neck.weight.numel() * model.num_cls_tokens if isinstance(neck, nn.Linear) else 0
+        return narrowed + super().head_macs(model)
+
+
+def spread(count: int, num_tokens: int) -> tuple[int, ...]:
+    """Positions of n registers among L tokens: each behind ⌊M / (n + 1)⌋ of the M = L − n patches."""
+    patches = (num_tokens - count) // (count + 1)
+    return tuple(patches + k * (patches + 1) for k in range(count))
