@@ -5,10 +5,12 @@ D model width, E inner width, N state size, S special tokens.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+Combine = Literal["mean", "max", "min"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +26,7 @@ class TokenMap:
     kept: Tensor  # (B, L') int64: input token that stands at each slot
     merged: Tensor  # (B, m) int64: input tokens that are merged into another one's slot
     weight: Tensor | None = None  # (B, L, 1): share of each token in the mean at its slot; None: all equal
+    combine: Combine = "mean"  # how tokens that meet at a slot become one; weights are for the mean
 
     @classmethod
     def identity(cls, batch: int, length: int, device: torch.device | str | None = None) -> "TokenMap":
@@ -50,6 +53,10 @@ class TokenMap:
         """The same moves, with other shares (B, L, 1) in the means; ``None``: all equal."""
         return TokenMap(self.slot, self.kept, self.merged, weight)
 
+    def combining(self, combine: Combine) -> "TokenMap":
+        """The same moves, with another way of making one token of those that meet; means are plain."""
+        return TokenMap(self.slot, self.kept, self.merged, combine=combine)
+
     def follow(self, slot: Tensor) -> Tensor:
         """Send slots (B, n) of this map's input to those of its output; −1 stays −1."""
         return torch.where(slot < 0, slot, self.slot.gather(1, slot.clamp(min=0)))
@@ -71,9 +78,10 @@ class Split(NamedTuple):
 class Decision(NamedTuple):
     """A method's answer, with what led to it for those who want to look."""
 
-    token_map: TokenMap
+    token_map: TokenMap  # of the residual, and of all that is followed through the pass
     score: Tensor | None = None  # (B, L): larger means kept
     split: Split | None = None
+    hidden_map: TokenMap | None = None  # of the hidden states, if other tokens merge there; keeps the same ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +114,16 @@ class BlockState:
         return self.residual + self.hidden
 
 
+class Gaps(NamedTuple):
+    """What a scan passes over in front of each token, for its dropped neighbours; (B, L, C) per direction.
+
+    C is 1 for their number, or E for the sum of their time steps.
+    """
+
+    forward: Tensor
+    backward: Tensor
+
+
 class Stage(NamedTuple):
     """One reduction that has happened in a forward pass, with what is needed to undo it."""
 
@@ -125,3 +143,4 @@ class ReducedStream(NamedTuple):
     size: Tensor  # (B, L', 1)
     slot: Tensor  # (B, L) int64: where each original token stands now, −1 if it was dropped
     stages: tuple[Stage, ...]
+    passed: Tensor | None = None  # (B, L, E): Δ of dropped tokens per direction, if a method wants it remembered

@@ -1,21 +1,26 @@
-"""Calls into the compiled library: packs tensors into structs, allocates results, adds up partial sums."""
+"""Calls into the compiled library: allocates results, runs a job, adds up partial sums."""
 
-import struct
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mtrkit.scan import library as lib
+from mtrkit.scan.jobs import (
+    CONV,
+    GIVEN_DELTA,
+    NO_FACTORS,
+    NO_VIEW,
+    SCAN,
+    SOFTPLUS,
+    SUM,
+    address,
+    as_float,
+    dense,
+    rows_of,
+    view_of,
+)
 from mtrkit.scan.layout import empty_as
-
-# The structs of native.c, field by field: sizes, then (address, strides) of each tensor, then plain
-# addresses.
-_SCAN = struct.Struct("7q32q8q8q")
-_CONV = struct.Struct("6q16q3q")
-_SUM = struct.Struct("5q")
-_SOFTPLUS = struct.Struct("3q8qq")
-_NO_VIEW = (0, 0, 0, 0)
 
 ScanGrads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -37,23 +42,23 @@ def scan_forward(
     batch, channels, length = u.shape
     states = A.shape[1]
     dtype, out = u.dtype, empty_as(u, torch.float32)
-    u, delta, z = _float(u), _float(delta), z if z is None else _float(z)
-    A, D, bias = _dense(A), D if D is None else _dense(D), bias if bias is None else _dense(bias)
+    u, delta, z = as_float(u), as_float(delta), z if z is None else as_float(z)
+    A, D, bias = dense(A), D if D is None else dense(D), bias if bias is None else dense(bias)
     B, C = _state_last(B), _state_last(C)
     last = u.new_empty((batch, states, channels))
     checkpoints = u.new_empty(checkpoint_shape(batch, channels, length, states, B.shape[1], save))
-    job = _SCAN.pack(
-        *(batch, channels, length, states, B.shape[1], softplus, reverse),
-        *(*_view(u), *_view(delta), *_view(z), *_view(out)),
-        *(_NO_VIEW * 4),
-        *(*_rows(B), *_rows(C)),
+    job = SCAN.pack(
+        *(batch, channels, length, states, B.shape[1], softplus, reverse, *GIVEN_DELTA),
+        *(*view_of(u), *view_of(delta), *view_of(z), *view_of(out)),
+        *(NO_VIEW * 4),
+        *(*rows_of(B), *rows_of(C), *NO_FACTORS),
         *(
-            _address(A),
-            _address(D),
-            _address(bias),
-            _address(last),
+            address(A),
+            address(D),
+            address(bias),
+            address(last),
             0,
-            _address(checkpoints) if save else 0,
+            address(checkpoints) if save else 0,
             0,
             0,
         ),
@@ -82,21 +87,21 @@ def scan_backward(
     states, groups = A.shape[1], B.shape[1]
     du, ddelta = empty_as(u, torch.float32), empty_as(delta, torch.float32)
     dz = u.new_empty(0) if z is None else empty_as(z, torch.float32)
-    grad_y, u, delta, z = _float(grad_y), _float(u), _float(delta), z if z is None else _float(z)
-    A, D, bias = _dense(A), D if D is None else _dense(D), bias if bias is None else _dense(bias)
+    grad_y, u, delta, z = as_float(grad_y), as_float(u), as_float(delta), z if z is None else as_float(z)
+    A, D, bias = dense(A), D if D is None else dense(D), bias if bias is None else dense(bias)
     B, C = _state_last(B), _state_last(C)
     dlast = None if grad_last is None else grad_last.float().transpose(1, 2).contiguous()
     blocks = _blocks(channels, groups)
     teams = -(-blocks // lib.TEAM_BLOCKS)
     sums = u.new_empty((batch, groups, blocks, states + 2, lib.BLOCK))
     dBC = u.new_empty((batch, groups, teams, length, 2 * states))
-    job = _SCAN.pack(
-        *(batch, channels, length, states, groups, softplus, reverse),
-        *(*_view(u), *_view(delta), *_view(z), *_NO_VIEW),
-        *(*_view(grad_y), *_view(du), *_view(ddelta), *(_NO_VIEW if z is None else _view(dz))),
-        *(*_rows(B), *_rows(C)),
-        *(_address(A), _address(D), _address(bias), 0, _address(dlast)),
-        *(_address(checkpoints), _address(sums), _address(dBC)),
+    job = SCAN.pack(
+        *(batch, channels, length, states, groups, softplus, reverse, *GIVEN_DELTA),
+        *(*view_of(u), *view_of(delta), *view_of(z), *NO_VIEW),
+        *(*view_of(grad_y), *view_of(du), *view_of(ddelta), *(NO_VIEW if z is None else view_of(dz))),
+        *(*rows_of(B), *rows_of(C), *NO_FACTORS),
+        *(address(A), address(D), address(bias), 0, address(dlast)),
+        *(address(checkpoints), address(sums), address(dBC)),
     )
     lib.library().run(lib.SCAN_BACKWARD, job)
     per_channel = _per_channel(_sum(sums, 0), channels, groups)
@@ -110,11 +115,11 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, rev
     """Causal depthwise convolution of x (B, E, L) with weight (E, K)."""
     batch, channels, length = x.shape
     dtype, out = x.dtype, empty_as(x, torch.float32)
-    x, weight, bias = _float(x), _dense(weight), bias if bias is None else _dense(bias)
-    job = _CONV.pack(
+    x, weight, bias = as_float(x), dense(weight), bias if bias is None else dense(bias)
+    job = CONV.pack(
         *(batch, channels, length, weight.shape[1], silu, reverse),
-        *(*_view(x), *_view(out), *_NO_VIEW, *_NO_VIEW),
-        *(_address(weight), _address(bias), 0),
+        *(*view_of(x), *view_of(out), *NO_VIEW, *NO_VIEW),
+        *(address(weight), address(bias), 0),
     )
     lib.library().run(lib.CONV_FORWARD, job)
     return _back(out, dtype)
@@ -127,13 +132,13 @@ def conv_backward(
     batch, channels, length = x.shape
     width, blocks = weight.shape[1], _blocks(channels, 1)
     dx = empty_as(x, torch.float32)
-    grad_y, x, weight = _float(grad_y), _float(x), _dense(weight)
-    bias = bias if bias is None else _dense(bias)
+    grad_y, x, weight = as_float(grad_y), as_float(x), dense(weight)
+    bias = bias if bias is None else dense(bias)
     sums = x.new_empty((batch, 1, blocks, width + 1, lib.BLOCK))
-    job = _CONV.pack(
+    job = CONV.pack(
         *(batch, channels, length, width, silu, reverse),
-        *(*_view(x), *_NO_VIEW, *_view(grad_y), *_view(dx)),
-        *(_address(weight), _address(bias), _address(sums)),
+        *(*view_of(x), *NO_VIEW, *view_of(grad_y), *view_of(dx)),
+        *(address(weight), address(bias), address(sums)),
     )
     lib.library().run(lib.CONV_BACKWARD, job)
     per_channel = _per_channel(_sum(sums, 0), channels, 1)
@@ -143,8 +148,8 @@ def conv_backward(
 def softplus_forward(delta: Tensor, bias: Tensor) -> Tensor:
     """softplus(delta + bias) for delta (B, E, L) and bias (E,)."""
     dtype, out = delta.dtype, empty_as(delta, torch.float32)
-    delta, bias = _float(delta), _dense(_float(bias))
-    job = _SOFTPLUS.pack(*delta.shape, *_view(delta), *_view(out), _address(bias))
+    delta, bias = as_float(delta), dense(as_float(bias))
+    job = SOFTPLUS.pack(*delta.shape, *view_of(delta), *view_of(out), address(bias))
     lib.library().run(lib.SOFTPLUS, job)
     return out.to(dtype)
 
@@ -174,41 +179,16 @@ def _sum(parts: Tensor, dim: int) -> Tensor:
     outer = parts.shape[:dim].numel()
     if out.numel():
         inner = out.numel() // outer
-        job = _SUM.pack(outer, parts.shape[dim], inner, parts.data_ptr(), out.data_ptr())
+        job = SUM.pack(outer, parts.shape[dim], inner, parts.data_ptr(), out.data_ptr())
         lib.library().run(lib.SUM, job)
     return out
-
-
-def _float(x: Tensor) -> Tensor:
-    return x if x.dtype is torch.float32 else x.float()
 
 
 def _back(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if dtype is torch.float32 else x.to(dtype)
 
 
-def _dense(x: Tensor) -> Tensor:
-    x = _float(x)
-    return x if x.is_contiguous() else x.contiguous()
-
-
 def _state_last(x: Tensor) -> Tensor:
     """(B, G, N, L) in float32 whose states lie next to each other."""
-    x = _float(x)
+    x = as_float(x)
     return x if x.stride(2) == 1 else x.transpose(2, 3).contiguous().transpose(2, 3)
-
-
-def _view(x: Tensor | None) -> tuple[int, int, int, int]:
-    if x is None:
-        return _NO_VIEW
-    batch, channel, time = x.stride()
-    return (x.data_ptr(), batch, channel, time)
-
-
-def _rows(x: Tensor) -> tuple[int, int, int, int]:
-    batch, group, _, time = x.stride()
-    return (x.data_ptr(), batch, group, time)
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()

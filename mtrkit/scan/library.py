@@ -23,10 +23,11 @@ LEVELS = ("baseline", "avx2", "avx512")
 BLOCK = 16  # channels handled together in C
 TILE = 16  # time steps handled together in C; states are checkpointed once per tile
 TEAM_BLOCKS = 4  # channel blocks whose gradients of B and C are summed in one task
-SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS = range(6)
+SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT = range(7)
 
-_JOB_BYTES = 8 * ((7 + 8 * 4 + 2 * 4 + 8) + (6 + 4 * 4 + 3) + 5 + (3 + 2 * 4 + 1))  # the structs of native.c, in words
-_LAYOUT = _JOB_BYTES + 1000 * TILE + 100000 * BLOCK + 10000000 * TEAM_BLOCKS
+_CONV_WORDS = 6 + 4 * 4 + 3  # of the structs of native.c
+_JOB_BYTES = 8 * ((9 + 8 * 4 + 3 * 4 + 9) + _CONV_WORDS + (_CONV_WORDS + 6) + 5 + (3 + 2 * 4 + 1))
+_LAYOUT = _JOB_BYTES + 10000 * TILE + 1000000 * BLOCK + 100000000 * TEAM_BLOCKS
 
 _level: int | None = None  # set by tests to run the code of a weaker CPU
 

@@ -3,7 +3,7 @@
 The fused kernels of the official repositories hide Δ, B, C and y inside one call. Here the mixer is the
 plain sequence projection → causal convolution → selective scan → gate → projection, which calls the same
 convolution and scan kernels and gives the same output, so that a token-reduction method may look at
-whatever it scores by without anything being computed twice.
+whatever it scores by without anything being computed twice. Where nobody looks, one operator does it all on a CPU.
 
 Source: Gu and Dao, "Mamba" (arXiv:2312.00752), section 3.4; two directions: Zhu et al., "Vision Mamba"
 (arXiv:2401.09417), algorithm 1.
@@ -15,32 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtrkit.scan import fused
 from mtrkit.scan.conv import causal_conv1d
 from mtrkit.scan.dispatch import length_last, scan_op
 from mtrkit.scan.ops import delta_softplus
-
-
-class DirectionWeights(NamedTuple):
-    """Parameters of one scan direction; E inner width, N state size, R rank of Δ, K conv width."""
-
-    conv_weight: Tensor  # (E, 1, K)
-    conv_bias: Tensor | None  # (E,)
-    x_proj: Tensor  # (R + 2N, E), rows in the order Δ, B, C
-    dt_weight: Tensor  # (E, R)
-    dt_bias: Tensor  # (E,)
-    A: Tensor  # (E, N), negative, float32
-    D: Tensor  # (E,), float32
-
-
-class MixerWeights(NamedTuple):
-    """Parameters of a whole mixer; D is the model width."""
-
-    in_proj: Tensor  # (2E, D), the rows of x before those of z
-    in_bias: Tensor | None
-    out_proj: Tensor  # (D, E)
-    out_bias: Tensor | None
-    directions: tuple[DirectionWeights, ...]  # forward, then backward if there is one
-    halve: bool = False  # whether the sum of the directions is halved
+from mtrkit.scan.weights import DirectionWeights, MixerWeights
+from mtrkit.types import Gaps
 
 
 class Signals(NamedTuple):
@@ -57,22 +37,41 @@ class Signals(NamedTuple):
 _CACHE_BYTES = 5 << 19  # of x and z at a time: what the second-level caches of two cores hold
 
 
-def mixer_forward(hidden: Tensor, weights: MixerWeights, reads: frozenset[str] = frozenset()) -> tuple[Tensor, Signals]:
+def mixer_forward(
+    hidden: Tensor, weights: MixerWeights, reads: frozenset[str] = frozenset(), gaps: Gaps | None = None
+) -> tuple[Tensor, Signals]:
     """Run a mixer on normalised tokens.
 
     Args:
         hidden: (B, L, D).
         weights: The mixer's parameters.
         reads: Names of the :class:`Signals` to return; the others stay ``None``.
+        gaps: Tokens that were dropped in front of each one: the scan's state decays over them as if they were
+            there with no input, by their Δ, or by that of a token without content where only their number is
+            given. Default: the state is carried on.
 
     Returns:
         The mixer output (B, L, D) and the signals.
     """
+    if not reads and gaps is None and _fuses(hidden, weights):
+        per_direction = map(list, zip(*weights.directions, strict=True))
+        return fused.mixer(hidden, weights.in_proj, _out_proj(weights), *per_direction), Signals()
     parts = _parts(hidden, weights)
     if parts == 1:
-        return _mix(hidden, weights, reads)
-    outputs, signals = zip(*(_mix(part, weights, reads) for part in hidden.chunk(parts)), strict=True)
+        return _mix(hidden, weights, reads, gaps)
+    cut = (
+        [None] * parts if gaps is None else [Gaps(*pair) for pair in zip(*(g.chunk(parts) for g in gaps), strict=True)]
+    )
+    pairs = zip(hidden.chunk(parts), cut, strict=False)  # chunk may make fewer than it was asked for
+    outputs, signals = zip(*(_mix(part, weights, reads, gap) for part, gap in pairs), strict=True)
     return torch.cat(outputs), Signals(*(_join(found) for found in zip(*signals, strict=True)))
+
+
+def _fuses(hidden: Tensor, weights: MixerWeights) -> bool:
+    """Whether one operator can do it all: no derivative, no biases of the projections, no other precision asked for."""
+    if torch.is_grad_enabled() or torch.is_autocast_enabled(hidden.device.type):
+        return False
+    return weights.in_bias is None and weights.out_bias is None and fused.fuses(hidden.device.type, hidden.dtype)
 
 
 def _parts(hidden: Tensor, weights: MixerWeights) -> int:
@@ -88,20 +87,26 @@ def _join(found: tuple[Tensor | None, ...]) -> Tensor | None:
     return torch.cat(present) if present else None
 
 
-def _mix(hidden: Tensor, weights: MixerWeights, reads: frozenset[str]) -> tuple[Tensor, Signals]:
+def _mix(hidden: Tensor, weights: MixerWeights, reads: frozenset[str], gaps: Gaps | None) -> tuple[Tensor, Signals]:
     x, z = _project_in(hidden, weights).chunk(2, dim=1)
-    # A signal y has to be seen before the gate, so the gate moves out of the kernel when somebody reads it.
-    gate = None if "y" in reads else z
-    y, signals = _scan_direction(x, gate, weights.directions[0], False, reads)
+    # A signal y has to be seen before the gate, so the gate moves out of the kernel when somebody reads it; and
+    # the scan over gaps has its skip term outside.
+    gate = None if "y" in reads or gaps is not None else z
+    ahead, behind = (None, None) if gaps is None else gaps
+    y, signals = _scan_direction(x, gate, weights.directions[0], False, reads, ahead)
     if len(weights.directions) > 1:
-        backward, found = _scan_direction(x, gate, weights.directions[1], True, reads)
+        backward, found = _scan_direction(x, gate, weights.directions[1], True, reads, behind)
         y, signals = _add(y, backward), _add_signals(signals, found)
     if gate is None:
-        signals = Signals(signals.delta, signals.ssm_B, signals.ssm_C, y.transpose(1, 2))
+        seen = y.transpose(1, 2) if "y" in reads else None
+        signals = Signals(signals.delta, signals.ssm_B, signals.ssm_C, seen)
         y = y * F.silu(z)
-    # Halving the weights instead of the sum gives the same bits and touches a smaller tensor.
-    out_proj = weights.out_proj * 0.5 if weights.halve else weights.out_proj
-    return F.linear(y.transpose(1, 2), out_proj, weights.out_bias), signals
+    return F.linear(y.transpose(1, 2), _out_proj(weights), weights.out_bias), signals
+
+
+def _out_proj(weights: MixerWeights) -> Tensor:
+    """Halving the weights instead of the sum gives the same bits and touches a smaller tensor."""
+    return weights.out_proj * 0.5 if weights.halve else weights.out_proj
 
 
 def _project_in(hidden: Tensor, weights: MixerWeights) -> Tensor:
@@ -113,7 +118,12 @@ def _project_in(hidden: Tensor, weights: MixerWeights) -> Tensor:
 
 
 def _scan_direction(
-    x: Tensor, z: Tensor | None, weights: DirectionWeights, reverse: bool, reads: frozenset[str]
+    x: Tensor,
+    z: Tensor | None,
+    weights: DirectionWeights,
+    reverse: bool,
+    reads: frozenset[str],
+    gap: Tensor | None,
 ) -> tuple[Tensor, Signals]:
     """One direction on x (B, E, L): the scan's output (B, E, L) and this direction's signals."""
     rank, state = weights.dt_weight.shape[1], weights.A.shape[1]
@@ -121,27 +131,37 @@ def _scan_direction(
     projected = F.linear(u.transpose(1, 2), weights.x_proj)  # (B, L, R + 2N)
     dt, ssm_B, ssm_C = projected.split([rank, state, state], dim=-1)
     delta = _expand_delta(dt, weights)
-    read_delta = "delta" in reads
-    if read_delta:  # softplus here instead of in the kernel: the scan then takes Δ as it is
+    B, C = ssm_B.transpose(1, 2), ssm_C.transpose(1, 2)
+    ready = "delta" in reads or gap is not None
+    if ready:  # softplus here instead of in the kernel: the scan then takes Δ as it is
         delta = delta_softplus(delta, weights.dt_bias)
-    y, _ = scan_op(
-        u,
-        delta,
-        weights.A,
-        ssm_B.transpose(1, 2),
-        ssm_C.transpose(1, 2),
-        weights.D,
-        z,
-        None if read_delta else weights.dt_bias.float(),
-        not read_delta,
-        reverse,
-    )
+    if gap is not None:
+        y = _scan_over(gap, u, delta, B, C, weights, reverse)
+    else:
+        bias = None if ready else weights.dt_bias.float()
+        y, _ = scan_op(u, delta, weights.A, B, C, weights.D, z, bias, not ready, reverse)
     found = Signals(
-        delta.transpose(1, 2) if read_delta else None,
+        delta.transpose(1, 2) if "delta" in reads else None,
         ssm_B if "ssm_B" in reads else None,
         ssm_C if "ssm_C" in reads else None,
     )
     return y, found
+
+
+def _scan_over(
+    gap: Tensor, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, weights: DirectionWeights, reverse: bool
+) -> Tensor:
+    """A scan whose state decays by Δ + gap at each token while the input enters by Δ alone.
+
+    The kernel knows one time step, so it gets the longer one, and less of the input in proportion.
+    """
+    passed = gap.transpose(1, 2).to(delta.dtype)
+    if passed.shape[1] == 1:
+        passed = passed * F.softplus(weights.dt_bias.float()).to(delta.dtype)[:, None]
+    total = delta + passed
+    share = delta / total.clamp(min=torch.finfo(total.dtype).tiny)
+    y, _ = scan_op(u * share, total, weights.A, B, C, None, None, None, False, reverse)
+    return y + weights.D.to(y.dtype)[:, None] * u
 
 
 def _expand_delta(dt: Tensor, weights: DirectionWeights) -> Tensor:

@@ -21,6 +21,7 @@
 #define TILE 16       /* time steps handled together; a state checkpoint is kept per tile */
 #define TEAM_BLOCKS 4 /* channel blocks whose contributions to dB and dC are summed inside one task */
 #define SUM_SPAN 256  /* columns that one task of a sum adds up */
+#define SPAN 32       /* tokens that one task of a projection takes */
 
 /* A (batch, channel, time) tensor of floats: address and strides in elements. A null address means absent. */
 typedef struct {
@@ -36,8 +37,11 @@ typedef struct {
 
 typedef struct {
     int64_t batch, channels, length, states, groups, softplus, reverse;
+    int64_t rank; /* 0, or delta is not given but the product of dt and dt_weight, one group only */
+    int64_t add;  /* whether the output is added to what lies in y, before the gate */
     view u, delta, z, y, dy, du, ddelta, dz;
-    rows B, C;
+    rows B, C, dt;
+    float *dt_weight;    /* (channels, rank), contiguous */
     float *A, *D, *bias; /* A is (channels, states), contiguous */
     float *last, *dlast; /* (batch, states, channels), contiguous */
     float *checkpoints;  /* (batch, blocks, tiles, states, BLOCK): the state before each tile */
@@ -51,6 +55,15 @@ typedef struct {
     float *weight, *bias; /* (channels, width), contiguous */
     float *sums;          /* (batch, blocks, width + 1, BLOCK): this sample's part of dweight, dbias */
 } conv_job;
+
+/* A matrix product of the tokens in conv.y, whose channels lie next to each other; unless its width is 0, the
+ * convolution writes them there first. */
+typedef struct {
+    conv_job conv;
+    int64_t columns; /* a multiple of BLOCK */
+    float *weight;   /* (columns / BLOCK, channels, BLOCK), contiguous */
+    rows out;        /* (batch, 1, columns, length) */
+} project_job;
 
 typedef struct {
     int64_t outer, count, inner;
@@ -134,6 +147,13 @@ static void tile_flush(walk w, int64_t step, int64_t steps, int64_t width, const
     if (!in_place(w, steps, width)) scatter(w, step, steps, width, scratch);
 }
 
+/* Ask for the cache lines of tokens that are about to be read: they lie too far apart for the processor to foresee. */
+static void fetch(walk w, int64_t step, int64_t length) {
+    int64_t end = step + TILE < length ? step + TILE : length;
+    if (w.p == NULL || w.e != 1) return;
+    for (; step < end; step++) __builtin_prefetch(w.p + step * w.t);
+}
+
 /* Rows of B or C for one tile: in place, or padded with zeros where the sequence ends inside the tile. */
 static const float *rows_in(walk w, int64_t step, int64_t steps, int64_t states, float *scratch, int64_t *stride) {
     const float *p = w.p + step * w.t;
@@ -190,8 +210,8 @@ EXPORT int mtr_best_level(void) {
 
 /* So that Python can refuse a library whose structs or tiling differ from what it packs. */
 EXPORT int64_t mtr_layout(void) {
-    return (int64_t)(sizeof(scan_job) + sizeof(conv_job) + sizeof(sum_job) + sizeof(softplus_job)) + 1000 * TILE + 100000 * BLOCK
-           + 10000000 * TEAM_BLOCKS;
+    int64_t structs = sizeof(scan_job) + sizeof(conv_job) + sizeof(project_job) + sizeof(sum_job) + sizeof(softplus_job);
+    return structs + 10000 * TILE + 1000000 * BLOCK + 100000000 * TEAM_BLOCKS;
 }
 
 typedef void (*task_fn)(const void *job, int64_t task, float *scratch);
@@ -205,10 +225,11 @@ static const task_fn scan_forward[] = LEVELS(scan_forward_task);
 static const task_fn scan_backward[] = LEVELS(scan_backward_task);
 static const task_fn conv_forward[] = LEVELS(conv_forward_task);
 static const task_fn conv_backward[] = LEVELS(conv_backward_task);
+static const task_fn project[] = LEVELS(project_task);
 static const task_fn add_up[] = LEVELS(sum_task);
 static const task_fn softplus[] = LEVELS(softplus_task);
 
-enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS };
+enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT };
 
 static task_fn pick_task(int kind, int level) {
     switch (kind) {
@@ -217,6 +238,7 @@ static task_fn pick_task(int kind, int level) {
     case CONV_FORWARD: return conv_forward[level];
     case CONV_BACKWARD: return conv_backward[level];
     case SOFTPLUS: return softplus[level];
+    case PROJECT: return project[level];
     default: return add_up[level];
     }
 }
@@ -227,10 +249,11 @@ static void measure(int kind, const void *job, int64_t *tasks, int64_t *scratch)
     const conv_job *c = job;
     const sum_job *r = job;
     const softplus_job *p = job;
+    const project_job *q = job;
     switch (kind) {
     case SCAN_FORWARD:
         *tasks = s->batch * s->groups * blocks_per_group(s);
-        *scratch = 2 * s->states * BLOCK + 7 * TILE * BLOCK + 2 * TILE * s->states;
+        *scratch = (2 * s->states + s->rank + 7 * TILE) * BLOCK;
         break;
     case SCAN_BACKWARD:
         *tasks = s->batch * s->groups * teams_per_group(s);
@@ -245,6 +268,10 @@ static void measure(int kind, const void *job, int64_t *tasks, int64_t *scratch)
     case SOFTPLUS:
         *tasks = p->batch * ceil_div(p->channels, BLOCK);
         *scratch = (2 * TILE + 1) * BLOCK;
+        break;
+    case PROJECT:
+        *tasks = q->conv.batch * ceil_div(q->conv.length, SPAN);
+        *scratch = (2 * q->conv.width + 2 * TILE) * BLOCK;
         break;
     default:
         *tasks = r->outer * ceil_div(r->inner, SUM_SPAN);

@@ -13,6 +13,7 @@ typedef int32_t FN(vi) __attribute__((vector_size(LANES * 4)));
 #define STORE(p, v) (*(FN(uf) *)(p) = (FN(uf))(v))
 #define PARTS(v) for (int v = 0; v < BLOCK; v += LANES)
 #define STEPS(t) for (int t = 0; t < TILE; t++)
+#define LANE(i) for (int i = 0; i < LANES; i++)
 
 INLINE vf FN(splat)(float x) { return x - (vf){0}; }
 INLINE vf FN(choose)(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
@@ -75,11 +76,11 @@ INLINE place FN(locate)(const scan_job *j, int64_t b, int64_t g, int64_t blk) {
     return (place){b, g, g * per_group + blk * BLOCK, width, block};
 }
 
-/* A of this block as (states, BLOCK), scaled; zero in absent lanes. */
-INLINE void FN(load_A)(const scan_job *j, place at, float scale, float *A) {
-    memset(A, 0, (size_t)(j->states * BLOCK) * sizeof(float));
+/* This block's rows of a (channels, count) matrix as (count, BLOCK), scaled; zero in absent lanes. */
+INLINE void FN(load_matrix)(const float *src, int64_t count, place at, float scale, float *dst) {
+    memset(dst, 0, (size_t)(count * BLOCK) * sizeof(float));
     for (int64_t c = 0; c < at.width; c++)
-        for (int64_t n = 0; n < j->states; n++) A[n * BLOCK + c] = j->A[(at.channel + c) * j->states + n] * scale;
+        for (int64_t n = 0; n < count; n++) dst[n * BLOCK + c] = src[(at.channel + c) * count + n] * scale;
 }
 
 INLINE void FN(load_vector)(const float *src, place at, float *dst) {
@@ -117,23 +118,28 @@ INLINE void FN(prepare)(const float *delta, int64_t delta_stride, const float *u
     }
 }
 
-/* The recurrence over one tile: the state of a channel vector runs through all steps, one state index at a time,
- * while the outputs of all steps stay in registers. */
-INLINE void FN(advance)(int64_t states, const float *A2, float *h, const float *dt, const float *du, const float *B,
-                        int64_t B_stride, const float *C, int64_t C_stride, float *y) {
-    PARTS(v) {
-        vf out[TILE];
-        STEPS(t) out[t] = FN(splat)(0.0f);
-        for (int64_t n = 0; n < states; n++) {
-            vf a = LOAD(A2 + n * BLOCK + v), state = LOAD(h + n * BLOCK + v);
-            STEPS(t) {
-                vf decay = FN(exp2)(LOAD(dt + t * BLOCK + v) * a);
-                state = decay * state + LOAD(du + t * BLOCK + v) * B[t * B_stride + n];
-                out[t] += state * C[t * C_stride + n];
-            }
-            STORE(h + n * BLOCK + v, state);
+/* Sums over `count` channels for LANES tokens at once, each token's in a register: rows of tokens by columns of w. */
+INLINE void FN(multiply)(walk tokens, int64_t from, int64_t steps, int64_t count, const float *w, float *out, int64_t stride) {
+    const float *row[LANES];
+    vf sum[LANES];
+    LANE(i) row[i] = tokens.p + (from + (i < steps ? i : 0)) * tokens.t;
+    LANE(i) sum[i] = FN(splat)(0.0f);
+    for (int64_t e = 0; e < count; e++) LANE(i) sum[i] += LOAD(w + e * BLOCK) * row[i][e];
+    LANE(i) if (i < steps) STORE(out + i * stride, sum[i]);
+}
+
+/* The recurrence over one tile: the state of a channel vector runs through all steps, one state index at a time. */
+INLINE void FN(advance)(int64_t states, int64_t steps, const float *A2, float *h, const float *dt, const float *du,
+                        const float *B, int64_t B_stride, const float *C, int64_t C_stride, float *y) {
+    memset(y, 0, TILE * BLOCK * sizeof(float));
+    PARTS(v) for (int64_t n = 0; n < states; n++) {
+        vf a = LOAD(A2 + n * BLOCK + v), state = LOAD(h + n * BLOCK + v);
+        for (int64_t t = 0; t < steps; t++) {
+            vf decay = FN(exp2)(LOAD(dt + t * BLOCK + v) * a);
+            state = decay * state + LOAD(du + t * BLOCK + v) * B[t * B_stride + n];
+            STORE(y + t * BLOCK + v, LOAD(y + t * BLOCK + v) + state * C[t * C_stride + n]);
         }
-        STEPS(t) STORE(y + t * BLOCK + v, out[t]);
+        STORE(h + n * BLOCK + v, state);
     }
 }
 
@@ -141,35 +147,41 @@ static TARGET void FN(scan_forward_task)(const void *job, int64_t task, float *s
     const scan_job *j = job;
     int64_t N = j->states, L = j->length, blocks = blocks_per_group(j), tiles = ceil_div(L, TILE);
     place at = FN(locate)(j, task / (blocks * j->groups), task / blocks % j->groups, task % blocks);
-    float *A2 = scratch, *h = A2 + N * BLOCK, *dt = h + N * BLOCK, *du = dt + TILE * BLOCK, *y = du + TILE * BLOCK;
+    float *A2 = scratch, *h = A2 + N * BLOCK, *weight = h + N * BLOCK, *dt = weight + j->rank * BLOCK;
+    float *du = dt + TILE * BLOCK, *y = du + TILE * BLOCK;
     float *spare_u = y + TILE * BLOCK, *spare_d = spare_u + TILE * BLOCK, *spare_z = spare_d + TILE * BLOCK;
-    float *spare_B = spare_z + TILE * BLOCK, *spare_C = spare_B + TILE * N;
-    float *spare_y = spare_C + TILE * N;
+    float *spare_y = spare_z + TILE * BLOCK;
     float skip[BLOCK], bias[BLOCK];
-    FN(load_A)(j, at, LOG2E, A2);
+    FN(load_matrix)(j->A, N, at, LOG2E, A2);
+    if (j->rank) FN(load_matrix)(j->dt_weight, j->rank, at, 1.0f, weight);
     FN(load_vector)(j->D, at, skip);
     FN(load_vector)(j->bias, at, bias);
     memset(h, 0, (size_t)(N * BLOCK) * sizeof(float));
     walk wu = walk_from(j->u, at.b, at.channel, L, j->reverse), wd = walk_from(j->delta, at.b, at.channel, L, j->reverse);
     walk wz = walk_from(j->z, at.b, at.channel, L, j->reverse), wy = walk_from(j->y, at.b, at.channel, L, j->reverse);
     walk wB = walk_rows(j->B, at.b, at.g, L, j->reverse), wC = walk_rows(j->C, at.b, at.g, L, j->reverse);
+    walk wf = walk_rows(j->dt, at.b, 0, L, j->reverse);
     for (int64_t tile = 0; tile < tiles; tile++) {
         int64_t from = tile * TILE, steps = L - from < TILE ? L - from : TILE;
-        int64_t su, sd, sz = 0, sy, sB, sC;
+        int64_t su, sd = BLOCK, sz = 0, sy;
+        fetch(wu, from + TILE, L), fetch(wd, from + TILE, L), fetch(wz, from + TILE, L), fetch(wy, from + TILE, L);
         const float *u = tile_in(wu, from, steps, at.width, spare_u, &su);
-        const float *d = tile_in(wd, from, steps, at.width, spare_d, &sd);
+        const float *d = j->rank ? spare_d : tile_in(wd, from, steps, at.width, spare_d, &sd);
+        if (j->rank) PARTS(v) for (int64_t t = 0; t < steps; t += LANES)
+            FN(multiply)(wf, from + t, steps - t, j->rank, weight + v, spare_d + t * BLOCK + v, BLOCK);
         const float *z = wz.p == NULL ? NULL : tile_in(wz, from, steps, at.width, spare_z, &sz);
-        const float *B = rows_in(wB, from, steps, N, spare_B, &sB), *C = rows_in(wC, from, steps, N, spare_C, &sC);
         if (j->checkpoints != NULL)
             memcpy(j->checkpoints + (at.block * tiles + tile) * N * BLOCK, h, (size_t)(N * BLOCK) * sizeof(float));
         if (j->softplus) FN(prepare)(d, sd, u, su, bias, 1, steps, dt, du);
         else FN(prepare)(d, sd, u, su, bias, 0, steps, dt, du);
-        FN(advance)(N, A2, h, dt, du, B, sB, C, sC, y);
+        FN(advance)(N, steps, A2, h, dt, du, wB.p + from * wB.t, wB.t, wC.p + from * wC.t, wC.t, y);
         float *out = tile_out(wy, from, steps, at.width, spare_y, &sy);
+        if (j->add && out == spare_y) gather(wy, from, steps, at.width, TILE, spare_y);
         PARTS(v) {
             vf D = LOAD(skip + v);
-            for (int64_t t = 0; t < TILE; t++) {
+            for (int64_t t = 0; t < steps; t++) {
                 vf value = LOAD(y + t * BLOCK + v) + D * LOAD(u + t * su + v);
+                if (j->add) value += LOAD(out + t * sy + v);
                 if (z != NULL) {
                     vf gate = LOAD(z + t * sz + v);
                     value *= gate * FN(sigmoid)(gate);
@@ -241,7 +253,7 @@ INLINE lane_team FN(enter)(const scan_job *j, place at, float *memory) {
     m.ddelta = walk_from(j->ddelta, b, e, L, r), m.dz = walk_from(j->dz, b, e, L, r);
     m.dh = m.A + N * BLOCK, m.dA = m.dh + N * BLOCK, m.skip = m.dA + N * BLOCK, m.bias = m.skip + BLOCK;
     m.dskip = m.bias + BLOCK, m.dbias = m.dskip + BLOCK;
-    FN(load_A)(j, at, 1.0f, m.A);
+    FN(load_matrix)(j->A, N, at, 1.0f, m.A);
     FN(load_state)(j->dlast, j, at, m.dh);
     memset(m.dA, 0, (size_t)(N * BLOCK) * sizeof(float));
     FN(load_vector)(j->D, at, m.skip);
@@ -378,21 +390,43 @@ INLINE void FN(convolve)(const float *x, int64_t sx, const float *w, int64_t wid
     }
 }
 
-static TARGET void FN(conv_forward_task)(const void *job, int64_t task, float *scratch) {
-    const conv_job *j = job;
-    int64_t L = j->length, blocks = ceil_div(j->channels, BLOCK), b = task / blocks, e = task % blocks * BLOCK;
-    int64_t channels = j->channels - e < BLOCK ? j->channels - e : BLOCK;
+/* The tokens from `first` to before `last` of a channel block. */
+static TARGET void FN(convolve_span)(const conv_job *j, int64_t b, int64_t e, int64_t first, int64_t last, float *scratch) {
+    int64_t L = j->length, channels = j->channels - e < BLOCK ? j->channels - e : BLOCK;
     float *w = scratch, *spare_y = w + (j->width + 1) * BLOCK, *spare_x = spare_y + TILE * BLOCK;
     FN(load_filter)(j, e, channels, w);
     walk wx = walk_from(j->x, b, e, L, j->reverse), wy = walk_from(j->y, b, e, L, j->reverse);
-    for (int64_t from = 0; from < L; from += TILE) {
-        int64_t steps = L - from < TILE ? L - from : TILE, sx, sy;
+    for (int64_t from = first; from < last; from += TILE) {
+        int64_t steps = last - from < TILE ? last - from : TILE, sx, sy;
+        walk next = {wx.p + BLOCK, wx.e, wx.t};
+        if (e + BLOCK < j->channels) fetch(next, from, last);
         const float *x = FN(history)(j, wx, from, steps, channels, spare_x, &sx);
         float *out = tile_out(wy, from, steps, channels, spare_y, &sy);
         if (j->width == 4 && j->silu) FN(convolve)(x, sx, w, 4, 1, out, sy);
         else FN(convolve)(x, sx, w, j->width, j->silu != 0, out, sy);
         tile_flush(wy, from, steps, channels, spare_y);
     }
+}
+
+static TARGET void FN(conv_forward_task)(const void *job, int64_t task, float *scratch) {
+    const conv_job *j = job;
+    int64_t blocks = ceil_div(j->channels, BLOCK);
+    FN(convolve_span)(j, task / blocks, task % blocks * BLOCK, 0, j->length, scratch);
+}
+
+/* Columns outside, tokens inside: a block of the weight is read from the nearest cache but the first time. */
+static TARGET void FN(project_task)(const void *job, int64_t task, float *scratch) {
+    const project_job *q = job;
+    const conv_job *j = &q->conv;
+    int64_t L = j->length, K = j->channels, spans = ceil_div(L, SPAN), b = task / spans, first = task % spans * SPAN;
+    int64_t last = first + SPAN < L ? first + SPAN : L;
+    for (int64_t e = 0; e < K && j->width; e += BLOCK) FN(convolve_span)(j, b, e, first, last, scratch);
+    walk tokens = walk_from(j->y, b, 0, L, j->reverse), out = walk_rows(q->out, b, 0, L, j->reverse);
+    for (int64_t c = 0; c < q->columns; c += BLOCK)
+        for (int64_t from = first; from < last; from += LANES) PARTS(v) {
+            float *to = out.p + from * out.t + c + v;
+            FN(multiply)(tokens, from, last - from, K, q->weight + c * K + v, to, out.t);
+        }
 }
 
 /* Gradients of one tile; row r of `dx` is token from - (K - 1) + r, finished once the tile before which it lies is. */
@@ -481,6 +515,7 @@ static TARGET void FN(sum_task)(const void *job, int64_t task, float *scratch) {
 #undef STORE
 #undef PARTS
 #undef STEPS
+#undef LANE
 #undef LOG2E
 #undef SUFFIX
 #undef LANES

@@ -1,0 +1,104 @@
+"""A whole mixer through the compiled library, in float32, without a way to look inside or to take a derivative.
+
+A few samples at a time go from projection to projection, so that what passes between the steps stays in the caches
+and takes memory for these few only. Δ is never written: the scan expands it from its factors.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtrkit.scan import library as lib
+from mtrkit.scan.jobs import NO_VIEW, PROJECT, SCAN, address, dense, rows_of, view_of
+from mtrkit.scan.weights import DirectionWeights
+
+_CACHE_BYTES = 5 << 18  # of passing values for each thread: what a second-level cache holds
+
+
+def mix(hidden: Tensor, in_proj: Tensor, out_proj: Tensor, directions: Sequence[DirectionWeights]) -> Tensor:
+    """Mixer output (B, L, D) for normalised tokens (B, L, D); the second direction runs backward."""
+    hidden, into, out_of = dense(hidden), _pack(in_proj), _pack(out_proj)
+    batch, length, width = hidden.shape
+    inner = out_proj.shape[1]
+    ways = [_prepare(weights) for weights in directions]
+    columns = [_columns(into), inner, inner, max(_columns(way.x_proj) for way in ways)]
+    size = _part(batch, length * sum(columns))
+    xz, u, y, projected = (hidden.new_empty((size, length, count)) for count in columns)
+    out = hidden.new_empty((batch, length, _columns(out_of)))
+    for tokens, result in zip(hidden.split(size), out.split(size), strict=True):
+        count = tokens.shape[0]
+        x, z = (xz[:count, :, start : start + inner].transpose(1, 2) for start in (0, inner))
+        _project(tokens, into, xz)
+        for i, way in enumerate(ways):
+            _convolve_and_project(x, u[:count], way, i == 1, projected)
+            _scan(u[:count], projected, way, y, z if i == len(ways) - 1 else None, i)
+        _project(y[:count], out_of, result)
+    return out[..., :width].contiguous()
+
+
+def _prepare(weights: DirectionWeights) -> DirectionWeights:
+    """Float32, contiguous, and x_proj packed."""
+    ready = DirectionWeights._make(weight if weight is None else dense(weight) for weight in weights)
+    return ready._replace(x_proj=_pack(ready.x_proj))
+
+
+def _pack(weight: Tensor) -> Tensor:
+    """(columns, E) to (blocks, E, BLOCK), with columns of zeros to the end of the last block."""
+    padded = F.pad(dense(weight), (0, 0, 0, -weight.shape[0] % lib.BLOCK))
+    return padded.unflatten(0, (-1, lib.BLOCK)).transpose(1, 2).contiguous()
+
+
+def _columns(packed: Tensor) -> int:
+    return packed.shape[0] * lib.BLOCK
+
+
+def _part(batch: int, floats: int) -> int:
+    """Samples to take at a time if each has so many floats between the steps."""
+    return max(1, min(batch, torch.get_num_threads() * max(1, _CACHE_BYTES // (4 * floats))))
+
+
+def _project(tokens: Tensor, weight: Tensor, out: Tensor) -> None:
+    """Write the product of tokens (B, L, E) and a packed weight."""
+    _run_project(tokens, weight, out, (0, True, False), NO_VIEW, (0, 0))
+
+
+def _convolve_and_project(x: Tensor, u: Tensor, way: DirectionWeights, reverse: bool, out: Tensor) -> None:
+    """Write the convolution and SiLU of x (B, E, L) to u (B, L, E), and the product of u and x_proj."""
+    taps = (address(way.conv_weight), address(way.conv_bias))
+    _run_project(u, way.x_proj, out, (way.conv_weight.shape[-1], True, reverse), view_of(x), taps)
+
+
+def _run_project(
+    tokens: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    shape: tuple[int, bool, bool],
+    x: tuple[int, ...],
+    taps: tuple[int, int],
+) -> None:
+    """The shape of a convolution is its width, whether SiLU follows and whether it runs backward."""
+    batch, length, channels = tokens.shape
+    job = PROJECT.pack(
+        *(batch, channels, length, *shape),
+        *(*x, *view_of(tokens.transpose(1, 2)), *NO_VIEW, *NO_VIEW),
+        *(*taps, 0),
+        *(_columns(weight), address(weight), *rows_of(out.transpose(1, 2)[:, None])),
+    )
+    lib.library().run(lib.PROJECT, job)
+
+
+def _scan(u: Tensor, projected: Tensor, way: DirectionWeights, y: Tensor, z: Tensor | None, direction: int) -> None:
+    """Scan u (B, L, E) and add the result to ``y``, or write it in the first direction; then gate it by z if given."""
+    batch, length, channels = u.shape
+    rank, states = way.dt_weight.shape[1], way.A.shape[1]
+    rows = projected.transpose(1, 2)[:, None]
+    job = SCAN.pack(
+        *(batch, channels, length, states, 1, True, direction == 1, rank, direction > 0),
+        *(*view_of(u.transpose(1, 2)), *NO_VIEW, *view_of(z), *view_of(y.transpose(1, 2))),
+        *(NO_VIEW * 4),
+        *(*rows_of(rows[:, :, rank:]), *rows_of(rows[:, :, rank + states :]), *rows_of(rows), address(way.dt_weight)),
+        *(address(way.A), address(way.D), address(way.dt_bias), 0, 0, 0, 0, 0),
+    )
+    lib.library().run(lib.SCAN_FORWARD, job)

@@ -1,0 +1,28 @@
+"""The parameters of a mixer, whatever module they come from."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class DirectionWeights(NamedTuple):
+    """Parameters of one scan direction; E inner width, N state size, R rank of Δ, K conv width."""
+
+    conv_weight: Tensor  # (E, 1, K)
+    conv_bias: Tensor | None  # (E,)
+    x_proj: Tensor  # (R + 2N, E), rows in the order Δ, B, C
+    dt_weight: Tensor  # (E, R)
+    dt_bias: Tensor  # (E,)
+    A: Tensor  # (E, N), negative, float32
+    D: Tensor  # (E,), float32
+
+
+class MixerWeights(NamedTuple):
+    """Parameters of a whole mixer; D is the model width."""
+
+    in_proj: Tensor  # (2E, D), the rows of x before those of z
+    in_bias: Tensor | None
+    out_proj: Tensor  # (D, E)
+    out_bias: Tensor | None
+    directions: tuple[DirectionWeights, ...]  # forward, then backward if there is one
+    halve: bool = False  # whether the sum of the directions is halved
