@@ -212,6 +212,11 @@ def _prepare(
     chosen = METHODS.get(method)
     config = chosen.configure(options)
     _check_signals(chosen.name, config.reads, adapter)
+    if config.alignment != "carry" and adapter.side_channel is None:
+        raise UnsupportedModelError(
+            f"method {method!r} with these options aligns the scans of later blocks, and models of {adapter.name!r} "
+            "have none"
+        )
     size = tuple(input_size) if input_size is not None else adapter.input_size(host)
     shape = _shape(host, adapter, size)
     cost: ReductionCost = partial(config.flops, widths=_widths(shape))

@@ -10,6 +10,7 @@ from mtrkit.errors import InputError, UnsupportedModelError
 from mtrkit.registry import Registry
 from mtrkit.scan import Signals
 from mtrkit.schedule import ModelShape
+from mtrkit.types import Gaps
 
 SpecialAt = Callable[[int], tuple[int, ...]]
 
@@ -43,8 +44,13 @@ class Adapter(ABC):
         """The Mamba mixer inside a block; its output must be the block's first output, untouched."""
 
     @abstractmethod
-    def run_mixer(self, mixer: nn.Module, hidden: Tensor, reads: frozenset[str]) -> tuple[Tensor, Signals]:
-        """Run the mixer on normalised tokens (B, L, D) and return its output with the signals in ``reads``."""
+    def run_mixer(
+        self, mixer: nn.Module, hidden: Tensor, reads: frozenset[str], gaps: Gaps | None = None
+    ) -> tuple[Tensor, Signals]:
+        """Run the mixer on normalised tokens (B, L, D) and return its output with the signals in ``reads``.
+
+        With ``gaps`` the scan's state decays over the tokens that were dropped in front of each one.
+        """
 
     @abstractmethod
     def special_at(self, model: nn.Module) -> SpecialAt:
@@ -58,6 +64,7 @@ class Adapter(ABC):
     def input_size(self, model: nn.Module) -> tuple[int, ...]:
         """The input size that the model was built for."""
 
+    side_channel: str | None = "inference_params"  # argument of a block that it hands to its mixer as it is
     signals = frozenset({"delta", "ssm_B", "ssm_C", "y"})  # that a method may read of this family's blocks
     single_stream = False  # whether blocks are called as ``x = block(x)``, with :meth:`run_block` where one reduces
 

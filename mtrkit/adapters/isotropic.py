@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mtrkit.adapters.base import Adapter, count_patches, missing_name
 from mtrkit.scan import DirectionWeights, MixerWeights, Signals, mixer_forward
 from mtrkit.schedule import MambaShape, ModelShape
+from mtrkit.types import Gaps
 
 _MIXER = ("in_proj", "conv1d", "x_proj", "dt_proj", "A_log", "D", "out_proj")
 _BACKWARD = ("conv1d_b", "x_proj_b", "dt_proj_b", "A_b_log", "D_b")
@@ -46,9 +47,11 @@ class IsotropicMamba(Adapter):
         """The mixer's parameters."""
         raise NotImplementedError
 
-    def run_mixer(self, mixer: Any, hidden: Tensor, reads: frozenset[str]) -> tuple[Tensor, Signals]:
+    def run_mixer(
+        self, mixer: Any, hidden: Tensor, reads: frozenset[str], gaps: Gaps | None = None
+    ) -> tuple[Tensor, Signals]:
         """Both directions, unfused; the official slow path would drop the backward one."""
-        out, signals = mixer_forward(hidden, self.weights(mixer), reads)
+        out, signals = mixer_forward(hidden, self.weights(mixer), reads, gaps)
         gamma = getattr(mixer, "gamma", None)
         return (out if gamma is None else out * gamma), signals
 

@@ -19,6 +19,8 @@ class VimAdapter(IsotropicMamba):
         missing = missing_name(model, ("class_token", "num_class_tokens", "global_pool"))
         return f"has no `{missing}`" if missing else super().mismatch(model)
 
+    side_channel = "gaps"
+
     def input_size(self, model: Any) -> tuple[int, ...]:
         """Of images (C, H, W) or clips (C, T, H, W)."""
         return model.patch_embed.input_size

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mtrkit.adapters.base import Adapter, SpecialAt, count_patches, missing_name, register_adapter
 from mtrkit.scan import Signals
 from mtrkit.schedule import ModelShape, TransformerShape
+from mtrkit.types import Gaps
 
 _MODEL = ("patch_embed", "blocks", "norm", "head", "num_prefix_tokens", "attn_pool")
 _BLOCK = ("norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2")
@@ -26,6 +27,7 @@ class TimmVitAdapter(Adapter):
     summary = "ViT and DeiT of timm, reduced between two blocks"
     signals = frozenset({"keys", "attention"})
     single_stream = True
+    side_channel = None
     entries = ("forward_features", "forward_intermediates")
 
     def mismatch(self, model: Any) -> str | None:
@@ -57,8 +59,11 @@ class TimmVitAdapter(Adapter):
         """The block's attention."""
         return block.attn
 
-    def run_mixer(self, mixer: Any, hidden: Tensor, reads: frozenset[str]) -> tuple[Tensor, Signals]:
+    def run_mixer(
+        self, mixer: Any, hidden: Tensor, reads: frozenset[str], gaps: Gaps | None = None
+    ) -> tuple[Tensor, Signals]:
         """Attention on normalised tokens; keys are averaged over the heads, as is the class token's attention."""
+        del gaps  # attention has no state that could pass over anything
         batch, length, _ = hidden.shape
         qkv = mixer.qkv(hidden).reshape(batch, length, 3, mixer.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)

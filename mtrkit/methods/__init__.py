@@ -1,6 +1,21 @@
 """Reduction methods, one file each; importing this package registers them."""
 
-from mtrkit.methods import mtr
+from mtrkit.methods import evit, hsa, mtr, neighbor, pumer, random, rmeeto, tome, utr
 from mtrkit.methods.base import METHODS, Method, MethodConfig, Widths, register_method
 
-__all__ = ["METHODS", "Method", "MethodConfig", "Widths", "mtr", "register_method"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "MethodConfig",
+    "Widths",
+    "evit",
+    "hsa",
+    "mtr",
+    "neighbor",
+    "pumer",
+    "random",
+    "register_method",
+    "rmeeto",
+    "tome",
+    "utr",
+]

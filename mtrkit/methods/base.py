@@ -2,7 +2,8 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -10,29 +11,55 @@ from mtrkit.errors import OptionError
 from mtrkit.registry import Registry
 from mtrkit.types import BlockState, Decision
 
+Alignment = Literal["carry", "bias", "last"]
+"""The state goes on unchanged; or it decays by the Δ that a token without content would have; or by its last Δ."""
+
 
 @dataclass(frozen=True)
 class MethodConfig:
     """Base of every method's options: checked when written, equal by value, plain data.
 
-    Subclasses are frozen dataclasses too. A ``Literal`` field takes only its values.
+    Subclasses are frozen dataclasses too. A ``Literal`` field takes only its values, an ``int``, ``float`` or
+    ``bool`` one only such numbers, and within the bounds that :func:`bounded` sets.
     """
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if get_origin(hint) is Literal and value not in get_args(hint):
-                raise OptionError(f"{name}={value!r} is not an option; choose one of {list(get_args(hint))}")
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            _check(field.name, getattr(self, field.name), hints[field.name], field.metadata)
 
     @property
     def reads(self) -> frozenset[str]:
         """Names of the :class:`~mtrkit.types.BlockState` signals that the method needs with these options."""
         return frozenset()
 
+    @property
+    def alignment(self) -> Alignment:
+        """What the scans of later blocks do where tokens were dropped; the default is nothing."""
+        return "carry"
+
     def flops(self, num_tokens: int, num_kept: int, widths: "Widths") -> int:
         """Floating-point operations of one reduction, counted as methods.md counts them; default none."""
         del num_tokens, num_kept, widths
         return 0
+
+
+def bounded(default: Any, least: float, most: float = math.inf) -> Any:
+    """A field of a :class:`MethodConfig` for numbers from ``least`` to ``most``."""
+    return dataclasses.field(default=default, metadata={"least": least, "most": most})
+
+
+def _check(name: str, value: Any, hint: Any, bounds: Mapping[str, float]) -> None:
+    if get_origin(hint) is Literal and value not in get_args(hint):
+        raise OptionError(f"{name}={value!r} is not an option; choose one of {list(get_args(hint))}")
+    if hint is bool and type(value) is not bool:
+        raise OptionError(f"{name} is a switch, True or False, not {value!r}")
+    if hint in (int, float):
+        allowed = (int,) if hint is int else (int, float)
+        least, most = bounds.get("least", -math.inf), bounds.get("most", math.inf)
+        if type(value) not in allowed or not math.isfinite(value) or not least <= value <= most:
+            kind = "an integer" if hint is int else "a number"
+            raise OptionError(f"{name} must be {kind} from {least:g} to {most:g}, not {value!r}")
 
 
 @dataclass(frozen=True)

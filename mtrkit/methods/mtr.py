@@ -10,28 +10,25 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from mtrkit.methods.base import MethodConfig, Widths, register_method
+from mtrkit.methods.base import Widths, register_method
+from mtrkit.methods.links import LinkConfig, rank_links
+from mtrkit.methods.signals import Indicator, importance, read_by, read_signal, scoring_flops, width_of
 from mtrkit.ops import (
     ChannelReduction,
-    Similarity,
-    channel_score,
-    class_score,
     match_nearest,
+    pair_similarity,
     split_by_rank,
+    successive_weights,
     token_map,
 )
 from mtrkit.types import BlockState, Decision, Split, TokenMap
 
-Indicator = Literal["delta", "B", "C", "X", "cls"]
 Operation = Literal["merge", "prune", "hybrid"]
-
-_SIGNAL = {"delta": "delta", "B": "ssm_B", "C": "ssm_C"}
 
 
 @dataclass(frozen=True)
-class MTRConfig(MethodConfig):
+class MTRConfig(LinkConfig):
     """Options of the ``"mtr"`` method; the defaults are the paper's where it says.
 
     Attributes:
@@ -41,39 +38,32 @@ class MTRConfig(MethodConfig):
             similar partner and merge the others (table 4; which half is open).
         channels: How a signal's channels become one score. The mean for Δ is the paper's, for the other
             indicators it is open.
-        metric: Tensor that similarity is measured on: the mixer output or the residual stream (open).
+        metric: Tensor that similarity is measured on, such as the mixer output X or the features behind it
+            (open).
         similarity: Measure of similarity (open).
+        importance_weight: Moves which half ``"hybrid"`` merges; the groups are by importance as it is.
         average: When several sources choose one target: the mean of all of them, or one after the other,
             each halving what is there (open).
     """
 
     indicator: Indicator = "delta"
-    operation: Operation = "merge"
     channels: ChannelReduction = "mean"
-    metric: Literal["hidden", "features"] = "hidden"
-    similarity: Similarity = "cosine"
+    operation: Operation = "merge"
     average: Literal["group", "successive"] = "group"
 
     @property
     def reads(self) -> frozenset[str]:
-        """The signal behind the indicator; X and the class token are always there."""
-        return frozenset({_SIGNAL[self.indicator]} if self.indicator in _SIGNAL else ())
+        """The signals behind the indicator and, if anything is matched, the metric."""
+        return read_by(self.indicator, *(() if self.operation == "prune" else (self.metric,)))
 
     def flops(self, num_tokens: int, num_kept: int, widths: Widths) -> int:
         """Scoring (one addition per channel), normalising, matching at 2 per multiply-add, and merging."""
-        read = {
-            "delta": widths.inner,
-            "B": widths.state,
-            "C": widths.state,
-            "X": widths.dim,
-            "cls": 8 * widths.dim,
-        }
-        r = num_tokens - num_kept
-        score = num_tokens * read[self.indicator]
+        r, width = num_tokens - num_kept, width_of(self.metric, widths)
+        score = scoring_flops(self.indicator, num_tokens, widths)
         if self.operation == "prune":
             return score
         candidates = num_tokens - r  # targets and sources: all but the r best
-        match = 6 * candidates * widths.dim + 2 * widths.dim * r * (candidates - r)
+        match = 6 * candidates * width + 2 * width * r * (candidates - r)
         return score + match + r * widths.dim
 
 
@@ -81,50 +71,21 @@ class MTRConfig(MethodConfig):
 def mtr(state: BlockState, num_kept: int, config: MTRConfig) -> Decision:
     """Merge the r tokens of smallest Δ into the most similar of those that are neither they nor the r best."""
     r = state.num_tokens - num_kept
-    score = _importance(state, config)
+    score = importance(state, config.indicator, config.channels)
     candidates = state.num_tokens - state.special.shape[1]
     # The paper's k stays below one half; where an explicit count reaches it, one target is left over.
     split = split_by_rank(score, state.special, top=min(r, candidates - r - 1), bottom=r)
     return Decision(_merge_or_drop(state, split, config), score, split)
 
 
-def _importance(state: BlockState, config: MTRConfig) -> Tensor:
-    if config.indicator == "cls":
-        return class_score(state.features, state.special)
-    signal = state.hidden if config.indicator == "X" else getattr(state, _SIGNAL[config.indicator])
-    return channel_score(signal, config.channels)
-
-
 def _merge_or_drop(state: BlockState, split: Split, config: MTRConfig) -> TokenMap:
     kept = torch.cat([split.keep, split.dst], dim=1)
     if config.operation == "prune":
         return token_map(state.num_tokens, kept)
-    match = match_nearest(getattr(state, config.metric), split.src, split.dst, config.similarity)
-    src, target = split.src, match.target
-    if config.operation == "hybrid":
-        src, target = _more_similar_half(src, target, match.similarity)
+    metric = read_signal(state, config.metric)
+    src, target = split.src, match_nearest(metric, split.src, split.dst, config.similarity)
+    if config.operation == "hybrid":  # merges the half, rounded up, that loses least
+        similarity = pair_similarity(metric, src, target, config.similarity)
+        src, target, _ = rank_links(state, src, target, similarity, (src.shape[1] + 1) // 2, config)
     merged = token_map(state.num_tokens, kept, src, target)
     return merged if config.average == "group" else merged.weighted(successive_weights(merged))
-
-
-def _more_similar_half(src: Tensor, target: Tensor, similarity: Tensor) -> tuple[Tensor, Tensor]:
-    """Keep for merging the half, rounded up, of the links (B, s) that loses least; ties to the earlier."""
-    half = (src.shape[1] + 1) // 2
-    best = torch.sort(similarity, dim=1, descending=True, stable=True).indices[:, :half]
-    best = torch.sort(best, dim=1).values
-    return src.gather(1, best), target.gather(1, best)
-
-
-def successive_weights(token_map: TokenMap) -> Tensor:
-    """Weights (B, L, 1) that make the mean at a slot equal to merging its sources one after the other.
-
-    The target is averaged with its first source in sequence order, the result with the second, and so on:
-    of n sources the last weighs 1/2, the one before 1/4, and the first as much as the target, 2⁻ⁿ.
-    """
-    slot = token_map.slot.gather(1, token_map.merged)  # (B, m), merged in sequence order
-    later = torch.triu(slot[:, :, None] == slot[:, None, :], diagonal=1).sum(dim=2)  # sources after this one
-    every = torch.arange(token_map.num_kept, device=slot.device)
-    sources = (every[:, None] == slot[:, None, :]).sum(dim=2)  # (B, L')
-    weight = torch.ones_like(token_map.slot, dtype=torch.float32)
-    weight = weight.scatter(1, token_map.kept, 0.5 ** sources.float())
-    return weight.scatter(1, token_map.merged, 0.5 ** (later + 1).float())[..., None]

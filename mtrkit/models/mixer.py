@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrkit.scan import DirectionWeights, MixerWeights, mixer_forward
+from mtrkit.types import Gaps
 
 DT_RANGE = (1e-3, 0.1)  # of the time steps Δ at the start of training
 
@@ -48,9 +49,9 @@ class MambaMixer(nn.Module):
         )
         return MixerWeights(self.in_proj.weight, None, self.out_proj.weight, None, directions, self.halve)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Normalised tokens (B, L, D) to (B, L, D)."""
-        return mixer_forward(hidden_states, self.weights())[0]
+    def forward(self, hidden_states: Tensor, gaps: Gaps | None = None) -> Tensor:
+        """Normalised tokens (B, L, D) to (B, L, D), the scan's state decaying over ``gaps`` between them."""
+        return mixer_forward(hidden_states, self.weights(), gaps=gaps)[0]
 
     def extra_repr(self) -> str:
         """What printing the model shows."""

@@ -23,6 +23,7 @@ from mtrkit.models.loading import load_checkpoint
 from mtrkit.models.mixer import MambaMixer
 from mtrkit.models.positions import ClassToken, class_index, insert_at, resize_positions, square_grid, without
 from mtrkit.ops import stream_tokens
+from mtrkit.types import Gaps
 
 Pool = Literal["token", "avg", ""]
 
@@ -36,8 +37,10 @@ class Block(nn.Module):
         self.norm = RMSNorm(dim)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, hidden_states: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Add ``hidden_states`` (B, L, D) to ``residual`` and run the mixer on the sum.
+    def forward(
+        self, hidden_states: Tensor, residual: Tensor | None = None, gaps: Gaps | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Add ``hidden_states`` (B, L, D) to ``residual`` and run the mixer on the sum, its scan aligned to ``gaps``.
 
         Returns:
             The mixer's output, and the sum in at least float32 without that output.
@@ -46,7 +49,7 @@ class Block(nn.Module):
             residual = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
         else:
             residual = residual + self.drop_path(hidden_states)
-        return self.mixer(self.norm(residual).to(hidden_states.dtype)), residual
+        return self.mixer(self.norm(residual).to(hidden_states.dtype), gaps), residual
 
 
 class VisionMamba(nn.Module):

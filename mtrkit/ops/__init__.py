@@ -1,29 +1,61 @@
 """Operators on token tensors: score, group, match, reorder, merge. They know no model."""
 
-from mtrkit.ops.group import split_by_rank
-from mtrkit.ops.match import Match, Similarity, match_nearest
+from mtrkit.ops.gaps import count_gaps, pass_over, standing, sum_gaps
+from mtrkit.ops.group import in_sequence, rank_tokens, split_by_rank, without
+from mtrkit.ops.match import (
+    Links,
+    Similarity,
+    comparable,
+    match_nearest,
+    match_neighbors,
+    pair_similarity,
+    strongest_links,
+)
 from mtrkit.ops.merge import merge_sizes, merge_tokens, unmerge_tokens
-from mtrkit.ops.reorder import token_map
+from mtrkit.ops.noise import noise, permutation, shuffled
+from mtrkit.ops.reorder import exact_slots, hold_special, middle_slots, move_special, scaled_slots, token_map
 from mtrkit.ops.rows import take
-from mtrkit.ops.score import ChannelReduction, channel_score, class_score
+from mtrkit.ops.score import ChannelReduction, channel_score, class_score, standardize
 from mtrkit.ops.stream import continue_stream, open_stream, reduce_stream, restore_stream, stream_tokens
+from mtrkit.ops.weigh import successive_weights
 
 __all__ = [
     "ChannelReduction",
-    "Match",
+    "Links",
     "Similarity",
     "channel_score",
     "class_score",
+    "comparable",
     "continue_stream",
+    "count_gaps",
+    "exact_slots",
+    "hold_special",
+    "in_sequence",
     "match_nearest",
+    "match_neighbors",
     "merge_sizes",
     "merge_tokens",
+    "middle_slots",
+    "move_special",
+    "noise",
     "open_stream",
+    "pair_similarity",
+    "pass_over",
+    "permutation",
+    "rank_tokens",
     "reduce_stream",
     "restore_stream",
+    "scaled_slots",
+    "shuffled",
     "split_by_rank",
+    "standardize",
+    "standing",
     "stream_tokens",
+    "strongest_links",
+    "successive_weights",
+    "sum_gaps",
     "take",
     "token_map",
     "unmerge_tokens",
+    "without",
 ]

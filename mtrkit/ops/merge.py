@@ -10,12 +10,17 @@ from mtrkit.types import TokenMap
 def merge_tokens(tokens: Tensor, token_map: TokenMap) -> Tensor:
     """Replace ``tokens`` (B, L, D) by (B, L', D): at each slot the weighted mean of all that went there.
 
+    Or their greatest or least value, channel by channel, if the map says so.
+
     Sums are products with a one-hot matrix rather than scattered additions, whose order, and with it the
     last bit, is left to chance on a GPU. A token that receives nothing is copied, bit for bit.
     """
     kept = take(tokens, token_map.kept)
     if not token_map.merged.shape[1]:
         return kept
+    if token_map.combine != "mean":
+        target = token_map.slot.gather(1, token_map.merged)[..., None].expand(-1, -1, tokens.shape[2])
+        return kept.scatter_reduce(1, target, take(tokens, token_map.merged), f"a{token_map.combine}")
     onto = _one_hot(token_map, tokens.dtype)
     if token_map.weight is None:
         count = 1 + onto.sum(dim=2, keepdim=True)

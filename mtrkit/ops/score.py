@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtrkit.ops.rows import take
 
-ChannelReduction = Literal["mean", "clipped", "norm"]
+ChannelReduction = Literal["mean", "clipped", "l1", "norm"]
 
 
 def channel_score(signal: Tensor, reduction: ChannelReduction = "mean") -> Tensor:
@@ -17,7 +17,8 @@ def channel_score(signal: Tensor, reduction: ChannelReduction = "mean") -> Tenso
     Args:
         signal: Δ, B, C, y or features.
         reduction: ``"mean"`` over channels (MTR's choice for Δ, arXiv:2507.14042, section 3), ``"clipped"``
-            the mean of the positive parts (UTR, arXiv:2410.14725), ``"norm"`` the Euclidean norm.
+            the mean of the positive parts (UTR, arXiv:2410.14725), ``"l1"`` the mean of the sizes, ``"norm"`` the
+            Euclidean norm.
 
     >>> channel_score(torch.tensor([[[1.0, -3.0], [2.0, 2.0]]]), "clipped")
     tensor([[0.5000, 2.0000]])
@@ -27,6 +28,8 @@ def channel_score(signal: Tensor, reduction: ChannelReduction = "mean") -> Tenso
         return signal.mean(dim=-1)
     if reduction == "clipped":
         return signal.clamp(min=0).mean(dim=-1)
+    if reduction == "l1":
+        return signal.abs().mean(dim=-1)
     return torch.linalg.vector_norm(signal, dim=-1)
 
 
@@ -35,8 +38,22 @@ def class_score(features: Tensor, special: Tensor) -> Tensor:
 
     Args:
         features: (B, L, D).
-        special: (B, S) where the special tokens stand.
+        special: (B, S) where the special tokens stand. A model without any answers from the mean of its
+            tokens: there it is the similarity to all of them.
     """
     unit = F.normalize(features.float(), dim=-1)
-    anchor = take(unit, special).mean(dim=1, keepdim=True)  # (B, 1, D)
+    anchors = take(unit, special) if special.shape[1] else unit
+    anchor = anchors.mean(dim=1, keepdim=True)  # (B, 1, D)
     return (unit @ anchor.transpose(1, 2)).squeeze(-1)
+
+
+def standardize(score: Tensor) -> Tensor:
+    """Shift and scale scores (B, n) to mean 0 and variance 1 in every sample; equal ones all become 0.
+
+    >>> standardize(torch.tensor([[1.0, 3.0], [5.0, 5.0]]))
+    tensor([[-1.,  1.],
+            [ 0.,  0.]])
+    """
+    centred = score - score.mean(dim=1, keepdim=True)
+    spread = centred.square().mean(dim=1, keepdim=True).sqrt()
+    return centred / spread.clamp(min=torch.finfo(score.dtype).tiny)

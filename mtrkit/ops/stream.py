@@ -17,19 +17,30 @@ def open_stream(residual: Tensor) -> ReducedStream:
 
 def continue_stream(residual: Tensor, stream: ReducedStream) -> ReducedStream:
     """The same stream behind a block that left its tokens alone."""
-    return ReducedStream(residual, stream.size, stream.slot, stream.stages)
+    return ReducedStream(residual, stream.size, stream.slot, stream.stages, stream.passed)
 
 
-def reduce_stream(hidden: Tensor, stream: ReducedStream, token_map: TokenMap) -> tuple[Tensor, ReducedStream]:
-    """Apply one map to hidden states (B, L, D), residual and sizes alike."""
+def reduce_stream(
+    hidden: Tensor, stream: ReducedStream, token_map: TokenMap, hidden_map: TokenMap | None = None
+) -> tuple[Tensor, ReducedStream]:
+    """Apply one map to hidden states (B, L, D), residual and sizes alike.
+
+    Args:
+        hidden: (B, L, D).
+        stream: What travels beside it.
+        token_map: Where the tokens go.
+        hidden_map: What is merged in the hidden states instead, onto the same kept tokens. The way back is
+            that of ``token_map`` for all.
+    """
     stage = Stage(token_map, hidden, stream.residual) if token_map.drops else Stage(token_map, None, None)
     reduced = ReducedStream(
         merge_tokens(stream.residual, token_map),
         merge_sizes(stream.size, token_map),
         token_map.follow(stream.slot),
         (*stream.stages, stage),
+        stream.passed,
     )
-    return merge_tokens(hidden, token_map), reduced
+    return merge_tokens(hidden, token_map if hidden_map is None else hidden_map), reduced
 
 
 def restore_stream(hidden: Tensor, stream: ReducedStream) -> tuple[Tensor, Tensor]:

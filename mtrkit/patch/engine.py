@@ -15,11 +15,19 @@ from torch import Tensor, nn
 from mtrkit.adapters.base import Adapter, SpecialAt
 from mtrkit.errors import InputError, UnsupportedModelError
 from mtrkit.methods.base import Method, MethodConfig
-from mtrkit.ops import continue_stream, open_stream, reduce_stream, restore_stream
+from mtrkit.ops import (
+    continue_stream,
+    count_gaps,
+    open_stream,
+    pass_over,
+    reduce_stream,
+    restore_stream,
+    sum_gaps,
+)
 from mtrkit.patch.journal import Journal
 from mtrkit.patch.plan import Plan
 from mtrkit.scan import Signals
-from mtrkit.types import BlockState, Decision, ReducedStream
+from mtrkit.types import BlockState, Decision, Gaps, ReducedStream
 
 Observer = Callable[[int, BlockState, Decision, ReducedStream], None]
 
@@ -64,13 +72,14 @@ class ReadableMixer:
         """Run the mixer; while reduction is disabled, exactly as it was."""
         if not self.reduction.enabled:
             return _call(self.mixer, self.previous, hidden_states, *args, **kwargs)
-        if kwargs.get("inference_params", args[0] if args else None) is not None:
-            raise InputError(
-                "inference_params was given, but a reduced model needs the whole sequence in one pass; call it "
-                "without, or inside mtrkit.reduction_disabled(model)"
-            )
         adapter, reads = self.reduction.adapter, self.reduction.config.reads
-        return MixerOutput(*adapter.run_mixer(self.mixer, hidden_states, reads))
+        gaps = kwargs.get(adapter.side_channel or "", args[0] if args else None)
+        if gaps is not None and not isinstance(gaps, Gaps):
+            raise InputError(
+                f"{adapter.side_channel} was given, but a reduced model needs the whole sequence in one pass; call "
+                "it without, or inside mtrkit.reduction_disabled(model)"
+            )
+        return MixerOutput(*adapter.run_mixer(self.mixer, hidden_states, reads, gaps))
 
 
 class GuardedEntry:
@@ -127,6 +136,8 @@ class ReducedBlock(PatchedBlock):
             return _call(self.block, self.previous, hidden_states, residual, *args, **kwargs)
         stream = residual if isinstance(residual, ReducedStream) else None
         inner = residual if stream is None else stream.residual
+        if stream is not None and stream.stages:
+            kwargs |= self._gaps(stream)
         out, inner = _call(self.block, self.previous, hidden_states, inner, *args, **kwargs)
         hidden, signals = out if isinstance(out, MixerOutput) else (out, Signals())
         if self.reduces:
@@ -142,7 +153,19 @@ class ReducedBlock(PatchedBlock):
     ) -> tuple[Tensor, ReducedStream]:
         stream = open_stream(residual) if stream is None else continue_stream(residual, stream)
         decision = self._decide(hidden, residual, signals, stream)
-        return (hidden, stream) if decision is None else reduce_stream(hidden, stream, decision.token_map)
+        if decision is None:
+            return hidden, stream
+        if self.reduction.config.alignment == "last" and signals.delta is not None:
+            passed = pass_over(stream, decision.token_map.slot, signals.delta)
+            stream = ReducedStream(stream.residual, stream.size, stream.slot, stream.stages, passed)
+        return reduce_stream(hidden, stream, decision.token_map, decision.hidden_map)
+
+    def _gaps(self, stream: ReducedStream) -> dict[str, Gaps]:
+        """What the block's scan passes over, under the name by which the block hands it to its mixer."""
+        alignment, name = self.reduction.config.alignment, self.reduction.adapter.side_channel
+        if alignment == "carry" or name is None:
+            return {}
+        return {name: count_gaps(stream) if alignment == "bias" else sum_gaps(stream)}
 
 
 class ReducedTransformerBlock(PatchedBlock):
@@ -192,7 +215,7 @@ def _install(model: nn.Module, reduction: Reduction) -> None:
         if index + 1 < first:
             continue
         patched = kind(block, index, reduction)
-        if patched.reduces and reduction.config.reads and not adapter.single_stream:
+        if not adapter.single_stream and _is_read(patched, reduction, first):
             mixer = adapter.mixer(block)
             journal.set(mixer, "forward", ReadableMixer(mixer, reduction))
         journal.set(block, "forward", patched)
@@ -200,6 +223,12 @@ def _install(model: nn.Module, reduction: Reduction) -> None:
     for entry in adapter.entries if plan.layers else ():
         journal.set(model, entry, GuardedEntry(model, entry, reduction))
     journal.set(model, RECORD, reduction)
+
+
+def _is_read(block: PatchedBlock, reduction: Reduction, first: int) -> bool:
+    """Whether the block's mixer has to give its signals, or to pass over what was dropped before."""
+    aligned = reduction.config.alignment != "carry" and block.index + 1 > first
+    return aligned or (block.reduces and bool(reduction.config.reads))
 
 
 RECORD = "_mtrkit_reduction"

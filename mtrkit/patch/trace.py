@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mtrkit.ops import standing
 from mtrkit.types import BlockState, Decision, ReducedStream, Split
 
 
@@ -55,17 +56,8 @@ class Trace:
             TraceStage(
                 index + 1,
                 None if decision.score is None else decision.score.detach().cpu(),
-                _standing(stream).cpu(),
+                standing(stream).cpu(),
                 None if decision.split is None else Split(*(group.cpu() for group in decision.split)),
                 decision.token_map.follow(stream.slot).cpu(),
             )
         )
-
-
-def _standing(stream: ReducedStream) -> Tensor:
-    """(B, L') original position of the token that stands at each slot."""
-    batch, length = stream.slot.shape
-    standing = torch.arange(length, device=stream.slot.device).expand(batch, length)
-    for stage in stream.stages:
-        standing = standing.gather(1, stage.token_map.kept)
-    return standing

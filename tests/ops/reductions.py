@@ -59,5 +59,5 @@ def maps(draw, num_tokens, batch, *, drops=True, ordered=True):
 def decide(tokens, special, top, bottom, similarity="cosine") -> TokenMap:
     """The whole way from features to a map: score, group, match, reorder."""
     split = split_by_rank(channel_score(tokens), special, top, bottom)
-    match = match_nearest(tokens, split.src, split.dst, similarity)
-    return token_map(tokens.shape[1], torch.cat([split.keep, split.dst], dim=1), split.src, match.target)
+    target = match_nearest(tokens, split.src, split.dst, similarity)
+    return token_map(tokens.shape[1], torch.cat([split.keep, split.dst], dim=1), split.src, target)

@@ -10,11 +10,16 @@ from mtrkit.ops import (
     match_nearest,
     merge_sizes,
     merge_tokens,
+    noise,
     open_stream,
+    pair_similarity,
+    permutation,
     reduce_stream,
     restore_stream,
+    shuffled,
     split_by_rank,
     stream_tokens,
+    token_map,
     unmerge_tokens,
 )
 from mtrkit.types import TokenMap
@@ -156,8 +161,7 @@ def test_among_equal_targets_the_first_is_chosen(batch, length, width, similarit
         torch.arange(length - r, length).expand(batch, -1),
         torch.arange(r, length - r).expand(batch, -1),
     )
-    match = match_nearest(tokens.to(dtype), src, dst, similarity)
-    assert (match.target == r).all()
+    assert (match_nearest(tokens.to(dtype), src, dst, similarity) == r).all()
 
 
 def test_among_equal_scores_the_last_leave():
@@ -201,3 +205,57 @@ def test_a_stream_gives_a_dropped_token_its_last_features():
     assert torch.equal(restored[:, [0, 2]], tokens[:, [0, 2]] + 1)
     assert torch.equal(restored[:, 1], tokens[:, 1])
     assert torch.equal(residual, tokens)
+
+
+def test_two_maps_may_merge_other_tokens_onto_the_same_kept_ones():
+    tokens = make_case(1, 4, 0, 2, 0, 0, seed=2).tokens
+    kept, src, target = torch.tensor([[0, 2]]), torch.tensor([[1, 3]]), torch.tensor([[0, 2]])
+    merging, halfway = token_map(4, kept, src, target), token_map(4, kept, src[:, :1], target[:, :1])
+    hidden, stream = reduce_stream(tokens, open_stream(tokens), merging, halfway)
+    assert_close(stream.residual, torch.stack([tokens[:, :2].mean(1), tokens[:, 2:].mean(1)], dim=1))
+    assert_close(hidden, torch.stack([tokens[:, :2].mean(1), tokens[:, 2]], dim=1))
+    assert stream.size.flatten().tolist() == [2, 2]
+    restored, residual = restore_stream(hidden, stream)
+    assert torch.equal(restored, hidden[:, [0, 0, 1, 1]])
+    assert torch.equal(residual, stream.residual[:, [0, 0, 1, 1]])
+
+
+@given(case=cases(least_batch=2), similarity=st.sampled_from(["cosine", "l1", "l2"]))
+def test_equal_pairs_are_equally_similar_wherever_they_stand(case, similarity):
+    length = case.tokens.shape[1]
+    tokens = torch.cat([case.tokens, case.tokens.roll(1, 0)], dim=1).float()
+    first, second = torch.arange(length).expand(len(tokens), -1), torch.arange(length).flip(0).expand(len(tokens), -1)
+    here = pair_similarity(tokens, first, second, similarity)
+    there = pair_similarity(tokens, first + length, second + length, similarity)
+    assert torch.equal(here, there.roll(-1, 0))
+
+
+@given(count=st.integers(1, 200), seed=st.integers(0, 2**32 - 1), use=st.integers(0, 5))
+def test_noise_is_the_same_every_time_and_has_no_ties(count, seed, use):
+    drawn = noise(count, seed, use)
+    assert torch.equal(drawn, noise(count, seed, use))
+    assert drawn.unique().numel() == count and drawn.min() >= 0 and drawn.max() < 2**32
+    assert torch.equal(permutation(count, seed, use).sort().values, torch.arange(count))
+
+
+def test_noise_is_fair():
+    """Every place is drawn about equally often over seeds, uses and counts, and neighbours go their own way."""
+    for draws in (
+        torch.stack([permutation(60, seed) for seed in range(4000)]),
+        torch.stack([permutation(60, 7, use) for use in range(4000)]),
+        torch.stack([noise(60 + more, 7)[:60].argsort() for more in range(4000)]),
+    ):
+        chosen = torch.zeros(len(draws), 60).scatter(1, draws[:, :20], 1.0)
+        assert ((chosen.mean(0) - chosen.mean()).abs() < 5 / len(draws) ** 0.5).all()
+        correlation = torch.corrcoef(chosen.T).fill_diagonal_(0).abs().max()
+        assert correlation < 0.05 + 5 / len(draws) ** 0.5
+
+
+@given(case=cases(), share=st.floats(0, 1), seed=st.integers(0, 99))
+def test_shuffling_moves_only_the_share_and_no_special_token(case, share, seed):
+    every = torch.arange(case.tokens.shape[1]).expand(case.tokens.shape[:2])
+    order = shuffled(every, case.special, share, seed)
+    assert torch.equal(order.sort(dim=1).values, every)
+    assert torch.equal(order.gather(1, case.special), case.special)
+    free = case.tokens.shape[1] - case.special.shape[1]
+    assert ((order != every).sum(dim=1) <= int(share * free)).all()

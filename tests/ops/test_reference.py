@@ -9,14 +9,28 @@ from torch.testing import assert_close
 from mtrkit.ops import (
     channel_score,
     class_score,
+    exact_slots,
+    hold_special,
     match_nearest,
+    match_neighbors,
     merge_sizes,
     merge_tokens,
+    middle_slots,
+    move_special,
+    noise,
+    pair_similarity,
+    rank_tokens,
     reference,
+    scaled_slots,
+    shuffled,
     split_by_rank,
+    standardize,
+    strongest_links,
+    successive_weights,
     take,
     token_map,
     unmerge_tokens,
+    without,
 )
 from tests.ops.reductions import cases, maps
 
@@ -34,7 +48,7 @@ def of_sample(token_map, i):
     return reference.Map(*(part[i].tolist() for part in parts))
 
 
-@pytest.mark.parametrize("reduction", ["mean", "clipped", "norm"])
+@pytest.mark.parametrize("reduction", ["mean", "clipped", "l1", "norm"])
 @given(case=cases())
 def test_channel_score(case, reduction):
     scores = channel_score(case.tokens, reduction)
@@ -43,7 +57,7 @@ def test_channel_score(case, reduction):
         assert_close(score.double(), rows(reference.channel_score(tokens.tolist(), reduction)), rtol=1e-5, atol=1e-6)
 
 
-@given(case=cases(least_special=1))
+@given(case=cases())
 def test_class_score(case):
     scores = class_score(case.tokens, case.special)
     for score, tokens, special in zip(scores, case.tokens, case.special, strict=True):
@@ -68,17 +82,106 @@ def test_split_by_rank(case, data):
         assert split.src[i].tolist() == expected[2], "sources stand in sequence order"
 
 
-@pytest.mark.parametrize("similarity", ["cosine", "l1", "l2"])
 @given(case=cases())
-def test_match_nearest(case, similarity):
+def test_ranks_and_what_is_without(case):
+    score = case.tokens.mean(dim=2)
+    ranked = rank_tokens(score, case.special)
+    left = without(torch.arange(score.shape[1]).flip(0).expand_as(score), case.special)
+    for i, special in enumerate(case.special.tolist()):
+        assert ranked[i].tolist() == reference.rank_tokens(score[i].tolist(), special)
+        assert left[i].tolist() == reference.without(range(score.shape[1])[::-1], special)
+
+
+@given(case=cases())
+def test_standardize(case):
+    score = case.tokens[..., 0]
+    for i, row in enumerate(standardize(score)):
+        assert_close(row, rows(reference.standardize(score[i].tolist())), rtol=1e-5, atol=1e-9)
+
+
+similarities = pytest.mark.parametrize("similarity", ["cosine", "l1", "l2"])
+
+
+def telling(metric):
+    """A second column, so that no two tokens point the same way, as all do in one dimension."""
+    number = torch.arange(metric.shape[1], dtype=metric.dtype).expand(metric.shape[:2])
+    return torch.cat([metric, number.sin()[..., None]], dim=2)
+
+
+@similarities
+@given(case=cases(), kth=st.integers(1, 9))
+def test_match_nearest(case, similarity, kth):
+    metric = telling(case.tokens)
     split = split_by_rank(channel_score(case.tokens), case.special, case.top, case.bottom)
-    match = match_nearest(case.tokens, split.src, split.dst, similarity)
-    for i, metric in enumerate(case.tokens.tolist()):
+    target = match_nearest(metric, split.src, split.dst, similarity, kth)
+    alike = pair_similarity(metric, split.src, target, similarity)
+    for i, tokens in enumerate(metric.tolist()):
         src, dst = split.src[i].tolist(), split.dst[i].tolist()
-        target, value = reference.match_nearest(metric, src, dst, similarity)
-        if case.tokens.shape[2] > 1 or similarity != "cosine":  # in one dimension all cosines are ±1
-            assert match.target[i].tolist() == target
-        assert_close(match.similarity[i], rows(value), rtol=1e-5, atol=1e-9)
+        expected = reference.match_nearest(tokens, src, dst, similarity, kth)
+        assert target[i].tolist() == expected
+        assert_close(alike[i], rows(reference.pair_similarity(tokens, src, expected, similarity)), rtol=1e-5, atol=1e-9)
+
+
+@similarities
+@given(case=cases(), data=st.data())
+def test_match_neighbors(case, similarity, data):
+    metric, sequence = telling(case.tokens), rank_tokens(case.tokens.mean(dim=2), case.special)
+    if sequence.shape[1] < 2:
+        return
+    count = len(sequence) * (sequence.shape[1] - 1)
+    flags = data.draw(st.lists(st.booleans(), min_size=count, max_size=count))
+    blocked = torch.tensor(flags).view(len(sequence), -1)
+    target, alike = match_neighbors(metric, sequence, blocked, similarity)
+    for i, tokens in enumerate(metric.tolist()):
+        expected = reference.match_neighbors(tokens, sequence[i].tolist(), blocked[i].tolist(), similarity)
+        assert target[i].tolist() == expected[0]
+        assert_close(alike[i], rows(expected[1]).clamp(min=torch.finfo(torch.float64).min), rtol=1e-5, atol=1e-9)
+
+
+@given(case=cases(), r=st.integers(0, 9))
+def test_strongest_links(case, r):
+    strength = (case.tokens[..., 0] * 2).round()  # with ties
+    src = torch.arange(strength.shape[1]).expand_as(strength)
+    r = min(r, strength.shape[1])
+    links = strongest_links(src, src.flip(1), strength, r)
+    for i in range(len(strength)):
+        expected = reference.strongest_links(src[i].tolist(), src[i].flip(0).tolist(), strength[i].tolist(), r)
+        assert tuple(part[i].tolist() for part in links) == expected
+
+
+@given(count=st.integers(1, 99), seed=st.integers(0, 2**32 - 1), use=st.integers(0, 9))
+def test_noise(count, seed, use):
+    assert noise(count, seed, use).tolist() == reference.noise(count, seed, use)
+
+
+@given(case=cases(), share=st.floats(0, 1), seed=st.integers(0, 99))
+def test_shuffled(case, share, seed):
+    length = case.tokens.shape[1]
+    order = shuffled(torch.arange(length).expand(case.tokens.shape[:2]), case.special, share, seed)
+    for i, special in enumerate(case.special.tolist()):
+        assert order[i].tolist() == reference.shuffled(length, special, share, seed)
+
+
+@given(case=cases(), scale=st.fractions(0, 1, max_denominator=2000))
+def test_special_tokens_are_put_elsewhere(case, scale):
+    sequence = without(case.tokens.mean(dim=2).argsort(dim=1), case.special[:, :0])
+    num_kept, special = sequence.shape[1], case.special
+    exact = exact_slots(sequence, special)
+    middle = middle_slots(special, num_kept)
+    scaled = scaled_slots(special, scale.numerator, scale.denominator, num_kept)
+    for slots in (middle, scaled):
+        moved = move_special(sequence, special, slots)
+        for i, tokens in enumerate(sequence.tolist()):
+            chosen = special[i].tolist(), slots[i].tolist()
+            assert moved[i].tolist() == reference.move_special(tokens, *chosen)
+            assert moved[i].gather(0, slots[i]).tolist() == special[i].tolist()
+    held = hold_special(torch.stack([row[:0] for row in sequence]), special, scaled.argsort(dim=1))
+    for i, tokens in enumerate(sequence.tolist()):
+        chosen = special[i].tolist()
+        assert exact[i].tolist() == reference.exact_slots(tokens, chosen)
+        assert middle[i].tolist() == reference.middle_slots(chosen, num_kept)
+        assert scaled[i].tolist() == reference.scaled_slots(chosen, scale.numerator, scale.denominator, num_kept)
+        assert held[i].tolist() == reference.hold_special([], chosen, range(len(chosen)))
 
 
 @given(data=st.data(), length=st.integers(1, 20), batch=st.integers(1, 3), ordered=st.booleans())
@@ -103,6 +206,24 @@ def test_merge_tokens_and_sizes(case, data, weighted):
         expected = reference.merge_tokens(tokens, of_sample(to, i), share if weighted else None)
         assert_close(merged[i], rows(expected), rtol=1e-5, atol=1e-9)
         assert_close(sizes[i, :, 0], rows(reference.merge_sizes(share, of_sample(to, i))), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("combine", ["mean", "max", "min"])
+@given(case=cases(), data=st.data())
+def test_merge_tokens_otherwise(case, data, combine):
+    to = data.draw(maps(case.tokens.shape[1], len(case.tokens))).combining(combine)
+    for merged, tokens, i in zip(merge_tokens(case.tokens, to), case.tokens.tolist(), range(9), strict=False):
+        expected = reference.merge_tokens(tokens, of_sample(to, i), combine=combine)
+        assert_close(merged, rows(expected), rtol=1e-5, atol=1e-9)
+
+
+@given(case=cases(), data=st.data())
+def test_successive_weights(case, data):
+    to = data.draw(maps(case.tokens.shape[1], len(case.tokens)))
+    merged = merge_tokens(case.tokens, to.weighted(successive_weights(to)))
+    for i, tokens in enumerate(case.tokens.tolist()):
+        expected = reference.merge_successively(tokens, of_sample(to, i))
+        assert_close(merged[i], rows(expected), rtol=1e-5, atol=1e-9)
 
 
 @given(case=cases(), data=st.data(), remembered=st.booleans())

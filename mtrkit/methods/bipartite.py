@@ -1,0 +1,70 @@
+"""The step that ToMe, R-MeeTo and PuMer share: halve the tokens, link each to the other half, act on the best links.
+
+Source: Bolya et al., "Token Merging", arXiv:2210.09461, section 3.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtrkit.methods.links import LinkConfig, rank_links
+from mtrkit.ops import (
+    Links,
+    exact_slots,
+    hold_special,
+    in_sequence,
+    match_nearest,
+    pair_similarity,
+    token_map,
+    without,
+)
+from mtrkit.types import BlockState, TokenMap
+
+
+class Halves(NamedTuple):
+    """The tokens that are not special, as those which may leave and those which may receive."""
+
+    src: Tensor  # (B, s) int64
+    dst: Tensor  # (B, t) int64
+
+
+def odd_even(tokens: Tensor) -> Halves:
+    """Every second token of (B, n), beginning with the first, may leave."""
+    return Halves(tokens[:, 0::2], tokens[:, 1::2])
+
+
+def merge_odd_even(state: BlockState, num_kept: int, metric: Tensor, config: LinkConfig, order: str) -> TokenMap:
+    """Merge the sources of the best links into their partners, every second token being a source.
+
+    Args:
+        state: The block that has just run.
+        num_kept: L', tokens to keep.
+        metric: (B, L, M), what similarity is measured on.
+        config: How links are ranked.
+        order: ``"restore"`` or ``"leave"``, see :func:`survivors`.
+    """
+    sequence = in_sequence(state.hidden)
+    src, dst = odd_even(without(sequence, state.special))
+    target = match_nearest(metric, src, dst, config.similarity)
+    similarity = pair_similarity(metric, src, target, config.similarity)
+    links = rank_links(state, src, target, similarity, state.num_tokens - num_kept, config)
+    kept = survivors(sequence, links, dst, state.special, order)
+    return token_map(state.num_tokens, kept, links.src, links.target, ordered=False)
+
+
+def survivors(sequence: Tensor, links: Links, dst: Tensor, special: Tensor, order: str) -> Tensor:
+    """The tokens that stay, (B, L'), in the order in which the next block shall see them.
+
+    Args:
+        sequence: (B, L) the tokens in the order in which they stand.
+        links: Whose sources leave.
+        dst: (B, t) the tokens that receive.
+        special: (B, S) tokens that stand where the sequence has them, among as many tokens before as survive.
+        order: As the sequence has them (``"restore"``), or the remaining sources by falling similarity and
+            then the targets (``"leave"``), as matching leaves them.
+    """
+    ordered = without(sequence, links.src)
+    if order != "leave":
+        return ordered
+    return hold_special(torch.cat([links.rest, dst], dim=1), special, exact_slots(ordered, special))

@@ -1,0 +1,59 @@
+"""What a scan passes over between the tokens that are left."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtrkit.types import Gaps, ReducedStream
+
+
+def standing(stream: ReducedStream) -> Tensor:
+    """(B, L') original position of the token that stands at each slot."""
+    batch, length = stream.slot.shape
+    positions = torch.arange(length, device=stream.slot.device).expand(batch, length)
+    for stage in stream.stages:
+        positions = positions.gather(1, stage.token_map.kept)
+    return positions
+
+
+def count_gaps(stream: ReducedStream) -> Gaps:
+    """How many dropped tokens lie in front of each one that is left, (B, L', 1) per direction."""
+    return _between(standing(stream), (stream.slot < 0).to(stream.size.dtype)[..., None])
+
+
+def sum_gaps(stream: ReducedStream) -> Gaps:
+    """The sum of the last known Δ of the dropped tokens in front of each one, (B, L', E) per direction."""
+    assert stream.passed is not None
+    return _between(standing(stream), stream.passed)
+
+
+def pass_over(stream: ReducedStream, slot: Tensor, delta: Tensor) -> Tensor:
+    """Remember Δ of the tokens that are dropped now, at their original positions.
+
+    Args:
+        stream: Before they are dropped.
+        slot: (B, L') where the tokens present go, −1 for dropped ones.
+        delta: (B, L', E) their Δ, summed over both directions; each direction gets half.
+
+    Returns:
+        (B, L, E), zero for tokens that are still there.
+    """
+    batch, length = stream.slot.shape
+    passed = delta.new_zeros(batch, length, delta.shape[2]) if stream.passed is None else stream.passed
+    dropped = torch.where((slot < 0)[..., None], delta / 2, 0.0)
+    return passed.scatter_add(1, standing(stream)[..., None].expand_as(dropped), dropped)
+
+
+def _between(positions: Tensor, value: Tensor) -> Gaps:
+    """Sum ``value`` (B, L, C) over the positions between neighbours in ``positions`` (B, L').
+
+    Products with a mask instead of differences of running sums, which a GPU adds up in no fixed order.
+    """
+    every = torch.arange(value.shape[1], device=positions.device)
+    here = positions[..., None]
+    before = F.pad(positions[:, :-1], (1, 0), value=-1)[..., None]
+    after = F.pad(positions[:, 1:], (0, 1), value=value.shape[1])[..., None]
+    return Gaps(
+        ((every > before) & (every < here)).to(value.dtype) @ value,
+        ((every > here) & (every < after)).to(value.dtype) @ value,
+    )
