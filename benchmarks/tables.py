@@ -1,0 +1,289 @@
+"""The tables of the papers as lists of methods, with the figures that they publish.
+
+``benchmarks/laboratory.py`` runs them on the small reference models, where the shape of a table is asked for;
+``benchmarks/imagenet.py`` runs those that have published figures on ImageNet and the official weights.
+
+Sources: MTR, arXiv:2507.14042; R-MeeTo, arXiv:2412.12496.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Published:
+    """Top-1 accuracies in per cent that a paper gives for one model.
+
+    Attributes:
+        dense: Of the model without reduction.
+        reduced: Method → one per amount, ``None`` where the paper has no figure.
+    """
+
+    dense: float
+    reduced: Mapping[str, tuple[float | None, ...]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a paper.
+
+    Attributes:
+        name: File name of its results.
+        title: What it shows.
+        methods: As ``mtrkit compare --method`` takes them; differences are taken from the first.
+        ratios: Shares of the FLOPs removed, on any model.
+        removals: Tokens per layer removed, where the paper counts so; used on ImageNet instead of ``ratios``.
+        published: Model → figures.
+    """
+
+    name: str
+    title: str
+    methods: tuple[str, ...]
+    ratios: tuple[float, ...] = (0.2, 0.3, 0.4)
+    removals: tuple[int, ...] = ()
+    published: Mapping[str, Published] = field(default_factory=dict)
+
+
+_VIM_T, _VIM_S, _VIM_B = (f"vim_{size}_patch16_224" for size in ("tiny", "small", "base"))
+_PUMER = ("evit", "pumer", "utr", "hsa", "mtr")
+
+TABLES = (
+    Table(
+        "methods",
+        "Every method at the same share of the FLOPs (MTR, table 1, and those that it does not have)",
+        ("mtr", "evit", "pumer", "utr", "hsa", "tome", "rmeeto", "neighbor", "random", "random:operation=merge"),
+        published={
+            _VIM_S: Published(
+                80.5,
+                {
+                    "evit": (75.8, 71.8, 64.8),
+                    "pumer": (76.9, 74.6, 69.1),
+                    "utr": (77.3, 75.0, 71.5),
+                    "hsa": (76.7, 74.8, 71.2),
+                    "mtr": (78.8, 77.7, 75.4),
+                },
+            ),
+            _VIM_B: Published(
+                81.9,
+                {
+                    "evit": (80.4, 78.9, 75.9),
+                    "pumer": (79.9, 78.9, 76.8),
+                    "utr": (80.4, 79.2, 78.0),
+                    "hsa": (80.1, 79.1, 77.7),
+                    "mtr": (81.2, 81.0, 80.3),
+                },
+            ),
+        },
+    ),
+    Table(
+        "mtr_indicator",
+        "What importance is read from (MTR, table 3)",
+        ("mtr", "mtr:indicator=B", "mtr:indicator=C", "mtr:indicator=X", "mtr:indicator=cls"),
+        published={
+            _VIM_S: Published(
+                80.5,
+                {
+                    "mtr": (78.8, 77.7, 75.4),
+                    "mtr:indicator=B": (78.1, 77.1, 74.5),
+                    "mtr:indicator=C": (78.1, 76.5, 73.3),
+                    "mtr:indicator=X": (77.9, 76.1, 72.6),
+                    "mtr:indicator=cls": (77.0, 74.4, 68.8),
+                },
+            ),
+            _VIM_B: Published(
+                81.9,
+                {
+                    "mtr": (81.2, 81.0, 80.3),
+                    "mtr:indicator=B": (80.7, 80.1, 79.2),
+                    "mtr:indicator=C": (80.7, 80.0, 78.8),
+                    "mtr:indicator=X": (80.5, 80.3, 79.5),
+                    "mtr:indicator=cls": (80.9, 79.8, 77.8),
+                },
+            ),
+        },
+    ),
+    Table(
+        "mtr_operation",
+        "What happens to the source tokens (MTR, table 4)",
+        ("mtr", "mtr:operation=hybrid", "mtr:operation=prune"),
+        published={
+            _VIM_S: Published(
+                80.5,
+                {
+                    "mtr": (78.8, 77.7, 75.4),
+                    "mtr:operation=hybrid": (78.6, 77.5, 74.6),
+                    "mtr:operation=prune": (78.5, 77.1, 74.0),
+                },
+            ),
+            _VIM_B: Published(
+                81.9,
+                {
+                    "mtr": (81.2, 81.0, 80.3),
+                    "mtr:operation=hybrid": (81.2, 80.9, 80.3),
+                    "mtr:operation=prune": (81.1, 80.8, 80.1),
+                },
+            ),
+        },
+    ),
+    Table(
+        "rmeeto_operation",
+        "Merging against pruning, even and odd blocks (R-MeeTo, figure of ratios)",
+        (
+            "rmeeto:layers=even",
+            "rmeeto:layers=even,operation=prune",
+            "rmeeto:layers=odd",
+            "rmeeto:layers=odd,operation=prune",
+        ),
+        ratios=(0.14, 0.28, 0.42),
+        removals=(5, 10, 15, 20),
+        published={
+            _VIM_S: Published(
+                80.5,
+                {
+                    "rmeeto:layers=even": (78.5, 76.7, 72.9, 60.7),
+                    "rmeeto:layers=even,operation=prune": (78.4, 76.4, 71.7, 53.4),
+                    "rmeeto:layers=odd": (78.4, 76.3, 71.5, 54.6),
+                    "rmeeto:layers=odd,operation=prune": (78.3, 76.1, 69.9, 44.9),
+                },
+            ),
+        },
+    ),
+    Table(
+        "rmeeto_order",
+        "Survivors in sequence order or left as matching leaves them (R-MeeTo, table 4)",
+        ("rmeeto:layers=even", "rmeeto:layers=even,order=leave"),
+        ratios=(0.14, 0.28),
+    ),
+    Table(
+        "rmeeto_shuffle",
+        "A share of the patches shuffled before each reduction (R-MeeTo, table 5)",
+        (
+            "rmeeto:layers=even",
+            *(f"rmeeto:layers=even,order=shuffle,shuffle_ratio={share}" for share in (0.1, 0.3, 0.5, 0.7)),
+        ),
+        ratios=(0.31,),
+        removals=(11,),
+        published={
+            _VIM_S: Published(
+                80.5,
+                {
+                    "rmeeto:layers=even": (76.3,),
+                    "rmeeto:layers=even,order=shuffle,shuffle_ratio=0.1": (61.3,),
+                    "rmeeto:layers=even,order=shuffle,shuffle_ratio=0.3": (33.2,),
+                    "rmeeto:layers=even,order=shuffle,shuffle_ratio=0.5": (27.3,),
+                    "rmeeto:layers=even,order=shuffle,shuffle_ratio=0.7": (26.1,),
+                },
+            ),
+        },
+    ),
+    Table(
+        "rmeeto_feature",
+        "What similarity is measured on (R-MeeTo, table 6)",
+        (
+            "rmeeto:layers=even",
+            "rmeeto:layers=even,metric=B",
+            "rmeeto:layers=even,metric=C",
+            "rmeeto:layers=even,metric=delta",
+            "rmeeto:layers=even,metric=y",
+            "rmeeto:layers=even,metric=features",
+        ),
+        ratios=(0.14, 0.31),
+        removals=(11,),
+        published={
+            _VIM_S: Published(80.5, {"rmeeto:layers=even": (76.3,), "rmeeto:layers=even,metric=delta": (76.2,)}),
+        },
+    ),
+    Table(
+        "rmeeto_distance",
+        "How similarity is measured (R-MeeTo, table 7)",
+        ("rmeeto:layers=even", "rmeeto:layers=even,similarity=l1", "rmeeto:layers=even,similarity=l2"),
+        ratios=(0.14, 0.31),
+        removals=(11,),
+        published={
+            _VIM_S: Published(
+                80.5,
+                {
+                    "rmeeto:layers=even": (76.3,),
+                    "rmeeto:layers=even,similarity=l1": (76.3,),
+                    "rmeeto:layers=even,similarity=l2": (76.3,),
+                },
+            ),
+        },
+    ),
+    Table(
+        "rmeeto_sweep",
+        "Tokens removed at each of the even blocks (R-MeeTo, table 11)",
+        ("rmeeto:layers=even",),
+        ratios=(),
+        removals=tuple(range(1, 12)),
+        published={
+            _VIM_T: Published(
+                76.1, {"rmeeto:layers=even": (44.9, 52.3, 40.3, 44.5, 38.2, 41.7, 37.0, 40.0, 35.6, 38.4, 35.5)}
+            ),
+            _VIM_S: Published(
+                80.5, {"rmeeto:layers=even": (77.4, 78.0, 78.7, 78.4, 78.5, 78.3, 78.1, 77.7, 77.5, 76.7, 76.3)}
+            ),
+        },
+    ),
+    Table(
+        "rmeeto_merge",
+        "How merged tokens become one (R-MeeTo, table 17)",
+        tuple(f"rmeeto:layers=even,merge={merge}" for merge in ("sum", "mean", "max", "min")),
+        ratios=(0.14, 0.31),
+        removals=(11,),
+        published={
+            _VIM_S: Published(
+                80.5,
+                {
+                    f"rmeeto:layers=even,merge={merge}": (top1,)
+                    for merge, top1 in (("sum", 76.3), ("mean", 76.2), ("max", 74.7), ("min", 74.5))
+                },
+            ),
+        },
+    ),
+    Table(
+        "rmeeto_grouping",
+        "Which tokens may leave and which may receive (R-MeeTo, grouping)",
+        tuple(f"rmeeto:layers=even,grouping={grouping}" for grouping in ("odd_even", "front_behind", "random")),
+        ratios=(0.14, 0.31),
+        removals=(11,),
+        published={
+            _VIM_S: Published(
+                80.5,
+                {
+                    f"rmeeto:layers=even,grouping={grouping}": (top1,)
+                    for grouping, top1 in (("odd_even", 76.3), ("front_behind", 72.6), ("random", 72.6))
+                },
+            ),
+        },
+    ),
+    Table(
+        "rmeeto_kth",
+        "The k-th most similar partner instead of the first (R-MeeTo, k-th closest)",
+        tuple(f"rmeeto:layers=even,kth={k}" for k in (1, 3, 5, 7, 14)),
+        ratios=(0.14, 0.31),
+    ),
+    Table(
+        "rmeeto_controls",
+        "Sources or partners by chance (R-MeeTo, random-r and random pair)",
+        ("rmeeto:layers=even", "rmeeto:layers=even,sources=random", "rmeeto:layers=even,partner=random"),
+        ratios=(0.14, 0.28, 0.42),
+        removals=(5, 10, 11, 15, 20),
+        published={
+            _VIM_S: Published(
+                80.5,
+                {
+                    "rmeeto:layers=even": (78.52, 76.73, 76.29, 72.86, 60.67),
+                    "rmeeto:layers=even,sources=random": (77.96, 75.74, 75.23, 71.53, 56.32),
+                    "rmeeto:layers=even,partner=random": (77.76, 74.06, 73.06, 65.22, 33.80),
+                },
+            ),
+        },
+    ),
+    Table(
+        "rmeeto_interval",
+        "How many blocks lie between two reductions (R-MeeTo, interval)",
+        tuple(f"rmeeto:layers=every{n}" for n in (2, 3, 4)),
+        ratios=(0.14, 0.31),
+    ),
+)
