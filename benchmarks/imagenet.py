@@ -14,10 +14,9 @@ import argparse
 import json
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table as Sheet
 from tables import TABLES, Published, Table
 
+from mtrkit.cli.console import print_table
 from mtrkit.cli.main import main as mtrkit
 from mtrkit.models.releases import OFFICIAL
 
@@ -54,20 +53,17 @@ def measure(table: Table, model: str, args: argparse.Namespace) -> list[dict]:
     return json.loads(file.read_text())
 
 
-def beside(table: Table, published: Published, rows: list[dict]) -> Sheet:
+def print_beside(table: Table, published: Published, rows: list[dict]) -> None:
     """Measured top-1 and the published one in brackets, method by method."""
     amounts = [f"r={r}" for r in table.removals] or [f"{ratio:g}" for ratio in table.ratios]
     top1 = {(row["method"], row["amount"]): 100 * row["top1"] for row in rows}
-    dense = next(100 * row["top1"] for row in rows if row["method"] == "dense")
-    sheet = Sheet("measured (published)", *amounts, title=f"{table.title}: dense {dense:.1f} ({published.dense})")
+    lines = []
     for method in table.methods:
         expected = published.reduced.get(method, (None,) * len(amounts))
-        cells = [
-            f"{top1[method, amount]:.1f}" + ("" if figure is None else f" ({figure})")
-            for amount, figure in zip(amounts, expected, strict=True)
-        ]
-        sheet.add_row(method, *cells)
-    return sheet
+        measured = [f"{top1[method, amount]:.1f}" for amount in amounts]
+        lines.append([method, *(m if e is None else f"{m} ({e})" for m, e in zip(measured, expected, strict=True))])
+    dense = next(100 * row["top1"] for row in rows if row["method"] == "dense")
+    print_table(("measured (published)", *amounts), lines, title=f"dense {dense:.1f} ({published.dense})")
 
 
 def main() -> None:
@@ -76,7 +72,7 @@ def main() -> None:
     for table in (table for table in TABLES if table.name in args.only):
         for model, published in table.published.items():
             if args.model is None or model in args.model:
-                Console().print(beside(table, published, measure(table, model, args)))
+                print_beside(table, published, measure(table, model, args))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every test starts from a seed, on two threads, with fresh memory full of NaN."""
+"""Every test starts from a seed, on two threads, with fresh memory full of NaN; and real images for those that want."""
 
 import os
 
@@ -15,3 +15,18 @@ def _repeatable():
     torch.use_deterministic_algorithms(True)  # also fills torch.empty with NaN
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder per class with two images each."""
+    from PIL import Image
+
+    from mtrkit.data import bundled_images
+
+    images, labels, classes = bundled_images()
+    for index in [*range(0, 1000, 100), *range(50, 1000, 100)]:
+        folder = tmp_path / "photos" / classes[labels[index]]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[index]).save(folder / f"{index}.png")
+    return tmp_path / "photos"

@@ -1,0 +1,62 @@
+"""The commands that redo the papers' tables run, on the bundled model and a few images."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from mtrkit.models.releases import BUNDLED, Release
+
+ROOT = Path(__file__).parents[1]
+MODEL = "vim_micro_patch4_32"
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, photos):
+    """Call the main function of a benchmark script in an empty folder."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.chdir(tmp_path)
+
+    def call(script, *arguments):
+        module = importlib.import_module(script)
+        monkeypatch.setattr(sys, "argv", [script, "--data", str(photos), *arguments])
+        return module.main()
+
+    return call
+
+
+def test_laboratory_writes_rows_and_tables(run, tmp_path):
+    assert run("laboratory", "--only", "mtr_operation", "--limit", "10") == 0
+    rows = json.loads((tmp_path / f"benchmarks/results/laboratory/{MODEL}/mtr_operation.json").read_text())
+    assert len(rows) == 10 and {row["n"] for row in rows} == {10}
+    table = (tmp_path / f"docs/laboratory/{MODEL}/mtr_operation.md").read_text()
+    assert "| mtr:operation=prune |" in table and "mtrkit compare" in table
+
+
+def test_imagenet_stands_beside_what_is_published(run, monkeypatch, capsys):
+    tables = pytest.importorskip("tables", exc_type=ImportError)
+    imagenet = importlib.import_module("imagenet")
+    table = next(table for table in tables.TABLES if table.name == "mtr_operation")
+    published = tables.Published(74.1, {"mtr": (66.9, 61.4, None)})
+    small = tables.Table(table.name, table.title, table.methods, published={MODEL: published})
+    monkeypatch.setattr(imagenet, "TABLES", (small,))
+    monkeypatch.setattr(imagenet, "OFFICIAL", {MODEL: Release("", BUNDLED[MODEL].name, 74.1)})
+    run("imagenet", "--weights", str(BUNDLED[MODEL].parent), "--limit", "10")
+    printed = capsys.readouterr().out
+    assert "(66.9)" in printed and "(61.4)" in printed and "(None)" not in printed
+
+
+def test_every_method_of_the_tables_exists(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from mtrkit.cli.options import method
+    from mtrkit.methods import METHODS
+
+    for table in importlib.import_module("tables").TABLES:
+        for choice in map(method, table.methods):
+            METHODS.get(choice.name).configure({k: v for k, v in choice.options.items() if k != "layers"})
+        for published in table.published.values():
+            amounts = len(table.removals or table.ratios)
+            assert set(published.reduced) <= set(table.methods)
+            assert all(len(figures) == amounts for figures in published.reduced.values())
