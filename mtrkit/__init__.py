@@ -28,6 +28,7 @@ from mtrkit.errors import (
     MtrkitError,
     OptionError,
     ScheduleError,
+    SmallModelWarning,
     UnknownNameError,
     UnsupportedModelError,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "OptionError",
     "ReductionInfo",
     "ScheduleError",
+    "SmallModelWarning",
     "TokenMap",
     "Trace",
     "UnknownNameError",

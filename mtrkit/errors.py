@@ -1,4 +1,4 @@
-"""Every error that mtrkit raises on purpose.
+"""Every error that mtrkit raises on purpose, and its one warning.
 
 A message names what was given, what was expected and what to do about it.
 """
@@ -37,3 +37,7 @@ class BackendError(MtrkitError, RuntimeError):
 
 class CheckpointError(MtrkitError, RuntimeError):
     """A checkpoint is unreadable, unsafe, or does not belong to the model."""
+
+
+class SmallModelWarning(UserWarning):
+    """The model is of a size that is known to lose much accuracy to training-free reduction."""

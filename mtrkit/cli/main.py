@@ -4,11 +4,12 @@ import argparse
 import importlib
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 
 import mtrkit
-from mtrkit.errors import MtrkitError
+from mtrkit.errors import MtrkitError, SmallModelWarning
 
 DONE, WRONG_USE, INTERRUPTED = 0, 2, 130
 
@@ -76,11 +77,19 @@ def _parser(chosen: str | None, command: ModuleType | None) -> argparse.Argument
 
 def _run(command: ModuleType, args: argparse.Namespace) -> int:
     try:
-        return command.run(args)
+        with warnings.catch_warnings():
+            warnings.simplefilter("once", SmallModelWarning)
+            warnings.showwarning = lambda message, *_: _say_warning(message)
+            return command.run(args)
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
     except (MtrkitError, OSError) as error:
         return _complain(f"error: {error}", WRONG_USE)
+
+
+def _say_warning(message: Warning | str) -> None:
+    """Without the line of code that Python shows, which is not the user's."""
+    sys.stderr.write(f"mtrkit: warning: {message}\n")
 
 
 def _complain(message: str, code: int) -> int:
