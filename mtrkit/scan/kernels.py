@@ -63,7 +63,7 @@ def scan_forward(
             0,
         ),
     )
-    lib.library().run(lib.SCAN_FORWARD, job)
+    lib.library().run((lib.SCAN_FORWARD, job))
     return _back(out, dtype), last.transpose(1, 2), checkpoints
 
 
@@ -103,7 +103,7 @@ def scan_backward(
         *(address(A), address(D), address(bias), 0, address(dlast)),
         *(address(checkpoints), address(sums), address(dBC)),
     )
-    lib.library().run(lib.SCAN_BACKWARD, job)
+    lib.library().run((lib.SCAN_BACKWARD, job))
     per_channel = _per_channel(_sum(sums, 0), channels, groups)
     dB, dC = _sum(dBC, 2).transpose(2, 3).split(states, dim=2)
     none = u.new_empty(0)
@@ -121,7 +121,7 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, rev
         *(*view_of(x), *view_of(out), *NO_VIEW, *NO_VIEW),
         *(address(weight), address(bias), 0),
     )
-    lib.library().run(lib.CONV_FORWARD, job)
+    lib.library().run((lib.CONV_FORWARD, job))
     return _back(out, dtype)
 
 
@@ -140,7 +140,7 @@ def conv_backward(
         *(*view_of(x), *NO_VIEW, *view_of(grad_y), *view_of(dx)),
         *(address(weight), address(bias), address(sums)),
     )
-    lib.library().run(lib.CONV_BACKWARD, job)
+    lib.library().run((lib.CONV_BACKWARD, job))
     per_channel = _per_channel(_sum(sums, 0), channels, 1)
     return dx, per_channel[:, :width], x.new_empty(0) if bias is None else per_channel[:, width]
 
@@ -150,7 +150,7 @@ def softplus_forward(delta: Tensor, bias: Tensor) -> Tensor:
     dtype, out = delta.dtype, empty_as(delta, torch.float32)
     delta, bias = as_float(delta), dense(as_float(bias))
     job = SOFTPLUS.pack(*delta.shape, *view_of(delta), *view_of(out), address(bias))
-    lib.library().run(lib.SOFTPLUS, job)
+    lib.library().run((lib.SOFTPLUS, job))
     return out.to(dtype)
 
 
@@ -180,7 +180,7 @@ def _sum(parts: Tensor, dim: int) -> Tensor:
     if out.numel():
         inner = out.numel() // outer
         job = SUM.pack(outer, parts.shape[dim], inner, parts.data_ptr(), out.data_ptr())
-        lib.library().run(lib.SUM, job)
+        lib.library().run((lib.SUM, job))
     return out
 
 

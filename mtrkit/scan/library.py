@@ -7,6 +7,7 @@ ctypes releases the interpreter lock during a call.
 import ctypes
 import glob
 import os
+import struct
 import sys
 import threading
 from collections.abc import Callable
@@ -26,7 +27,8 @@ TEAM_BLOCKS = 4  # channel blocks whose gradients of B and C are summed in one t
 SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT = range(7)
 
 _CONV_WORDS = 6 + 4 * 4 + 3  # of the structs of native.c
-_JOB_BYTES = 8 * ((9 + 8 * 4 + 3 * 4 + 9) + _CONV_WORDS + (_CONV_WORDS + 6) + 5 + (3 + 2 * 4 + 1))
+_HEADER = struct.Struct("2q")
+_JOB_BYTES = 8 * (2 + (9 + 8 * 4 + 3 * 4 + 9) + _CONV_WORDS + (_CONV_WORDS + 6) + 5 + (3 + 2 * 4 + 1))
 _LAYOUT = _JOB_BYTES + 10000 * TILE + 1000000 * BLOCK + 100000000 * TEAM_BLOCKS
 
 _level: int | None = None  # set by tests to run the code of a weaker CPU
@@ -46,14 +48,16 @@ class Library:
         self.best_level: int = self._handle.mtr_best_level()
         self._parallel = _openmp_parallel()
 
-    def run(self, kind: int, job: bytes) -> None:
-        """Run one packed job on as many threads as torch uses; returns when it is done."""
+    def run(self, *jobs: tuple[int, bytes]) -> None:
+        """Run packed jobs, given with their kinds, one after the other on as many threads as torch uses."""
         level, threads = current_level(), torch.get_num_threads()
+        packed = b"".join([_HEADER.pack(kind, len(job)) + job for kind, job in jobs])
+        shared = (ctypes.c_int64 * (1 + 2 * len(jobs)))()
         if threads == 1 or self._parallel is not None:
-            failed = self._handle.mtr_run(kind, level, job, self._parallel, threads)
+            self._handle.mtr_run(level, packed, len(jobs), shared, self._parallel, threads)
         else:
-            failed = _run_on_pool(self._handle, kind, level, job, threads)
-        if failed:
+            _run_on_pool(lambda: self._handle.mtr_join(level, packed, len(jobs), shared), threads)
+        if shared[0]:
             raise MemoryError("mtrkit: no memory for the scratch buffers of a scan")
 
 
@@ -77,8 +81,10 @@ def _open() -> Any:
     handle.mtr_layout.restype = ctypes.c_int64
     if handle.mtr_layout() != _LAYOUT:
         raise BackendError(f"the compiled library {path.name} is of another version; install mtrkit again")
-    handle.mtr_run.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int]
-    handle.mtr_join.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p]
+    joining: tuple[Any, ...] = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int64, ctypes.c_void_p)
+    handle.mtr_join.argtypes = joining
+    handle.mtr_run.argtypes = (*joining, ctypes.c_void_p, ctypes.c_int)
+    handle.mtr_join.restype = handle.mtr_run.restype = None
     return handle
 
 
@@ -104,16 +110,13 @@ _pool: ThreadPoolExecutor | None = None
 _pool_lock = threading.Lock()
 
 
-def _run_on_pool(handle: Any, kind: int, level: int, job: bytes, threads: int) -> int:
-    shared = (ctypes.c_int64 * 2)()
-    join: Callable[[], None] = lambda: handle.mtr_join(kind, level, job, shared)  # noqa: E731
+def _run_on_pool(join: Callable[[], None], threads: int) -> None:
     helpers = [_helpers().submit(join) for _ in range(threads - 1)]
     join()
     for helper in helpers:
         # A helper that is still queued behind another caller's has nothing left to do.
         if not helper.cancel():
             helper.result()
-    return shared[1]
 
 
 def _helpers() -> ThreadPoolExecutor:

@@ -1,9 +1,10 @@
 /* Selective scan and causal convolution for CPUs, forward and backward.
  *
- * Python fills the job structs below (mtrkit/scan/kernels.py packs them in the same order) and calls one of the
- * mtr_* functions. A job is cut into independent tasks that the threads of a team take from a counter; which
- * thread runs a task never changes a result. The arithmetic is in native_kernels.h, compiled three times for
- * three instruction sets into this one library; the caller chooses the level at run time.
+ * Python fills the job structs below (mtrkit/scan/jobs.py packs them in the same order) and calls one of the
+ * mtr_* functions with one job or more, of which each may need the results of those before. A job is cut into
+ * independent tasks that the threads of a team take from a counter; which thread runs a task never changes a
+ * result. The arithmetic is in native_kernels.h, compiled three times for three instruction sets into this one
+ * library; the caller chooses the level at run time.
  */
 #include <math.h>
 #include <stdatomic.h>
@@ -12,9 +13,13 @@
 #include <string.h>
 
 #if defined(_WIN32)
+__declspec(dllimport) int __stdcall SwitchToThread(void);
 #define EXPORT __declspec(dllexport)
+#define YIELD SwitchToThread
 #else
+#include <sched.h>
 #define EXPORT __attribute__((visibility("default")))
+#define YIELD sched_yield
 #endif
 
 #define BLOCK 16      /* channels handled together, at every level */
@@ -22,6 +27,7 @@
 #define TEAM_BLOCKS 4 /* channel blocks whose contributions to dB and dC are summed inside one task */
 #define SUM_SPAN 256  /* columns that one task of a sum adds up */
 #define SPAN 32       /* tokens that one task of a projection takes */
+#define SPINS 4096    /* looks at the others' progress before a waiting thread offers its processor to somebody else */
 
 /* A (batch, channel, time) tensor of floats: address and strides in elements. A null address means absent. */
 typedef struct {
@@ -75,6 +81,11 @@ typedef struct {
     view x, y;
     float *bias;
 } softplus_job;
+
+/* What lies in front of every job; jobs lie one behind the other. */
+typedef struct {
+    int64_t kind, bytes; /* of the job */
+} header;
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t blocks_per_group(const scan_job *j) { return ceil_div(j->channels / j->groups, BLOCK); }
@@ -210,8 +221,9 @@ EXPORT int mtr_best_level(void) {
 
 /* So that Python can refuse a library whose structs or tiling differ from what it packs. */
 EXPORT int64_t mtr_layout(void) {
-    int64_t structs = sizeof(scan_job) + sizeof(conv_job) + sizeof(project_job) + sizeof(sum_job) + sizeof(softplus_job);
-    return structs + 10000 * TILE + 1000000 * BLOCK + 100000000 * TEAM_BLOCKS;
+    size_t jobs = sizeof(header) + sizeof(scan_job) + sizeof(conv_job) + sizeof(project_job) + sizeof(sum_job)
+                  + sizeof(softplus_job);
+    return (int64_t)jobs + 10000 * TILE + 1000000 * BLOCK + 100000000 * TEAM_BLOCKS;
 }
 
 typedef void (*task_fn)(const void *job, int64_t task, float *scratch);
@@ -280,49 +292,72 @@ static void measure(int kind, const void *job, int64_t *tasks, int64_t *scratch)
 }
 
 typedef struct {
-    task_fn run;
-    const void *job;
-    int64_t tasks, scratch;
-    _Atomic int64_t *next;
-    _Atomic int *failed;
+    int level;
+    int64_t count;
+    const header *jobs;
+    _Atomic int64_t *shared; /* whether memory ran out, then of every job how many tasks are taken and how many done */
 } team;
+
+static const header *after(const header *h) { return (const header *)((const char *)(h + 1) + h->bytes); }
+
+/* The most tasks and the most scratch of any job. */
+static void measure_all(const team *t, int64_t *tasks, int64_t *scratch) {
+    const header *h = t->jobs;
+    *tasks = *scratch = 0;
+    for (int64_t k = 0; k < t->count; k++, h = after(h)) {
+        int64_t some_tasks, some_scratch;
+        measure((int)h->kind, h + 1, &some_tasks, &some_scratch);
+        if (some_tasks > *tasks) *tasks = some_tasks;
+        if (some_scratch > *scratch) *scratch = some_scratch;
+    }
+}
+
+/* Take tasks until none is left, then wait for those that others still work on: the next job may need them. The
+ * wait is for tasks, not for threads, as some may never come. */
+static void share_job(const header *h, int level, _Atomic int64_t *taken, _Atomic int64_t *done, float *scratch) {
+    task_fn run = pick_task((int)h->kind, level);
+    int64_t tasks, unused;
+    measure((int)h->kind, h + 1, &tasks, &unused);
+    for (int64_t task; (task = atomic_fetch_add(taken, 1)) < tasks; atomic_fetch_add(done, 1))
+        run(h + 1, task, scratch);
+    for (int spins = 0; atomic_load(done) < tasks; spins++)
+        if (spins > SPINS) YIELD();
+}
 
 static void work(void *data) {
     team *t = data;
-    char *memory = malloc((size_t)t->scratch * sizeof(float) + 64);
+    int64_t tasks, floats;
+    measure_all(t, &tasks, &floats);
+    char *memory = malloc((size_t)floats * sizeof(float) + 64);
     if (memory == NULL) {
-        atomic_store(t->failed, 1);
+        atomic_store(t->shared, 1);
         return;
     }
     float *scratch = (float *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
-    for (;;) {
-        int64_t task = atomic_fetch_add(t->next, 1);
-        if (task >= t->tasks) break;
-        t->run(t->job, task, scratch);
-    }
+    const header *h = t->jobs;
+    for (int64_t k = 0; k < t->count; k++, h = after(h))
+        share_job(h, t->level, t->shared + 1 + 2 * k, t->shared + 2 + 2 * k, scratch);
     free(memory);
 }
 
 typedef void (*parallel_fn)(void (*fn)(void *), void *data, unsigned threads, unsigned flags);
 
-/* Run a whole job. `parallel` is the GOMP_parallel of the OpenMP runtime that is loaded already, or null for this
- * thread alone. Returns 0, or 1 when memory ran out. */
-EXPORT int mtr_run(int kind, int level, const void *job, parallel_fn parallel, int threads) {
-    _Atomic int64_t next = 0;
-    _Atomic int failed = 0;
-    team t = {pick_task(kind, level), job, 0, 0, &next, &failed};
-    measure(kind, job, &t.tasks, &t.scratch);
-    if (t.tasks < threads) threads = (int)t.tasks;
+/* Join a team that runs jobs one after the other; `shared` is all zero at first. Any number of threads may call this
+ * for the same jobs, at any time. */
+EXPORT void mtr_join(int level, const void *jobs, int64_t count, int64_t *shared) {
+    team t = {level, count, jobs, (_Atomic int64_t *)shared};
+    work(&t);
+}
+
+/* The same with a team of threads of the OpenMP runtime that is loaded already, whose GOMP_parallel is `parallel`, or
+ * with this thread alone if that is null. */
+EXPORT void mtr_run(int level, const void *jobs, int64_t count, int64_t *shared, parallel_fn parallel, int threads) {
+    team t = {level, count, jobs, (_Atomic int64_t *)shared};
+    int64_t tasks, unused;
+    measure_all(&t, &tasks, &unused);
+    if (tasks < threads) threads = (int)tasks;
     if (parallel != NULL && threads > 1)
         parallel(work, &t, (unsigned)threads, 0);
     else
         work(&t);
-    return atomic_load(&failed);
-}
-
-/* Join a job that several callers share: each takes tasks from `shared` (a counter and a flag, zero at first). */
-EXPORT void mtr_join(int kind, int level, const void *job, int64_t *shared) {
-    team t = {pick_task(kind, level), job, 0, 0, (_Atomic int64_t *)shared, (_Atomic int *)(shared + 1)};
-    measure(kind, job, &t.tasks, &t.scratch);
-    work(&t);
 }

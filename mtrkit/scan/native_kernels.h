@@ -118,8 +118,10 @@ INLINE void FN(prepare)(const float *delta, int64_t delta_stride, const float *u
     }
 }
 
-/* Sums over `count` channels for LANES tokens at once, each token's in a register: rows of tokens by columns of w. */
-INLINE void FN(multiply)(walk tokens, int64_t from, int64_t steps, int64_t count, const float *w, float *out, int64_t stride) {
+/* Matrix product of up to LANES tokens with `count` channels and LANES columns of w. Each token's sum stays in a
+ * register, so that a product costs one load; the tokens past the end are the first one again. */
+INLINE void FN(multiply)(walk tokens, int64_t from, int64_t steps, int64_t count, const float *w, float *out,
+                         int64_t stride) {
     const float *row[LANES];
     vf sum[LANES];
     LANE(i) row[i] = tokens.p + (from + (i < steps ? i : 0)) * tokens.t;
@@ -391,15 +393,14 @@ INLINE void FN(convolve)(const float *x, int64_t sx, const float *w, int64_t wid
 }
 
 /* The tokens from `first` to before `last` of a channel block. */
-static TARGET void FN(convolve_span)(const conv_job *j, int64_t b, int64_t e, int64_t first, int64_t last, float *scratch) {
+static TARGET void FN(convolve_span)(const conv_job *j, int64_t b, int64_t e, int64_t first, int64_t last,
+                                     float *scratch) {
     int64_t L = j->length, channels = j->channels - e < BLOCK ? j->channels - e : BLOCK;
     float *w = scratch, *spare_y = w + (j->width + 1) * BLOCK, *spare_x = spare_y + TILE * BLOCK;
     FN(load_filter)(j, e, channels, w);
     walk wx = walk_from(j->x, b, e, L, j->reverse), wy = walk_from(j->y, b, e, L, j->reverse);
     for (int64_t from = first; from < last; from += TILE) {
         int64_t steps = last - from < TILE ? last - from : TILE, sx, sy;
-        walk next = {wx.p + BLOCK, wx.e, wx.t};
-        if (e + BLOCK < j->channels) fetch(next, from, last);
         const float *x = FN(history)(j, wx, from, steps, channels, spare_x, &sx);
         float *out = tile_out(wy, from, steps, channels, spare_y, &sy);
         if (j->width == 4 && j->silu) FN(convolve)(x, sx, w, 4, 1, out, sy);

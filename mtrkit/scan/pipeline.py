@@ -14,7 +14,10 @@ from mtrkit.scan import library as lib
 from mtrkit.scan.jobs import NO_VIEW, PROJECT, SCAN, address, dense, rows_of, view_of
 from mtrkit.scan.weights import DirectionWeights
 
+Job = tuple[int, bytes]
+
 _CACHE_BYTES = 5 << 18  # of passing values for each thread: what a second-level cache holds
+_NO_CONVOLUTION = (0, False, *NO_VIEW, 0, 0)
 
 
 def mix(hidden: Tensor, in_proj: Tensor, out_proj: Tensor, directions: Sequence[DirectionWeights]) -> Tensor:
@@ -27,14 +30,16 @@ def mix(hidden: Tensor, in_proj: Tensor, out_proj: Tensor, directions: Sequence[
     size = _part(batch, length * sum(columns))
     xz, u, y, projected = (hidden.new_empty((size, length, count)) for count in columns)
     out = hidden.new_empty((batch, length, _columns(out_of)))
+    jobs = []
     for tokens, result in zip(hidden.split(size), out.split(size), strict=True):
         count = tokens.shape[0]
         x, z = (xz[:count, :, start : start + inner].transpose(1, 2) for start in (0, inner))
-        _project(tokens, into, xz)
+        jobs.append(_project(tokens, into, xz))
         for i, way in enumerate(ways):
-            _convolve_and_project(x, u[:count], way, i == 1, projected)
-            _scan(u[:count], projected, way, y, z if i == len(ways) - 1 else None, i)
-        _project(y[:count], out_of, result)
+            jobs.append(_project(u[:count], way.x_proj, projected, _convolution(x, way, i == 1)))
+            jobs.append(_scan(u[:count], projected, way, y, z if i == len(ways) - 1 else None, i))
+        jobs.append(_project(y[:count], out_of, result))
+    lib.library().run(*jobs)
     return out[..., :width].contiguous()
 
 
@@ -59,38 +64,25 @@ def _part(batch: int, floats: int) -> int:
     return max(1, min(batch, torch.get_num_threads() * max(1, _CACHE_BYTES // (4 * floats))))
 
 
-def _project(tokens: Tensor, weight: Tensor, out: Tensor) -> None:
-    """Write the product of tokens (B, L, E) and a packed weight."""
-    _run_project(tokens, weight, out, (0, True, False), NO_VIEW, (0, 0))
+def _convolution(x: Tensor, way: DirectionWeights, reverse: bool) -> tuple[int, ...]:
+    return (way.conv_weight.shape[-1], reverse, *view_of(x), address(way.conv_weight), address(way.conv_bias))
 
 
-def _convolve_and_project(x: Tensor, u: Tensor, way: DirectionWeights, reverse: bool, out: Tensor) -> None:
-    """Write the convolution and SiLU of x (B, E, L) to u (B, L, E), and the product of u and x_proj."""
-    taps = (address(way.conv_weight), address(way.conv_bias))
-    _run_project(u, way.x_proj, out, (way.conv_weight.shape[-1], True, reverse), view_of(x), taps)
-
-
-def _run_project(
-    tokens: Tensor,
-    weight: Tensor,
-    out: Tensor,
-    shape: tuple[int, bool, bool],
-    x: tuple[int, ...],
-    taps: tuple[int, int],
-) -> None:
-    """The shape of a convolution is its width, whether SiLU follows and whether it runs backward."""
+def _project(tokens: Tensor, weight: Tensor, out: Tensor, convolution: tuple[int, ...] = _NO_CONVOLUTION) -> Job:
+    """Writes the product of tokens (B, L, E) and a packed weight; a convolution with SiLU writes the tokens first."""
     batch, length, channels = tokens.shape
+    taps, reverse, *x, weight_address, bias_address = convolution
     job = PROJECT.pack(
-        *(batch, channels, length, *shape),
+        *(batch, channels, length, taps, True, reverse),
         *(*x, *view_of(tokens.transpose(1, 2)), *NO_VIEW, *NO_VIEW),
-        *(*taps, 0),
+        *(weight_address, bias_address, 0),
         *(_columns(weight), address(weight), *rows_of(out.transpose(1, 2)[:, None])),
     )
-    lib.library().run(lib.PROJECT, job)
+    return lib.PROJECT, job
 
 
-def _scan(u: Tensor, projected: Tensor, way: DirectionWeights, y: Tensor, z: Tensor | None, direction: int) -> None:
-    """Scan u (B, L, E) and add the result to ``y``, or write it in the first direction; then gate it by z if given."""
+def _scan(u: Tensor, projected: Tensor, way: DirectionWeights, y: Tensor, z: Tensor | None, direction: int) -> Job:
+    """Adds the scan of u (B, L, E) to ``y``, or writes it in the first direction, then gates the sum by z if given."""
     batch, length, channels = u.shape
     rank, states = way.dt_weight.shape[1], way.A.shape[1]
     rows = projected.transpose(1, 2)[:, None]
@@ -101,4 +93,4 @@ def _scan(u: Tensor, projected: Tensor, way: DirectionWeights, y: Tensor, z: Ten
         *(*rows_of(rows[:, :, rank:]), *rows_of(rows[:, :, rank + states :]), *rows_of(rows), address(way.dt_weight)),
         *(address(way.A), address(way.D), address(way.dt_bias), 0, 0, 0, 0, 0),
     )
-    lib.library().run(lib.SCAN_FORWARD, job)
+    return lib.SCAN_FORWARD, job

@@ -47,8 +47,8 @@ def draw_curves(
         _errorbar(axes, sorted(points), name, marker=_MARKERS[index % len(_MARKERS)], linewidth=1.2)
     for name, point in dense.items():
         _errorbar(axes, [point], name, marker="s", markersize=8, markerfacecolor="none", color="black")
-        axes.annotate(name, (point.cost, 100 * point.accuracy), xytext=(6, 6), textcoords="offset points")
-    axes.set(xlabel=cost, ylabel="top-1 accuracy (%)", title=title)
+    axes.set(xlabel=cost, ylabel="top-1 accuracy (%)")
+    axes.set_title(title, fontsize="medium", wrap=True)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", ncols=2)
     for file in files:

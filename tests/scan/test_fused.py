@@ -1,0 +1,194 @@
+"""The mixer as one operator: the same numbers as in single steps, on every code path, and only where it may run."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from mtrkit.scan import DirectionWeights, MixerWeights, fused, mixer_forward, pipeline, use_scan_backend
+from mtrkit.scan import library as lib
+from tests.scan.conftest import take_path
+from tests.tolerances import SCAN_VALUES, rms_error
+
+
+def make_weights(width=24, inner=48, states=16, rank=3, taps=4, directions=2, conv_bias=True, **outer):
+    """Weights that keep every step's values near 1, as trained ones do."""
+
+    def one():
+        return DirectionWeights(
+            conv_weight=torch.randn(inner, 1, taps) / taps**0.5,
+            conv_bias=torch.randn(inner) if conv_bias else None,
+            x_proj=torch.randn(rank + 2 * states, inner) / inner**0.5,
+            dt_weight=torch.randn(inner, rank) / rank**0.5,
+            dt_bias=torch.randn(inner) - 3,
+            A=-torch.rand(inner, states) * states,
+            D=torch.randn(inner),
+        )
+
+    in_proj, out_proj = torch.randn(2 * inner, width) / width**0.5, torch.randn(width, inner) / inner**0.5
+    plain = {"in_bias": None, "out_bias": None}
+    return MixerWeights(in_proj, out_proj=out_proj, directions=tuple(one() for _ in range(directions)), **plain | outer)
+
+
+def cast(weights, dtype):
+    """All weights in ``dtype``."""
+    directions = tuple(DirectionWeights(*(w if w is None else w.to(dtype) for w in way)) for way in weights.directions)
+    return weights._replace(
+        in_proj=weights.in_proj.to(dtype), out_proj=weights.out_proj.to(dtype), directions=directions
+    )
+
+
+def run(hidden, weights):
+    """The operator itself, whether the mixer would choose it or not."""
+    return fused.mixer(hidden, weights.in_proj, weights.out_proj, *map(list, zip(*weights.directions, strict=True)))
+
+
+def check(hidden, weights):
+    exact, _ = mixer_forward(hidden.double(), cast(weights, torch.float64))
+    found = run(hidden, weights)
+    assert found.shape == hidden.shape and found.dtype == hidden.dtype and found.is_contiguous()
+    assert rms_error(found, exact) < SCAN_VALUES[hidden.dtype]
+
+
+@pytest.fixture
+def calls(compiled, monkeypatch):
+    """How often the operator was called; skips where the compiled library or a modern instruction set is missing."""
+    if lib.current_level() == 0:
+        pytest.skip("the operator is for wide vectors")
+    found, operator = [], fused.mixer
+    monkeypatch.setattr(fused, "mixer", lambda *inputs: found.append(1) or operator(*inputs))
+    return found
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 15, 16, 17, 32, 33, 63, 100, 197])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_lengths(path, length, directions):
+    check(torch.randn(2, length, 24), make_weights(directions=directions))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"states": 1},
+        {"states": 5, "rank": 1},
+        {"states": 20, "rank": 17},
+        {"taps": 1},
+        {"taps": 7, "conv_bias": False},
+        {"width": 7, "inner": 13},
+        {"width": 40, "inner": 33, "states": 7},
+        {"width": 64, "inner": 128, "rank": 4},
+        {"width": 1, "inner": 1, "rank": 1, "states": 1},
+    ],
+    ids=str,
+)
+def test_sizes(path, sizes):
+    weights = make_weights(**sizes)
+    check(torch.randn(3, 21, weights.in_proj.shape[1]), weights)
+
+
+def test_strided_tokens_and_weights(path):
+    weights, twice = make_weights(), make_weights(48, 96)
+    strided = weights._replace(in_proj=twice.in_proj[::2, ::2], out_proj=twice.out_proj[::2, ::2])
+    check(torch.randn(19, 2, 48).transpose(0, 1)[..., ::2], strided)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_other_dtypes_take_the_single_steps(path, dtype):
+    """bfloat16 is rounded between the steps, five times in a row."""
+    hidden, weights = torch.randn(2, 19, 24).to(dtype), cast(make_weights(), dtype)
+    exact, _ = mixer_forward(hidden.double(), cast(weights, torch.float64))
+    found = run(hidden, weights)
+    assert found.dtype == dtype
+    assert rms_error(found, exact) < 5 * SCAN_VALUES[dtype]
+
+
+def test_empty_batch(path):
+    assert run(torch.randn(0, 19, 24), make_weights()).shape == (0, 19, 24)
+
+
+def test_neither_parts_nor_threads_nor_batch_change_a_bit(compiled, monkeypatch):
+    hidden, weights = torch.randn(7, 50, 24), make_weights()
+    expected = run(hidden, weights)
+    assert all(torch.equal(run(hidden[i : i + 1], weights)[0], expected[i]) for i in range(7))
+    monkeypatch.setattr(pipeline, "_CACHE_BYTES", 1)
+    for threads in (1, 3, 4):
+        torch.set_num_threads(threads)
+        assert torch.equal(run(hidden, weights), expected)
+
+
+def test_two_callers_at_once(compiled):
+    weights = make_weights()
+    many = [torch.randn(2, 40 + i, 24) for i in range(6)]
+    expected = [run(hidden, weights) for hidden in many]
+    with ThreadPoolExecutor(2) as pool:
+        for found, right in zip(pool.map(lambda hidden: run(hidden, weights), many), expected, strict=True):
+            assert torch.equal(found, right)
+
+
+@torch.no_grad()
+def test_runs_where_nobody_looks(calls):
+    hidden, weights = torch.randn(2, 19, 24), make_weights(halve=True)
+    found, signals = mixer_forward(hidden, weights)
+    assert len(calls) == 1 and not any(signal is not None for signal in signals)
+    exact, _ = mixer_forward(hidden.double(), cast(weights, torch.float64))
+    assert rms_error(found, exact) < SCAN_VALUES[torch.float32]
+
+
+@torch.no_grad()
+def test_leaves_the_rest_to_the_single_steps(calls, monkeypatch):
+    hidden, weights = torch.randn(2, 19, 24), make_weights()
+    mixer_forward(hidden, weights, frozenset({"delta"}))
+    mixer_forward(hidden.double(), cast(weights, torch.float64))
+    mixer_forward(hidden.bfloat16(), cast(weights, torch.bfloat16))
+    mixer_forward(hidden, weights._replace(out_bias=torch.randn(24)))
+    mixer_forward(hidden, weights._replace(in_bias=torch.randn(96)))
+    with use_scan_backend("reference"):
+        mixer_forward(hidden, weights)
+    with torch.autocast("cpu"):
+        mixer_forward(hidden, weights)
+    with torch.enable_grad():
+        mixer_forward(hidden, weights)
+    take_path("baseline", monkeypatch)
+    mixer_forward(hidden, weights)
+    take_path("torch", monkeypatch)
+    mixer_forward(hidden, weights)
+    assert not calls
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_is_a_well_formed_operator(path):
+    weights = make_weights()
+    lists = map(list, zip(*weights.directions, strict=True))
+    inputs = (torch.randn(2, 19, 24), weights.in_proj, weights.out_proj, *lists)
+    torch.library.opcheck(torch.ops.mtrkit.mixer.default, inputs)
+
+
+class Mixer(torch.nn.Module):
+    """A mixer with weights from outside."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = make_weights()
+
+    def forward(self, hidden):
+        return mixer_forward(hidden, self.weights)[0] * 2
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")  # torch's compiler has its own
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_to_one_graph(backend):
+    hidden, mixer = torch.randn(2, 19, 24), Mixer()
+    assert torch.equal(torch.compile(mixer, fullgraph=True, backend=backend)(hidden), mixer(hidden))
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")
+def test_exports_with_a_free_batch_size(compiled):
+    mixer = Mixer()
+    free = {"hidden": {0: torch.export.Dim("batch", min=2, max=64)}}
+    program = torch.export.export(mixer, (torch.randn(2, 19, 24),), dynamic_shapes=free)
+    if lib.current_level() > 0:
+        assert [str(node.target) for node in program.graph.nodes].count("mtrkit.mixer.default") == 1
+    other = torch.randn(5, 19, 24)
+    assert torch.equal(program.module()(other), mixer(other))
