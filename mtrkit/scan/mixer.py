@@ -53,9 +53,10 @@ def mixer_forward(
     Returns:
         The mixer output (B, L, D) and the signals.
     """
-    if not reads and gaps is None and _fuses(hidden, weights):
+    if "y" not in reads and gaps is None and _fuses(hidden, weights):
         per_direction = map(list, zip(*weights.directions, strict=True))
-        return fused.mixer(hidden, weights.in_proj, _out_proj(weights), *per_direction), Signals()
+        out, projected = fused.mixer(hidden, weights.in_proj, _out_proj(weights), *per_direction)
+        return out, _expanded(projected, weights, reads)
     parts = _parts(hidden, weights)
     if parts == 1:
         return _mix(hidden, weights, reads, gaps)
@@ -65,6 +66,30 @@ def mixer_forward(
     pairs = zip(hidden.chunk(parts), cut, strict=False)  # chunk may make fewer than it was asked for
     outputs, signals = zip(*(_mix(part, weights, reads, gap) for part, gap in pairs), strict=True)
     return torch.cat(outputs), Signals(*(_join(found) for found in zip(*signals, strict=True)))
+
+
+def _expanded(projected: Tensor, weights: MixerWeights, reads: frozenset[str]) -> Signals:
+    """The signals behind what x_proj gave, (directions, B, L, R + 2N)."""
+    rank, state = weights.directions[0].dt_weight.shape[1], weights.directions[0].A.shape[1]
+    dt, ssm_B, ssm_C = projected.split([rank, state, state], dim=-1)
+    return Signals(
+        _sum_delta(dt, weights) if "delta" in reads else None,
+        ssm_B.sum(dim=0) if "ssm_B" in reads else None,
+        ssm_C.sum(dim=0) if "ssm_C" in reads else None,
+    )
+
+
+def _sum_delta(dt: Tensor, weights: MixerWeights) -> Tensor:
+    """Δ (B, L, E) of all directions from (directions, B, L, R), a few samples at a time, for the caches' sake."""
+    parts = max(1, dt.shape[1] // 4)
+    sums = []
+    for part in dt.chunk(parts, dim=1):
+        total: Tensor | None = None
+        for ranks, way in zip(part, weights.directions, strict=True):
+            total = _add_present(total, delta_softplus(_expand_delta(ranks, way), way.dt_bias))
+        assert total is not None
+        sums.append(total.transpose(1, 2))
+    return torch.cat(sums)
 
 
 def _fuses(hidden: Tensor, weights: MixerWeights) -> bool:

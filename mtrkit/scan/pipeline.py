@@ -1,4 +1,4 @@
-"""A whole mixer through the compiled library, in float32, without a way to look inside or to take a derivative.
+"""A whole mixer through the compiled library, in float32, without a way to take a derivative.
 
 A few samples at a time go from projection to projection, so that what passes between the steps stays in the caches
 and takes memory for these few only. Δ is never written: the scan expands it from its factors.
@@ -20,27 +20,33 @@ _CACHE_BYTES = 5 << 18  # of passing values for each thread: what a second-level
 _NO_CONVOLUTION = (0, False, *NO_VIEW, 0, 0)
 
 
-def mix(hidden: Tensor, in_proj: Tensor, out_proj: Tensor, directions: Sequence[DirectionWeights]) -> Tensor:
-    """Mixer output (B, L, D) for normalised tokens (B, L, D); the second direction runs backward."""
+def mix(
+    hidden: Tensor, in_proj: Tensor, out_proj: Tensor, directions: Sequence[DirectionWeights]
+) -> tuple[Tensor, Tensor]:
+    """Mixer output (B, L, D) for normalised tokens (B, L, D), and what x_proj gave, (directions, B, L, R + 2N).
+
+    The second direction runs backward.
+    """
     hidden, into, out_of = dense(hidden), _pack(in_proj), _pack(out_proj)
     batch, length, width = hidden.shape
     inner = out_proj.shape[1]
     ways = [_prepare(weights) for weights in directions]
-    columns = [_columns(into), inner, inner, max(_columns(way.x_proj) for way in ways)]
-    size = _part(batch, length * sum(columns))
-    xz, u, y, projected = (hidden.new_empty((size, length, count)) for count in columns)
+    columns = [_columns(into), inner, inner]
+    size = _part(batch, length * (sum(columns) + _columns(ways[0].x_proj)))
+    xz, u, y = (hidden.new_empty((size, length, count)) for count in columns)
+    projected = hidden.new_empty((len(ways), batch, length, _columns(ways[0].x_proj)))
     out = hidden.new_empty((batch, length, _columns(out_of)))
     jobs = []
-    for tokens, result in zip(hidden.split(size), out.split(size), strict=True):
+    for tokens, result, seen in zip(hidden.split(size), out.split(size), projected.split(size, dim=1), strict=True):
         count = tokens.shape[0]
         x, z = (xz[:count, :, start : start + inner].transpose(1, 2) for start in (0, inner))
         jobs.append(_project(tokens, into, xz))
         for i, way in enumerate(ways):
-            jobs.append(_project(u[:count], way.x_proj, projected, _convolution(x, way, i == 1)))
-            jobs.append(_scan(u[:count], projected, way, y, z if i == len(ways) - 1 else None, i))
+            jobs.append(_project(u[:count], way.x_proj, seen[i], _convolution(x, way, i == 1)))
+            jobs.append(_scan(u[:count], seen[i], way, y, z if i == len(ways) - 1 else None, i))
         jobs.append(_project(y[:count], out_of, result))
     lib.library().run(*jobs)
-    return out[..., :width].contiguous()
+    return out[..., :width].contiguous(), projected[..., : directions[0].x_proj.shape[0]].contiguous()
 
 
 def _prepare(weights: DirectionWeights) -> DirectionWeights:
@@ -51,7 +57,8 @@ def _prepare(weights: DirectionWeights) -> DirectionWeights:
 
 def _pack(weight: Tensor) -> Tensor:
     """(columns, E) to (blocks, E, BLOCK), with columns of zeros to the end of the last block."""
-    padded = F.pad(dense(weight), (0, 0, 0, -weight.shape[0] % lib.BLOCK))
+    missing = -weight.shape[0] % lib.BLOCK
+    padded = F.pad(dense(weight), (0, 0, 0, missing)) if missing else dense(weight)
     return padded.unflatten(0, (-1, lib.BLOCK)).transpose(1, 2).contiguous()
 
 

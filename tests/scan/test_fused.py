@@ -40,7 +40,7 @@ def cast(weights, dtype):
 
 def run(hidden, weights):
     """The operator itself, whether the mixer would choose it or not."""
-    return fused.mixer(hidden, weights.in_proj, weights.out_proj, *map(list, zip(*weights.directions, strict=True)))
+    return fused.mixer(hidden, weights.in_proj, weights.out_proj, *map(list, zip(*weights.directions, strict=True)))[0]
 
 
 def check(hidden, weights):
@@ -134,10 +134,24 @@ def test_runs_where_nobody_looks(calls):
     assert rms_error(found, exact) < SCAN_VALUES[torch.float32]
 
 
+@pytest.mark.parametrize("directions", [1, 2])
+@torch.no_grad()
+def test_gives_the_signals_of_the_single_steps(calls, directions):
+    hidden, weights = torch.randn(9, 19, 24), make_weights(directions=directions)
+    reads = frozenset({"delta", "ssm_B", "ssm_C"})
+    out, signals = mixer_forward(hidden, weights, reads)
+    assert len(calls) == 1
+    exact_out, exact = mixer_forward(hidden.double(), cast(weights, torch.float64), reads)
+    assert rms_error(out, exact_out) < SCAN_VALUES[torch.float32]
+    for name in reads:
+        assert rms_error(getattr(signals, name), getattr(exact, name)) < SCAN_VALUES[torch.float32]
+    assert signals.y is None
+
+
 @torch.no_grad()
 def test_leaves_the_rest_to_the_single_steps(calls, monkeypatch):
     hidden, weights = torch.randn(2, 19, 24), make_weights()
-    mixer_forward(hidden, weights, frozenset({"delta"}))
+    mixer_forward(hidden, weights, frozenset({"y"}))
     mixer_forward(hidden.double(), cast(weights, torch.float64))
     mixer_forward(hidden.bfloat16(), cast(weights, torch.bfloat16))
     mixer_forward(hidden, weights._replace(out_bias=torch.randn(24)))
