@@ -1,6 +1,5 @@
 """From a ratio to tokens: published tables, and promises checked on random models."""
 
-import time
 from fractions import Fraction
 
 import pytest
@@ -227,11 +226,8 @@ def test_impossible_removals_are_refused(vim, r):
         solve_removal(vim(192), (5,), r)
 
 
-def test_solving_is_fast_enough_for_a_forward_pass(vim):
-    """5 ms at depth 64; three tries, for a busy machine."""
-    shape, cost, times = vim(384, depth=64), bipartite_cost(384, 384), []
-    for _ in range(3):
-        begin = time.perf_counter()
-        solve_ratio(shape, range(1, 64), 0.3, reduction_cost=cost)
-        times.append(time.perf_counter() - begin)
-    assert min(times) < 5e-3
+def test_solving_takes_few_looks_at_the_cost(vim):
+    """A bisection over the shares, not a search: it may happen in a forward pass, when a new length comes along."""
+    looks, cost = [], bipartite_cost(384, 384)
+    solve_ratio(vim(384, depth=64), range(1, 64), 0.3, reduction_cost=lambda *counts: looks.append(1) or cost(*counts))
+    assert len(looks) < 63 * 50
