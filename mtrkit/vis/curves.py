@@ -38,6 +38,7 @@ def draw_curves(
         OptionError: matplotlib is not installed.
     """
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
         raise OptionError("plots need matplotlib: pip install 'mtrkit[vis]'") from error
@@ -51,10 +52,9 @@ def draw_curves(
     axes.set_title(title, fontsize="medium", wrap=True)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", ncols=2)
-    for file in files:
-        # Without dates and with fixed ids the same points give the same bytes.
-        metadata = {"Date": None} if Path(file).suffix == ".svg" else None
-        figure.savefig(file, dpi=150, metadata=metadata)
+    with rc_context({"svg.hashsalt": title}):  # without dates and with fixed ids the same points give the same bytes
+        for file in files:
+            figure.savefig(file, dpi=150, metadata={"Date": None} if Path(file).suffix == ".svg" else None)
 
 
 def _errorbar(axes: Any, points: Sequence[Point], name: str, **style: Any) -> None:

@@ -63,6 +63,9 @@ def test_plots_and_a_second_dense_model(mtrkit_run, tmp_path):
     assert ran.code == 0, ran.err
     assert "vim_nano_patch4_stride2_32, dense" in ran.out
     assert "vim_nano_patch4_stride2_32" in plots[1].read_text()
+    first = plots[1].read_bytes()
+    assert mtrkit_run(*run, "--ratio", 0.3, "--plot", *plots, "--out", tmp_path / "rows.json").code == 0
+    assert plots[1].read_bytes() == first
     assert plots[0].stat().st_size > 10_000 and (tmp_path / "speed.png").stat().st_size > 10_000
 
 
