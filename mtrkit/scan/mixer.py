@@ -81,9 +81,10 @@ def _expanded(projected: Tensor, weights: MixerWeights, reads: frozenset[str]) -
 
 def _sum_delta(dt: Tensor, weights: MixerWeights) -> Tensor:
     """Δ (B, L, E) of all directions from (directions, B, L, R), a few samples at a time, for the caches' sake."""
-    parts = max(1, dt.shape[1] // 4)
+    # One graph shall serve any batch size, and a compiler sees to the caches itself.
+    pieces = (dt,) if torch.compiler.is_compiling() else dt.split(4, dim=1)
     sums = []
-    for part in dt.chunk(parts, dim=1):
+    for part in pieces:
         total: Tensor | None = None
         for ranks, way in zip(part, weights.directions, strict=True):
             total = _add_present(total, delta_softplus(_expand_delta(ranks, way), way.dt_bias))
