@@ -82,7 +82,8 @@ def _expanded(projected: Tensor, weights: MixerWeights, reads: frozenset[str]) -
 def _sum_delta(dt: Tensor, weights: MixerWeights) -> Tensor:
     """Δ (B, L, E) of all directions from (directions, B, L, R), a few samples at a time, for the caches' sake."""
     # One graph shall serve any batch size, and a compiler sees to the caches itself.
-    pieces = (dt,) if torch.compiler.is_compiling() else dt.split(4, dim=1)
+    compiling, floats = torch.compiler.is_compiling(), dt.shape[2] * weights.out_proj.shape[1]
+    pieces = (dt,) if compiling else dt.split(max(1, _CACHE_BYTES // (8 * max(1, floats))), dim=1)
     sums = []
     for part in pieces:
         total: Tensor | None = None
