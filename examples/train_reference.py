@@ -3,8 +3,8 @@
     python examples/train_reference.py vim_micro_patch4_stride2_32 --data cifar10 --out runs/micro
 
 DATA is an ImageFolder with train/ and val/. Most epochs run on coarse patches (a fourth of the tokens and of the
-time) at a constant learning rate, the last ones on the model's own while it falls to zero; positions are
-interpolated in between. So more coarse epochs can be added to a run that is still in them. The same command
+time), the last ones on the model's own; positions are interpolated in between. The learning rate is constant until
+it falls to zero over the last epochs, so a run that is still before the fall can be made longer. The same command
 again goes on where an interrupted run stopped. Training images at even distances are held out, to watch progress
 on and for whoever wants to tune a reduction (``mtrkit eval --data cifar10/train --limit 2000``); ``val`` is looked
 at once, at the end. Writes weights (safetensors), a model card and a log.
@@ -50,6 +50,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--coarse-epochs", type=float, default=12, help="epochs on coarse patches")
     parser.add_argument("--coarse-stride", type=int, default=4, help="step between them, in pixels")
     parser.add_argument("--fine-epochs", type=float, default=2, help="epochs on the model's own patches")
+    parser.add_argument("--decay-epochs", type=float, default=4, help="last epochs, over which the rate falls to zero")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--opt", default="muon", help="an optimiser of timm")
     parser.add_argument("--lr", type=float, default=7e-3)
@@ -167,8 +168,9 @@ class Run:
         return loss.item()
 
     def _set_rate(self) -> None:
-        """Warm up, stay, and fall linearly on the fine patches."""
-        warm, left = (self.step + 1) / 100, (self.steps - self.step) / (self.steps - self.coarse_steps)
+        """Warm up, stay, and fall linearly."""
+        falling = self.args.decay_epochs * self.batches.per_epoch
+        warm, left = (self.step + 1) / 100, (self.steps - self.step) / max(1, falling)
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.lr * min(1.0, warm, left)
 
