@@ -35,6 +35,8 @@ def match_nearest(metric: Tensor, src: Tensor, dst: Tensor, similarity: Similari
         (B, s) position of each source's partner.
     """
     metric = comparable(metric)
+    if similarity == "cosine":
+        metric = F.normalize(metric, dim=-1)
     scores, scale = _similarity_matrix(take(metric, src), take(metric, dst), similarity)
     first = _first_best(scores, scale)
     for _ in range(min(kth, dst.shape[1]) - 1):
@@ -105,9 +107,9 @@ def _first_best(scores: Tensor, scale: Tensor | float) -> Tensor:
 
 
 def _similarity_matrix(a: Tensor, b: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor | float]:
-    """(B, s, D) and (B, t, D) to (B, s, t), and the size of the terms whose rounding it carries."""
+    """(B, s, D) and (B, t, D), normalised for cosines, to (B, s, t), and the size of the terms whose rounding it has."""
     if similarity == "cosine":
-        return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).transpose(1, 2), 1.0
+        return a @ b.transpose(1, 2), 1.0
     if similarity == "l1":
         return -torch.cdist(a, b, p=1.0), 0.0
     a2, b2 = a.square().sum(-1, keepdim=True), b.square().sum(-1)[:, None]

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from mtrkit.ops.merge import merge_sizes, merge_tokens, unmerge_tokens
+from mtrkit.ops.merge import Merger, unmerge_tokens
+from mtrkit.ops.rows import take
 from mtrkit.types import ReducedStream, Stage, TokenMap
 
 
@@ -33,14 +34,15 @@ def reduce_stream(
             that of ``token_map`` for all.
     """
     stage = Stage(token_map, hidden, stream.residual) if token_map.drops else Stage(token_map, None, None)
+    merger = Merger(token_map)
     reduced = ReducedStream(
-        merge_tokens(stream.residual, token_map),
-        merge_sizes(stream.size, token_map),
+        merger.tokens(stream.residual),
+        merger.sizes(stream.size),
         token_map.follow(stream.slot),
         (*stream.stages, stage),
         stream.passed,
     )
-    return merge_tokens(hidden, token_map if hidden_map is None else hidden_map), reduced
+    return (merger if hidden_map is None else Merger(hidden_map)).tokens(hidden), reduced
 
 
 def restore_stream(hidden: Tensor, stream: ReducedStream) -> tuple[Tensor, Tensor]:
@@ -49,6 +51,8 @@ def restore_stream(hidden: Tensor, stream: ReducedStream) -> tuple[Tensor, Tenso
     A merged token's features go to all places they were merged from, a dropped one keeps its last.
     """
     residual = stream.residual
+    if stream.stages and not any(stage.token_map.drops for stage in stream.stages):  # all the way at once
+        return take(hidden, stream.slot), take(residual, stream.slot)
     for stage in reversed(stream.stages):
         hidden = unmerge_tokens(hidden, stage.token_map, stage.hidden)
         residual = unmerge_tokens(residual, stage.token_map, stage.residual)
