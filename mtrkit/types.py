@@ -97,6 +97,7 @@ class BlockState:
     size: Tensor  # (B, L, 1): how many of the original tokens each one stands for
     special: Tensor  # (B, S) int64: where the class, distillation and register tokens stand
     delta: Tensor | None = None  # (B, L, E): the scan's time step, after bias and softplus
+    delta_mean: Tensor | None = None  # (B, L): its mean over the channels
     ssm_B: Tensor | None = None  # (B, L, N)
     ssm_C: Tensor | None = None  # (B, L, N)
     y: Tensor | None = None  # (B, L, E): scan output before the gate

@@ -66,6 +66,6 @@ def test_what_needs_every_token_between_the_blocks_is_refused(vit):
 
 
 def test_signals_of_a_mamba_are_refused_by_name(vit):
-    with pytest.raises(UnsupportedModelError, match="reads delta, which models of 'timm_vit' do not have"):
+    with pytest.raises(UnsupportedModelError, match="reads delta_mean, which models of 'timm_vit' do not have"):
         mtrkit.apply_reduction(vit, "mtr")
     assert mtrkit.reduction_info(vit) is None

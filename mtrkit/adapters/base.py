@@ -65,7 +65,9 @@ class Adapter(ABC):
         """The input size that the model was built for."""
 
     side_channel: str | None = "inference_params"  # argument of a block that it hands to its mixer as it is
-    signals = frozenset({"delta", "ssm_B", "ssm_C", "y"})  # that a method may read of this family's blocks
+    signals = frozenset(
+        {"delta", "delta_mean", "ssm_B", "ssm_C", "y"}
+    )  # that a method may read of this family's blocks
     single_stream = False  # whether blocks are called as ``x = block(x)``, with :meth:`run_block` where one reduces
 
     def run_block(self, block: nn.Module, tokens: Tensor, reads: frozenset[str]) -> tuple[Tensor, Signals]:

@@ -5,7 +5,6 @@ They differ in where the special tokens stand and in whether the sum of the dire
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mtrkit.adapters.base import Adapter, count_patches, missing_name
@@ -143,6 +142,6 @@ def _direction(mixer: Any, suffix: str) -> DirectionWeights:
         getattr(mixer, f"x_proj{suffix}").weight,
         dt_proj.weight,
         dt_proj.bias,
-        -torch.exp(getattr(mixer, f"A{suffix}_log").float()),
-        getattr(mixer, f"D{suffix}").float(),
+        getattr(mixer, f"A{suffix}_log"),
+        getattr(mixer, f"D{suffix}"),
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mtrkit.methods.base import Alignment, MethodConfig, Widths, register_method
-from mtrkit.methods.signals import importance, read_by, scoring_flops
+from mtrkit.methods.signals import importance, scored_by, scoring_flops
 from mtrkit.ops import ChannelReduction, in_sequence, middle_slots, move_special, rank_tokens, token_map, without
 from mtrkit.types import BlockState, Decision
 
@@ -45,7 +45,8 @@ class HSAConfig(MethodConfig):
     @property
     def reads(self) -> frozenset[str]:
         """The signal behind the indicator, and Δ where that of removed tokens is remembered."""
-        return read_by(self.indicator, *(("delta",) if self.alignment == "last" else ()))
+        remembered = frozenset({"delta"}) if self.alignment == "last" else frozenset()
+        return scored_by(self.indicator, self.channels) | remembered
 
     @property
     def alignment(self) -> Alignment:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mtrkit.methods.base import MethodConfig, Widths, bounded
-from mtrkit.methods.signals import Indicator, Signal, importance, read_by, scoring_flops
+from mtrkit.methods.signals import Indicator, Signal, importance, read_by, scored_by, scoring_flops
 from mtrkit.ops import ChannelReduction, Links, Similarity, standardize, strongest_links
 from mtrkit.types import BlockState
 
@@ -33,7 +33,8 @@ class LinkConfig(MethodConfig):
     @property
     def reads(self) -> frozenset[str]:
         """The signal behind the metric, and the indicator's if it weighs."""
-        return read_by(self.metric, *((self.indicator,) if self.importance_weight else ()))
+        weighs = scored_by(self.indicator, self.channels) if self.importance_weight else frozenset()
+        return read_by(self.metric) | weighs
 
     def weighing_flops(self, num_tokens: int, widths: Widths) -> int:
         """What it costs that importance weighs."""

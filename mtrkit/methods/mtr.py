@@ -13,7 +13,7 @@ import torch
 
 from mtrkit.methods.base import Widths, register_method
 from mtrkit.methods.links import LinkConfig, rank_links
-from mtrkit.methods.signals import Indicator, importance, read_by, read_signal, scoring_flops, width_of
+from mtrkit.methods.signals import Indicator, importance, read_by, read_signal, scored_by, scoring_flops, width_of
 from mtrkit.ops import (
     ChannelReduction,
     match_nearest,
@@ -54,7 +54,8 @@ class MTRConfig(LinkConfig):
     @property
     def reads(self) -> frozenset[str]:
         """The signals behind the indicator and, if anything is matched, the metric."""
-        return read_by(self.indicator, *(() if self.operation == "prune" else (self.metric,)))
+        scored = scored_by(self.indicator, self.channels)
+        return scored if self.operation == "prune" else scored | read_by(self.metric)
 
     def flops(self, num_tokens: int, num_kept: int, widths: Widths) -> int:
         """Scoring (one addition per channel), normalising, matching at 2 per multiply-add, and merging."""

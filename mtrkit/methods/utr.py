@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtrkit.methods.base import Widths, bounded, register_method
 from mtrkit.methods.links import LinkConfig, rank_links
-from mtrkit.methods.signals import importance, read_by, read_signal, scoring_flops, width_of
+from mtrkit.methods.signals import importance, read_by, read_signal, scored_by, scoring_flops, width_of
 from mtrkit.ops import (
     Links,
     in_sequence,
@@ -60,7 +60,7 @@ class UTRConfig(LinkConfig):
     @property
     def reads(self) -> frozenset[str]:
         """The signals behind the indicator and the metric."""
-        return read_by(self.indicator, self.metric)
+        return scored_by(self.indicator, self.channels) | read_by(self.metric)
 
     def flops(self, num_tokens: int, num_kept: int, widths: Widths) -> int:
         """Scoring (one addition per channel), and half of the tokens matched with the others as R-MeeTo counts."""

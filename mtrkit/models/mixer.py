@@ -91,6 +91,4 @@ def _undecayed(values: Tensor) -> nn.Parameter:
 
 
 def _direction(conv: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor) -> DirectionWeights:
-    # The recurrence is float32 in models of any precision.
-    A = -torch.exp(A_log.float())
-    return DirectionWeights(conv.weight, conv.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, A, D.float())
+    return DirectionWeights(conv.weight, conv.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, A_log, D)

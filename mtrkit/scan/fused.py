@@ -1,6 +1,7 @@
 """A whole mixer as one operator, for inference where nothing but Δ, B and C is looked at."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,13 +10,14 @@ from torch import Tensor
 from mtrkit.compiler import constant_result
 from mtrkit.scan import ops, pipeline
 from mtrkit.scan.dispatch import backend_for
-from mtrkit.scan.library import current_level, library
-from mtrkit.scan.weights import DirectionWeights
+from mtrkit.scan.library import BLOCK, current_level, library
+from mtrkit.scan.weights import DirectionWeights, MixerWeights
 
 _lib = torch.library.Library("mtrkit", "FRAGMENT")
 _lib.define(
     "mixer(Tensor hidden, Tensor in_proj, Tensor out_proj, Tensor[] conv_weight, Tensor?[] conv_bias, "
-    "Tensor[] x_proj, Tensor[] dt_weight, Tensor[] dt_bias, Tensor[] A, Tensor[] D) -> (Tensor, Tensor)"
+    "Tensor[] x_proj, Tensor[] dt_weight, Tensor[] dt_bias, Tensor[] A_log, Tensor[] D, float scale, "
+    "str[] reads) -> Tensor[]"
 )
 
 
@@ -26,47 +28,61 @@ def fuses(device: str, dtype: torch.dtype) -> bool:
     return compiled and current_level() > 0 and backend_for(device) == "native"
 
 
-def _mixer(
-    hidden: Tensor, in_proj: Tensor, out_proj: Tensor, *weights: Sequence[Tensor | None]
-) -> tuple[Tensor, Tensor]:
-    """Mixer output for normalised tokens (B, L, D), and what x_proj gave, (directions, B, L, R + 2N).
+def _mixer(hidden: Tensor, in_proj: Tensor, out_proj: Tensor, *weights: Any) -> list[Tensor]:
+    """What :func:`mtrkit.scan.pipeline.mix` gives.
 
-    Each of ``weights`` has an entry per direction, in the order of :class:`mtrkit.scan.DirectionWeights`.
+    The weights have an entry per direction, in the order of :class:`mtrkit.scan.DirectionWeights`; the
+    other arguments follow.
     """
+    per_direction, options = weights[:7], weights[7:]
     run = pipeline.mix if ops.runs_compiled(hidden) and hidden.dtype == torch.float32 else _step_by_step
-    return run(hidden, in_proj, out_proj, [DirectionWeights._make(way) for way in zip(*weights, strict=True)])
+    directions = [DirectionWeights._make(way) for way in zip(*per_direction, strict=True)]
+    return run(hidden, in_proj, out_proj, directions, *options)
 
 
 def _step_by_step(
-    hidden: Tensor, in_proj: Tensor, out_proj: Tensor, directions: Sequence[DirectionWeights]
-) -> tuple[Tensor, Tensor]:
-    """The same with the single operators, where the compiled library cannot run."""
-    x, z = F.linear(hidden, in_proj).transpose(1, 2).chunk(2, dim=1)
-    y, seen = torch.zeros_like(x), []
-    for i, (conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D) in enumerate(directions):
-        u = ops.causal_conv1d(x, conv_weight.flatten(1), conv_bias, True, i == 1)
-        projected = F.linear(u.transpose(1, 2), x_proj)
-        seen.append(projected)
-        dt, B, C = projected.split([dt_weight.shape[1], A.shape[1], A.shape[1]], dim=-1)
-        delta, B, C = F.linear(dt, dt_weight).transpose(1, 2), B.transpose(1, 2)[:, None], C.transpose(1, 2)[:, None]
-        y += ops.selective_scan(u, delta, A, B, C, D, z, dt_bias, True, i == 1, False)[0]
-    return F.linear(y.transpose(1, 2), out_proj), torch.stack(seen)
-
-
-def _shape(
     hidden: Tensor,
     in_proj: Tensor,
     out_proj: Tensor,
-    conv_weight: object,
-    conv_bias: object,
-    x_proj: list[Tensor],
-    *_: object,
-) -> tuple[Tensor, Tensor]:
-    seen = (len(x_proj), *hidden.shape[:2], x_proj[0].shape[0])
-    return hidden.new_empty(hidden.shape), hidden.new_empty(seen)
+    directions: Sequence[DirectionWeights],
+    scale: float,
+    reads: Sequence[str],
+) -> list[Tensor]:
+    """The same with the single operators, where the compiled library cannot run."""
+    x, z = F.linear(hidden, in_proj).transpose(1, 2).chunk(2, dim=1)
+    y, total, seen = torch.zeros_like(x), torch.zeros_like(x), []
+    for i, (conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A_log, D) in enumerate(directions):
+        u = ops.causal_conv1d(x, conv_weight.flatten(1), conv_bias, True, i == 1)
+        seen.append(F.linear(u.transpose(1, 2), x_proj))
+        dt, B, C = seen[-1].split([dt_weight.shape[1], A_log.shape[1], A_log.shape[1]], dim=-1)
+        delta, B, C = F.linear(dt, dt_weight).transpose(1, 2), B.transpose(1, 2)[:, None], C.transpose(1, 2)[:, None]
+        y += ops.selective_scan(u, delta, directions[i].A, B, C, D.float(), z, dt_bias, True, i == 1, False)[0]
+        total += ops.delta_softplus(delta, dt_bias)
+    blocks = F.pad(total, (0, 0, 0, -total.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK)).sum(dim=2)
+    found = {"projected": torch.stack(seen), "delta": total.transpose(1, 2), "delta_sums": blocks.transpose(1, 2)}
+    return [F.linear(y.transpose(1, 2), out_proj * scale), *(found[name].contiguous() for name in reads)]
+
+
+def _shapes(hidden: Tensor, in_proj: Tensor, out_proj: Tensor, *weights: Any) -> list[Tensor]:
+    x_proj, reads = weights[2], weights[-1]
+    projected = (len(x_proj), *hidden.shape[:2], x_proj[0].shape[0])
+    columns = {name: count(out_proj.shape[1]) for name, count in pipeline.DELTA_COLUMNS.items()}
+    found = [projected if name == "projected" else (*hidden.shape[:2], columns[name]) for name in reads]
+    return [hidden.new_empty(shape) for shape in (hidden.shape, *found)]
 
 
 _lib.impl("mixer", _mixer, "CompositeExplicitAutograd")
-torch.library.register_fake("mtrkit::mixer", _shape, lib=_lib)
+torch.library.register_fake("mtrkit::mixer", _shapes, lib=_lib)
 
-mixer = torch.ops.mtrkit.mixer.default
+
+def mixer(hidden: Tensor, weights: MixerWeights, reads: Sequence[str] = ()) -> list[Tensor]:
+    """Run a mixer that :func:`fuses` and has no biases outside its directions.
+
+    Returns:
+        The mixer output (B, L, D), and what is read, in its order: ``"projected"``, what x_proj gave, (directions,
+        B, L, R + 2N); and either ``"delta"``, the directions' Δ, summed, (B, L, E), or ``"delta_sums"``, its sums over
+        blocks of channels, (B, L, blocks).
+    """
+    per_direction = map(list, zip(*weights.directions, strict=True))
+    scale = 0.5 if weights.halve else 1.0  # on the weight gives the same bits as on the sum
+    return torch.ops.mtrkit.mixer.default(hidden, weights.in_proj, weights.out_proj, *per_direction, scale, list(reads))

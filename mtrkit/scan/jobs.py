@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 # Sizes, then (address, strides) of each tensor, then plain addresses.
-SCAN = struct.Struct("9q32q12q9q")
+SCAN = struct.Struct("10q36q12q9q")
 CONV = struct.Struct("6q16q3q")
 PROJECT = struct.Struct("6q16q3q2q4q")  # a convolution's, then the product's
+PACK = struct.Struct("3qd2q")
 SUM = struct.Struct("5q")
 SOFTPLUS = struct.Struct("3q8qq")
 NO_VIEW = (0, 0, 0, 0)
-GIVEN_DELTA, NO_FACTORS = (0, 0), (0, 0, 0, 0, 0)  # rank and add; dt and dt_weight
+GIVEN_DELTA, NO_FACTORS = (0, 0, 0), (0, 0, 0, 0, 0)  # rank, add and sum_steps; dt and dt_weight
 
 
 def as_float(x: Tensor) -> Tensor:

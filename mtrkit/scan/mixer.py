@@ -27,6 +27,7 @@ class Signals(NamedTuple):
     """What a scorer may want to see of a mixer, aligned with the tokens and summed over directions."""
 
     delta: Tensor | None = None  # (B, L, E), after bias and softplus
+    delta_mean: Tensor | None = None  # (B, L), its mean over the channels
     ssm_B: Tensor | None = None  # (B, L, N)
     ssm_C: Tensor | None = None  # (B, L, N)
     y: Tensor | None = None  # (B, L, E), scan output with the skip term, before the gate
@@ -34,6 +35,7 @@ class Signals(NamedTuple):
     attention: Tensor | None = None  # (B, L, 1), of the class token to each token, mean over the heads
 
 
+_DELTAS = frozenset({"delta", "delta_mean"})
 _CACHE_BYTES = 5 << 19  # of x and z at a time: what the second-level caches of two cores hold
 
 
@@ -54,9 +56,7 @@ def mixer_forward(
         The mixer output (B, L, D) and the signals.
     """
     if "y" not in reads and gaps is None and _fuses(hidden, weights):
-        per_direction = map(list, zip(*weights.directions, strict=True))
-        out, projected = fused.mixer(hidden, weights.in_proj, _out_proj(weights), *per_direction)
-        return out, _expanded(projected, weights, reads)
+        return _mix_fused(hidden, weights, reads)
     parts = _parts(hidden, weights)
     if parts == 1:
         return _mix(hidden, weights, reads, gaps)
@@ -68,30 +68,18 @@ def mixer_forward(
     return torch.cat(outputs), Signals(*(_join(found) for found in zip(*signals, strict=True)))
 
 
-def _expanded(projected: Tensor, weights: MixerWeights, reads: frozenset[str]) -> Signals:
-    """The signals behind what x_proj gave, (directions, B, L, R + 2N)."""
-    rank, state = weights.directions[0].dt_weight.shape[1], weights.directions[0].A.shape[1]
-    dt, ssm_B, ssm_C = projected.split([rank, state, state], dim=-1)
-    return Signals(
-        _sum_delta(dt, weights) if "delta" in reads else None,
-        ssm_B.sum(dim=0) if "ssm_B" in reads else None,
-        ssm_C.sum(dim=0) if "ssm_C" in reads else None,
+def _mix_fused(hidden: Tensor, weights: MixerWeights, reads: frozenset[str]) -> tuple[Tensor, Signals]:
+    delta = "delta" if "delta" in reads else "delta_sums"
+    names = (*(["projected"] if reads & {"ssm_B", "ssm_C"} else []), *([delta] if reads & _DELTAS else []))
+    out, *found = fused.mixer(hidden, weights, names)
+    seen, state = dict(zip(names, found, strict=True)), weights.directions[0].A_log.shape[1]
+    signals = Signals(
+        seen["delta"] if "delta" in reads else None,
+        seen[delta].sum(dim=2) / weights.out_proj.shape[1] if "delta_mean" in reads else None,
+        seen["projected"][..., -2 * state : -state].sum(dim=0) if "ssm_B" in reads else None,
+        seen["projected"][..., -state:].sum(dim=0) if "ssm_C" in reads else None,
     )
-
-
-def _sum_delta(dt: Tensor, weights: MixerWeights) -> Tensor:
-    """Δ (B, L, E) of all directions from (directions, B, L, R), a few samples at a time, for the caches' sake."""
-    # One graph shall serve any batch size, and a compiler sees to the caches itself.
-    compiling, floats = torch.compiler.is_compiling(), dt.shape[2] * weights.out_proj.shape[1]
-    pieces = (dt,) if compiling else dt.split(max(1, _CACHE_BYTES // (8 * max(1, floats))), dim=1)
-    sums = []
-    for part in pieces:
-        total: Tensor | None = None
-        for ranks, way in zip(part, weights.directions, strict=True):
-            total = _add_present(total, delta_softplus(_expand_delta(ranks, way), way.dt_bias))
-        assert total is not None
-        sums.append(total.transpose(1, 2))
-    return torch.cat(sums)
+    return out, signals
 
 
 def _fuses(hidden: Tensor, weights: MixerWeights) -> bool:
@@ -126,14 +114,11 @@ def _mix(hidden: Tensor, weights: MixerWeights, reads: frozenset[str], gaps: Gap
         y, signals = _add(y, backward), _add_signals(signals, found)
     if gate is None:
         seen = y.transpose(1, 2) if "y" in reads else None
-        signals = Signals(signals.delta, signals.ssm_B, signals.ssm_C, seen)
+        signals = signals._replace(y=seen)
         y = y * F.silu(z)
-    return F.linear(y.transpose(1, 2), _out_proj(weights), weights.out_bias), signals
-
-
-def _out_proj(weights: MixerWeights) -> Tensor:
-    """Halving the weights instead of the sum gives the same bits and touches a smaller tensor."""
-    return weights.out_proj * 0.5 if weights.halve else weights.out_proj
+    # Halving the weights instead of the sum gives the same bits and touches a smaller tensor.
+    out_proj = weights.out_proj * 0.5 if weights.halve else weights.out_proj
+    return F.linear(y.transpose(1, 2), out_proj, weights.out_bias), signals
 
 
 def _project_in(hidden: Tensor, weights: MixerWeights) -> Tensor:
@@ -153,22 +138,23 @@ def _scan_direction(
     gap: Tensor | None,
 ) -> tuple[Tensor, Signals]:
     """One direction on x (B, E, L): the scan's output (B, E, L) and this direction's signals."""
-    rank, state = weights.dt_weight.shape[1], weights.A.shape[1]
+    rank, state = weights.dt_weight.shape[1], weights.A_log.shape[1]
     u = causal_conv1d(x, weights.conv_weight, weights.conv_bias, reverse=reverse)
     projected = F.linear(u.transpose(1, 2), weights.x_proj)  # (B, L, R + 2N)
     dt, ssm_B, ssm_C = projected.split([rank, state, state], dim=-1)
     delta = _expand_delta(dt, weights)
     B, C = ssm_B.transpose(1, 2), ssm_C.transpose(1, 2)
-    ready = "delta" in reads or gap is not None
+    ready = bool(reads & _DELTAS) or gap is not None
     if ready:  # softplus here instead of in the kernel: the scan then takes Δ as it is
         delta = delta_softplus(delta, weights.dt_bias)
     if gap is not None:
         y = _scan_over(gap, u, delta, B, C, weights, reverse)
     else:
         bias = None if ready else weights.dt_bias.float()
-        y, _ = scan_op(u, delta, weights.A, B, C, weights.D, z, bias, not ready, reverse)
+        y, _ = scan_op(u, delta, weights.A, B, C, weights.D.float(), z, bias, not ready, reverse)
     found = Signals(
         delta.transpose(1, 2) if "delta" in reads else None,
+        delta.float().mean(dim=1) if "delta_mean" in reads else None,
         ssm_B if "ssm_B" in reads else None,
         ssm_C if "ssm_C" in reads else None,
     )
@@ -202,6 +188,7 @@ def _add_signals(total: Signals, found: Signals) -> Signals:
     """Sum two directions' signals; what is missing on one side is taken from the other."""
     return Signals(
         _add_present(total.delta, found.delta),
+        _add_present(total.delta_mean, found.delta_mean),
         _add_present(total.ssm_B, found.ssm_B),
         _add_present(total.ssm_C, found.ssm_C),
     )

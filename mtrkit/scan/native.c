@@ -26,7 +26,8 @@ __declspec(dllimport) int __stdcall SwitchToThread(void);
 #define TILE 16       /* time steps handled together; a state checkpoint is kept per tile */
 #define TEAM_BLOCKS 4 /* channel blocks whose contributions to dB and dC are summed inside one task */
 #define SUM_SPAN 256  /* columns that one task of a sum adds up */
-#define SPAN 32       /* tokens that one task of a projection takes */
+#define SPAN 16       /* tokens that one task of a product takes */
+#define CONV_SPAN 64  /* where a convolution comes before it, which has to look back */
 #define SPINS 4096    /* looks at the others' progress before a waiting thread offers its processor to somebody else */
 
 /* A (batch, channel, time) tensor of floats: address and strides in elements. A null address means absent. */
@@ -45,10 +46,14 @@ typedef struct {
     int64_t batch, channels, length, states, groups, softplus, reverse;
     int64_t rank; /* 0, or delta is not given but the product of dt and dt_weight, one group only */
     int64_t add;  /* whether the output is added to what lies in y, before the gate */
+    int64_t sum_steps;
     view u, delta, z, y, dy, du, ddelta, dz;
+    /* Absent, or where the forward scan writes delta as it used it, or adds it as it adds its output; of each block
+     * the sum over its channels if sum_steps, and the view is (batch, block, time). */
+    view step;
     rows B, C, dt;
-    float *dt_weight;    /* (channels, rank), contiguous */
-    float *A, *D, *bias; /* A is (channels, states), contiguous */
+    float *dt_weight;    /* packed like A, if there is a rank */
+    float *A, *D, *bias; /* A is (channels, states), contiguous; with a rank times log2(e) and packed by a job */
     float *last, *dlast; /* (batch, states, channels), contiguous */
     float *checkpoints;  /* (batch, blocks, tiles, states, BLOCK): the state before each tile */
     float *sums;         /* (batch, blocks, states + 2, BLOCK): this sample's part of dA, dD, dbias */
@@ -72,6 +77,13 @@ typedef struct {
 } project_job;
 
 typedef struct {
+    int64_t columns, channels;
+    int64_t decay; /* whether what is packed is -exp(src) */
+    double scale;  /* of what is packed */
+    float *src, *dst; /* (columns, channels) -> (columns / BLOCK, channels, BLOCK), zeros after the last column */
+} pack_job;
+
+typedef struct {
     int64_t outer, count, inner;
     float *src, *dst; /* (outer, count, inner) -> (outer, inner) */
 } sum_job;
@@ -90,6 +102,8 @@ typedef struct {
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t blocks_per_group(const scan_job *j) { return ceil_div(j->channels / j->groups, BLOCK); }
 static int64_t teams_per_group(const scan_job *j) { return ceil_div(blocks_per_group(j), TEAM_BLOCKS); }
+
+static int64_t span_of(const project_job *q) { return q->conv.width ? CONV_SPAN : SPAN; }
 
 /* One direction through time: where the first visited token of a channel block lies, and the way to the next. */
 typedef struct {
@@ -221,8 +235,8 @@ EXPORT int mtr_best_level(void) {
 
 /* So that Python can refuse a library whose structs or tiling differ from what it packs. */
 EXPORT int64_t mtr_layout(void) {
-    size_t jobs = sizeof(header) + sizeof(scan_job) + sizeof(conv_job) + sizeof(project_job) + sizeof(sum_job)
-                  + sizeof(softplus_job);
+    size_t jobs = sizeof(header) + sizeof(scan_job) + sizeof(conv_job) + sizeof(project_job) + sizeof(pack_job)
+                  + sizeof(sum_job) + sizeof(softplus_job);
     return (int64_t)jobs + 10000 * TILE + 1000000 * BLOCK + 100000000 * TEAM_BLOCKS;
 }
 
@@ -238,10 +252,11 @@ static const task_fn scan_backward[] = LEVELS(scan_backward_task);
 static const task_fn conv_forward[] = LEVELS(conv_forward_task);
 static const task_fn conv_backward[] = LEVELS(conv_backward_task);
 static const task_fn project[] = LEVELS(project_task);
+static const task_fn pack[] = LEVELS(pack_task);
 static const task_fn add_up[] = LEVELS(sum_task);
 static const task_fn softplus[] = LEVELS(softplus_task);
 
-enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT };
+enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK };
 
 static task_fn pick_task(int kind, int level) {
     switch (kind) {
@@ -251,6 +266,7 @@ static task_fn pick_task(int kind, int level) {
     case CONV_BACKWARD: return conv_backward[level];
     case SOFTPLUS: return softplus[level];
     case PROJECT: return project[level];
+    case PACK: return pack[level];
     default: return add_up[level];
     }
 }
@@ -262,10 +278,11 @@ static void measure(int kind, const void *job, int64_t *tasks, int64_t *scratch)
     const sum_job *r = job;
     const softplus_job *p = job;
     const project_job *q = job;
+    const pack_job *k = job;
     switch (kind) {
     case SCAN_FORWARD:
         *tasks = s->batch * s->groups * blocks_per_group(s);
-        *scratch = (2 * s->states + s->rank + 7 * TILE) * BLOCK;
+        *scratch = (2 * s->states + s->rank + 8 * TILE) * BLOCK;
         break;
     case SCAN_BACKWARD:
         *tasks = s->batch * s->groups * teams_per_group(s);
@@ -282,8 +299,12 @@ static void measure(int kind, const void *job, int64_t *tasks, int64_t *scratch)
         *scratch = (2 * TILE + 1) * BLOCK;
         break;
     case PROJECT:
-        *tasks = q->conv.batch * ceil_div(q->conv.length, SPAN);
+        *tasks = q->conv.batch * ceil_div(q->conv.length, span_of(q));
         *scratch = (2 * q->conv.width + 2 * TILE) * BLOCK;
+        break;
+    case PACK:
+        *tasks = ceil_div(k->columns, BLOCK);
+        *scratch = BLOCK;
         break;
     default:
         *tasks = r->outer * ceil_div(r->inner, SUM_SPAN);

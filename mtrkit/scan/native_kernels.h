@@ -13,7 +13,6 @@ typedef int32_t FN(vi) __attribute__((vector_size(LANES * 4)));
 #define STORE(p, v) (*(FN(uf) *)(p) = (FN(uf))(v))
 #define PARTS(v) for (int v = 0; v < BLOCK; v += LANES)
 #define STEPS(t) for (int t = 0; t < TILE; t++)
-#define LANE(i) for (int i = 0; i < LANES; i++)
 
 INLINE vf FN(splat)(float x) { return x - (vf){0}; }
 INLINE vf FN(choose)(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
@@ -118,16 +117,52 @@ INLINE void FN(prepare)(const float *delta, int64_t delta_stride, const float *u
     }
 }
 
-/* Matrix product of up to LANES tokens with `count` channels and LANES columns of w. Each token's sum stays in a
+/* Write the step sizes of a tile where they can be looked at, or add them to what lies there. */
+INLINE void FN(show_steps)(walk to, int64_t from, int64_t steps, int64_t width, int add, const float *dt, float *spare) {
+    int64_t stride;
+    float *out = tile_out(to, from, steps, width, spare, &stride);
+    if (add && out == spare) gather(to, from, steps, width, TILE, spare);
+    PARTS(v) for (int64_t t = 0; t < steps; t++) {
+        float *step = out + t * stride + v;
+        STORE(step, add ? LOAD(step) + LOAD(dt + t * BLOCK + v) : LOAD(dt + t * BLOCK + v));
+    }
+    tile_flush(to, from, steps, width, spare);
+}
+
+/* The same with their sum over the channels, in four parts that do not wait for each other. */
+INLINE void FN(sum_steps)(walk to, int64_t from, int64_t steps, int64_t width, int add, const float *dt) {
+    float *out = to.p + from * to.t, present[BLOCK];
+    for (int64_t c = 0; c < BLOCK; c++) present[c] = c < width ? 1.0f : 0.0f;
+    for (int64_t t = 0; t < steps; t++) {
+        float part[4] = {0};
+        for (int c = 0; c < BLOCK; c += 4)
+            for (int k = 0; k < 4; k++) part[k] += dt[t * BLOCK + c + k] * present[c + k];
+        float sum = (part[0] + part[1]) + (part[2] + part[3]);
+        out[t * to.t] = add ? out[t * to.t] + sum : sum;
+    }
+}
+
+/* Matrix product of up to `rows` tokens with `count` channels and LANES columns of w. Each token's sum stays in a
  * register, so that a product costs one load; the tokens past the end are the first one again. */
-INLINE void FN(multiply)(walk tokens, int64_t from, int64_t steps, int64_t count, const float *w, float *out,
-                         int64_t stride) {
+INLINE void FN(multiply_rows)(int rows, walk tokens, int64_t from, int64_t steps, int64_t count, const float *w,
+                              float *out, int64_t stride) {
     const float *row[LANES];
     vf sum[LANES];
-    LANE(i) row[i] = tokens.p + (from + (i < steps ? i : 0)) * tokens.t;
-    LANE(i) sum[i] = FN(splat)(0.0f);
-    for (int64_t e = 0; e < count; e++) LANE(i) sum[i] += LOAD(w + e * BLOCK) * row[i][e];
-    LANE(i) if (i < steps) STORE(out + i * stride, sum[i]);
+    for (int i = 0; i < rows; i++) {
+        row[i] = tokens.p + (from + (i < steps ? i : 0)) * tokens.t;
+        sum[i] = FN(splat)(0.0f);
+    }
+    for (int64_t e = 0; e < count; e++)
+        for (int i = 0; i < rows; i++) sum[i] += LOAD(w + e * BLOCK) * row[i][e];
+    for (int i = 0; i < rows; i++)
+        if (i < steps) STORE(out + i * stride, sum[i]);
+}
+
+/* LANES tokens at once, or the few at the end. */
+INLINE void FN(multiply)(walk tokens, int64_t from, int64_t steps, int64_t count, const float *w, float *out,
+                         int64_t stride) {
+    if (steps > LANES / 2) FN(multiply_rows)(LANES, tokens, from, steps, count, w, out, stride);
+    else FN(multiply_rows)(LANES / 2, tokens, from, steps, count, w, out, stride);
 }
 
 /* The recurrence over one tile: the state of a channel vector runs through all steps, one state index at a time. */
@@ -149,20 +184,24 @@ static TARGET void FN(scan_forward_task)(const void *job, int64_t task, float *s
     const scan_job *j = job;
     int64_t N = j->states, L = j->length, blocks = blocks_per_group(j), tiles = ceil_div(L, TILE);
     place at = FN(locate)(j, task / (blocks * j->groups), task / blocks % j->groups, task % blocks);
-    float *A2 = scratch, *h = A2 + N * BLOCK, *weight = h + N * BLOCK, *dt = weight + j->rank * BLOCK;
+    float *h = scratch, *dt = h + N * BLOCK;
+    const float *A2 = j->A + at.channel * N, *weight = j->dt_weight + at.channel * j->rank;
     float *du = dt + TILE * BLOCK, *y = du + TILE * BLOCK;
     float *spare_u = y + TILE * BLOCK, *spare_d = spare_u + TILE * BLOCK, *spare_z = spare_d + TILE * BLOCK;
-    float *spare_y = spare_z + TILE * BLOCK;
+    float *spare_y = spare_z + TILE * BLOCK, *spare_s = spare_y + TILE * BLOCK, *spare_A = spare_s + TILE * BLOCK;
     float skip[BLOCK], bias[BLOCK];
-    FN(load_matrix)(j->A, N, at, LOG2E, A2);
-    if (j->rank) FN(load_matrix)(j->dt_weight, j->rank, at, 1.0f, weight);
+    if (!j->rank) {
+        FN(load_matrix)(j->A, N, at, LOG2E, spare_A);
+        A2 = spare_A;
+    }
     FN(load_vector)(j->D, at, skip);
     FN(load_vector)(j->bias, at, bias);
     memset(h, 0, (size_t)(N * BLOCK) * sizeof(float));
     walk wu = walk_from(j->u, at.b, at.channel, L, j->reverse), wd = walk_from(j->delta, at.b, at.channel, L, j->reverse);
     walk wz = walk_from(j->z, at.b, at.channel, L, j->reverse), wy = walk_from(j->y, at.b, at.channel, L, j->reverse);
     walk wB = walk_rows(j->B, at.b, at.g, L, j->reverse), wC = walk_rows(j->C, at.b, at.g, L, j->reverse);
-    walk wf = walk_rows(j->dt, at.b, 0, L, j->reverse);
+    walk wf = walk_rows(j->dt, at.b, 0, L, j->reverse), ws;
+    ws = walk_from(j->step, at.b, j->sum_steps ? at.channel / BLOCK : at.channel, L, j->reverse);
     for (int64_t tile = 0; tile < tiles; tile++) {
         int64_t from = tile * TILE, steps = L - from < TILE ? L - from : TILE;
         int64_t su, sd = BLOCK, sz = 0, sy;
@@ -176,6 +215,8 @@ static TARGET void FN(scan_forward_task)(const void *job, int64_t task, float *s
             memcpy(j->checkpoints + (at.block * tiles + tile) * N * BLOCK, h, (size_t)(N * BLOCK) * sizeof(float));
         if (j->softplus) FN(prepare)(d, sd, u, su, bias, 1, steps, dt, du);
         else FN(prepare)(d, sd, u, su, bias, 0, steps, dt, du);
+        if (ws.p != NULL && j->sum_steps) FN(sum_steps)(ws, from, steps, at.width, j->add != 0, dt);
+        else if (ws.p != NULL) FN(show_steps)(ws, from, steps, at.width, j->add != 0, dt, spare_s);
         FN(advance)(N, steps, A2, h, dt, du, wB.p + from * wB.t, wB.t, wC.p + from * wC.t, wC.t, y);
         float *out = tile_out(wy, from, steps, at.width, spare_y, &sy);
         if (j->add && out == spare_y) gather(wy, from, steps, at.width, TILE, spare_y);
@@ -419,8 +460,8 @@ static TARGET void FN(conv_forward_task)(const void *job, int64_t task, float *s
 static TARGET void FN(project_task)(const void *job, int64_t task, float *scratch) {
     const project_job *q = job;
     const conv_job *j = &q->conv;
-    int64_t L = j->length, K = j->channels, spans = ceil_div(L, SPAN), b = task / spans, first = task % spans * SPAN;
-    int64_t last = first + SPAN < L ? first + SPAN : L;
+    int64_t L = j->length, K = j->channels, span = span_of(q), spans = ceil_div(L, span);
+    int64_t b = task / spans, first = task % spans * span, last = first + span < L ? first + span : L;
     for (int64_t e = 0; e < K && j->width; e += BLOCK) FN(convolve_span)(j, b, e, first, last, scratch);
     walk tokens = walk_from(j->y, b, 0, L, j->reverse), out = walk_rows(q->out, b, 0, L, j->reverse);
     for (int64_t c = 0; c < q->columns; c += BLOCK)
@@ -428,6 +469,19 @@ static TARGET void FN(project_task)(const void *job, int64_t task, float *scratc
             float *to = out.p + from * out.t + c + v;
             FN(multiply)(tokens, from, last - from, K, q->weight + c * K + v, to, out.t);
         }
+}
+
+/* A block of columns side by side, as `multiply` reads them. */
+static TARGET void FN(pack_task)(const void *job, int64_t task, float *scratch) {
+    const pack_job *j = job;
+    int64_t K = j->channels, first = task * BLOCK, count = j->columns - first < BLOCK ? j->columns - first : BLOCK;
+    const float *src = j->src + first * K;
+    float *dst = j->dst + first * K, scale = (float)j->scale, factor = j->decay ? LOG2E : scale;
+    (void)scratch;
+    if (count < BLOCK) memset(dst, 0, (size_t)(K * BLOCK) * sizeof(float));
+    for (int64_t e = 0; e < K; e++)
+        for (int64_t c = 0; c < count; c++) dst[e * BLOCK + c] = src[c * K + e] * factor;
+    for (int64_t i = 0; i < K * BLOCK && j->decay; i += LANES) STORE(dst + i, FN(exp2)(LOAD(dst + i)) * -scale);
 }
 
 /* Gradients of one tile; row r of `dx` is token from - (K - 1) + r, finished once the tile before which it lies is. */
@@ -516,7 +570,6 @@ static TARGET void FN(sum_task)(const void *job, int64_t task, float *scratch) {
 #undef STORE
 #undef PARTS
 #undef STEPS
-#undef LANE
 #undef LOG2E
 #undef SUFFIX
 #undef LANES

@@ -1,103 +1,155 @@
 """A whole mixer through the compiled library, in float32, without a way to take a derivative.
 
-A few samples at a time go from projection to projection, so that what passes between the steps stays in the caches
-and takes memory for these few only. Δ is never written: the scan expands it from its factors.
+The steps go from projection to projection as one chain of jobs. Δ is never written unless somebody looks: the scan
+expands it from its factors.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mtrkit.scan import library as lib
-from mtrkit.scan.jobs import NO_VIEW, PROJECT, SCAN, address, dense, rows_of, view_of
+from mtrkit.scan.jobs import NO_VIEW, PACK, PROJECT, SCAN, address, dense
 from mtrkit.scan.weights import DirectionWeights
 
 Job = tuple[int, bytes]
+View = tuple[int, int, int, int]
 
-_CACHE_BYTES = 5 << 18  # of passing values for each thread: what a second-level cache holds
-_NO_CONVOLUTION = (0, False, *NO_VIEW, 0, 0)
+DELTA_COLUMNS: dict[str, Callable[[int], int]] = {  # what is read of Δ → numbers for each token, of E channels
+    "delta": lambda inner: inner,
+    "delta_sums": lambda inner: -(-inner // lib.BLOCK),
+}
+
+_LOG2E = math.log2(math.e)
+
+
+class _Packed(NamedTuple):
+    """A weight (columns, E) in the order the product reads, written by a job of its own."""
+
+    values: Tensor  # (blocks, E, BLOCK), filled up after the last column
+    source: Tensor  # held until the job has run
+    job: Job
+
+    @property
+    def columns(self) -> int:
+        """Those that fill up included."""
+        return self.values.shape[0] * lib.BLOCK
+
+
+class _Way(NamedTuple):
+    """One direction's weights: as they are, float32 and contiguous, and those that are packed."""
+
+    plain: DirectionWeights
+    x_proj: _Packed
+    dt_weight: _Packed
+    A: _Packed  # times log2(e)
+
+
+class _Rows(NamedTuple):
+    """A contiguous tensor (B, L, columns) by its address; a view of torch would take as long as packing a job."""
+
+    address: int
+    batch: int
+    length: int
+    columns: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> "_Rows":
+        """Where the tensor lies."""
+        return cls(x.data_ptr(), *x.shape)
+
+    def view(self, column: int = 0) -> View:
+        """Address and strides as (B, columns, L), from this column on."""
+        return (self.address + 4 * column, self.length * self.columns, 1, self.columns)
+
+    def flat(self) -> "_Rows":
+        """All tokens as those of one sample."""
+        return _Rows(self.address, 1, self.batch * self.length, self.columns)
 
 
 def mix(
-    hidden: Tensor, in_proj: Tensor, out_proj: Tensor, directions: Sequence[DirectionWeights]
-) -> tuple[Tensor, Tensor]:
-    """Mixer output (B, L, D) for normalised tokens (B, L, D), and what x_proj gave, (directions, B, L, R + 2N).
+    hidden: Tensor,
+    in_proj: Tensor,
+    out_proj: Tensor,
+    directions: Sequence[DirectionWeights],
+    scale: float = 1.0,
+    reads: Sequence[str] = (),
+) -> list[Tensor]:
+    """Mixer output (B, L, D) for normalised tokens (B, L, D), scaled, and what is read on the way, in its order.
 
-    The second direction runs backward.
+    ``"projected"`` is what x_proj gave, (directions, B, L, R + 2N); ``"delta"`` the directions' Δ, summed, (B, L, E);
+    ``"delta_sums"`` in its place the sums of that over blocks of channels, (B, L, blocks). The second direction runs
+    backward.
     """
-    hidden, into, out_of = dense(hidden), _pack(in_proj), _pack(out_proj)
-    batch, length, width = hidden.shape
-    inner = out_proj.shape[1]
+    hidden, into, out_of = dense(hidden), _pack(in_proj), _pack(out_proj, scale)
+    tokens, width, inner = hidden.shape[:2], hidden.shape[2], out_proj.shape[1]
     ways = [_prepare(weights) for weights in directions]
-    columns = [_columns(into), inner, inner]
-    size = _part(batch, length * (sum(columns) + _columns(ways[0].x_proj)))
-    xz, u, y = (hidden.new_empty((size, length, count)) for count in columns)
-    projected = hidden.new_empty((len(ways), batch, length, _columns(ways[0].x_proj)))
-    out = hidden.new_empty((batch, length, _columns(out_of)))
-    jobs = []
-    for tokens, result, seen in zip(hidden.split(size), out.split(size), projected.split(size, dim=1), strict=True):
-        count = tokens.shape[0]
-        x, z = (xz[:count, :, start : start + inner].transpose(1, 2) for start in (0, inner))
-        jobs.append(_project(tokens, into, xz))
-        for i, way in enumerate(ways):
-            jobs.append(_project(u[:count], way.x_proj, seen[i], _convolution(x, way, i == 1)))
-            jobs.append(_scan(u[:count], seen[i], way, y, z if i == len(ways) - 1 else None, i))
-        jobs.append(_project(y[:count], out_of, result))
-    lib.library().run(*jobs)
-    return out[..., :width].contiguous(), projected[..., : directions[0].x_proj.shape[0]].contiguous()
+    xz, u, y, out = (hidden.new_empty((*tokens, count)) for count in (into.columns, inner, inner, out_of.columns))
+    projected = hidden.new_empty((len(ways), *tokens, ways[0].x_proj.columns))
+    deltas = {name: hidden.new_empty((*tokens, DELTA_COLUMNS[name](inner))) for name in reads if name in DELTA_COLUMNS}
+    delta = _Rows.of(*deltas.values()) if deltas else None
+    jobs = [packed.job for packed in (into, out_of, *(packed for way in ways for packed in way[1:]))]
+    jobs.append(_project(_Rows.of(hidden), into, _Rows.of(xz)))
+    for i, (way, seen) in enumerate(zip(ways, projected, strict=True)):
+        gate = _Rows.of(xz).view(inner) if i == len(ways) - 1 else NO_VIEW
+        jobs.append(_convolve(_Rows.of(xz), way, _Rows.of(u), _Rows.of(seen), i == 1))
+        jobs.append(_scan(_Rows.of(u), _Rows.of(seen), way, gate, _Rows.of(y), delta, i))
+    lib.library().run(*jobs, _project(_Rows.of(y), out_of, _Rows.of(out)))
+    found = [deltas[n] if n in deltas else _columns(projected, directions[0].x_proj.shape[0]) for n in reads]
+    return [_columns(out, width), *found]
 
 
-def _prepare(weights: DirectionWeights) -> DirectionWeights:
-    """Float32, contiguous, and x_proj packed."""
-    ready = DirectionWeights._make(weight if weight is None else dense(weight) for weight in weights)
-    return ready._replace(x_proj=_pack(ready.x_proj))
+def _columns(x: Tensor, count: int) -> Tensor:
+    """The first ones."""
+    return x if x.shape[-1] == count else x[..., :count].contiguous()
 
 
-def _pack(weight: Tensor) -> Tensor:
-    """(columns, E) to (blocks, E, BLOCK), with columns of zeros to the end of the last block."""
-    missing = -weight.shape[0] % lib.BLOCK
-    padded = F.pad(dense(weight), (0, 0, 0, missing)) if missing else dense(weight)
-    return padded.unflatten(0, (-1, lib.BLOCK)).transpose(1, 2).contiguous()
+def _prepare(weights: DirectionWeights) -> _Way:
+    plain = DirectionWeights._make(weight if weight is None else dense(weight) for weight in weights)
+    packed = _pack(plain.x_proj), _pack(plain.dt_weight), _pack(plain.A_log, _LOG2E, decay=True)
+    return _Way(plain, *packed)
 
 
-def _columns(packed: Tensor) -> int:
-    return packed.shape[0] * lib.BLOCK
+def _pack(weight: Tensor, scale: float = 1.0, decay: bool = False) -> _Packed:
+    source = dense(weight)
+    columns, channels = source.shape
+    values = source.new_empty((-(-columns // lib.BLOCK), channels, lib.BLOCK))
+    job = PACK.pack(columns, channels, decay, scale, address(source), address(values))
+    return _Packed(values, source, (lib.PACK, job))
 
 
-def _part(batch: int, floats: int) -> int:
-    """Samples to take at a time if each has so many floats between the steps."""
-    return max(1, min(batch, torch.get_num_threads() * max(1, _CACHE_BYTES // (4 * floats))))
+def _project(tokens: _Rows, weight: _Packed, out: _Rows) -> Job:
+    """Writes the product of tokens and a weight; samples one behind the other fill the tiles of the product."""
+    tokens, out = tokens.flat(), out.flat()
+    sizes = (1, tokens.columns, tokens.length, 0, False, False)
+    return _product((*sizes, *NO_VIEW, *tokens.view(), *(NO_VIEW * 2), 0, 0, 0), weight, out)
 
 
-def _convolution(x: Tensor, way: DirectionWeights, reverse: bool) -> tuple[int, ...]:
-    return (way.conv_weight.shape[-1], reverse, *view_of(x), address(way.conv_weight), address(way.conv_bias))
+def _convolve(xz: _Rows, way: _Way, u: _Rows, projected: _Rows, reverse: bool) -> Job:
+    """Writes the convolution of x with SiLU to ``u``, and the product of that and x_proj."""
+    weight, bias = way.plain.conv_weight, way.plain.conv_bias
+    sizes = (u.batch, u.columns, u.length, weight.shape[-1], True, reverse)
+    convolution = (*sizes, *xz.view(), *u.view(), *(NO_VIEW * 2), address(weight), address(bias), 0)
+    return _product(convolution, way.x_proj, projected)
 
 
-def _project(tokens: Tensor, weight: Tensor, out: Tensor, convolution: tuple[int, ...] = _NO_CONVOLUTION) -> Job:
-    """Writes the product of tokens (B, L, E) and a packed weight; a convolution with SiLU writes the tokens first."""
-    batch, length, channels = tokens.shape
-    taps, reverse, *x, weight_address, bias_address = convolution
-    job = PROJECT.pack(
-        *(batch, channels, length, taps, True, reverse),
-        *(*x, *view_of(tokens.transpose(1, 2)), *NO_VIEW, *NO_VIEW),
-        *(weight_address, bias_address, 0),
-        *(_columns(weight), address(weight), *rows_of(out.transpose(1, 2)[:, None])),
-    )
-    return lib.PROJECT, job
+def _product(convolution: tuple[int, ...], weight: _Packed, out: _Rows) -> Job:
+    return lib.PROJECT, PROJECT.pack(*convolution, weight.columns, address(weight.values), *out.view())
 
 
-def _scan(u: Tensor, projected: Tensor, way: DirectionWeights, y: Tensor, z: Tensor | None, direction: int) -> Job:
-    """Adds the scan of u (B, L, E) to ``y``, or writes it in the first direction, then gates the sum by z if given."""
-    batch, length, channels = u.shape
-    rank, states = way.dt_weight.shape[1], way.A.shape[1]
-    rows = projected.transpose(1, 2)[:, None]
+def _scan(u: _Rows, projected: _Rows, way: _Way, gate: View, y: _Rows, delta: _Rows | None, direction: int) -> Job:
+    """Adds the scan of u to ``y``, or writes it in the first direction, then gates the sum if there is a gate.
+
+    Δ, or its sums, go the same way to ``delta``, if given.
+    """
+    steps, sums = (NO_VIEW, False) if delta is None else (delta.view(), delta.columns < u.columns)
+    rank, states = way.plain.dt_weight.shape[1], way.plain.A_log.shape[1]
     job = SCAN.pack(
-        *(batch, channels, length, states, 1, True, direction == 1, rank, direction > 0),
-        *(*view_of(u.transpose(1, 2)), *NO_VIEW, *view_of(z), *view_of(y.transpose(1, 2))),
-        *(NO_VIEW * 4),
-        *(*rows_of(rows[:, :, rank:]), *rows_of(rows[:, :, rank + states :]), *rows_of(rows), address(way.dt_weight)),
-        *(address(way.A), address(way.D), address(way.dt_bias), 0, 0, 0, 0, 0),
+        *(u.batch, u.columns, u.length, states, 1, True, direction == 1, rank, direction > 0, sums),
+        *(*u.view(), *NO_VIEW, *gate, *y.view(), *(NO_VIEW * 4), *steps),
+        *(*projected.view(rank), *projected.view(rank + states), *projected.view(), address(way.dt_weight.values)),
+        *(address(way.A.values), address(way.plain.D), address(way.plain.dt_bias), 0, 0, 0, 0, 0),
     )
     return lib.SCAN_FORWARD, job

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -13,8 +14,13 @@ class DirectionWeights(NamedTuple):
     x_proj: Tensor  # (R + 2N, E), rows in the order Δ, B, C
     dt_weight: Tensor  # (E, R)
     dt_bias: Tensor  # (E,)
-    A: Tensor  # (E, N), negative, float32
-    D: Tensor  # (E,), float32
+    A_log: Tensor  # (E, N), log(−A)
+    D: Tensor  # (E,)
+
+    @property
+    def A(self) -> Tensor:
+        """(E, N), negative; float32, as is the recurrence in models of any precision."""
+        return -torch.exp(self.A_log if self.A_log.dtype == torch.float64 else self.A_log.float())
 
 
 class MixerWeights(NamedTuple):

@@ -70,9 +70,10 @@ def test_signals_are_read_only_where_they_matter():
         ("hsa", ()): {"y"},
         ("evit", ()): set(),
         ("evit", (("indicator", "attention"),)): {"attention"},
-        ("mtr", ()): {"delta"},
+        ("mtr", ()): {"delta_mean"},
+        ("mtr", (("channels", "norm"),)): {"delta"},
         ("mtr", (("indicator", "cls"), ("metric", "keys"))): {"keys"},
-        ("mtr", (("operation", "prune"), ("metric", "B"))): {"delta"},
+        ("mtr", (("operation", "prune"), ("metric", "B"))): {"delta_mean"},
         ("random", (("metric", "C"),)): set(),
         ("random", (("metric", "C"), ("operation", "merge"))): {"ssm_C"},
     }
@@ -82,7 +83,7 @@ def test_signals_are_read_only_where_they_matter():
 
 def test_signals_by_name():
     fields = ("hidden", "residual", "size", "special", "delta", "ssm_B", "ssm_C", "y", "keys", "attention")
-    state = BlockState(*(torch.rand(2, 5, 3) for _ in fields))
+    state = BlockState(**{field: torch.rand(2, 5, 3) for field in fields})
     named = {"X": "hidden", "delta": "delta", "B": "ssm_B", "C": "ssm_C", "y": "y", "keys": "keys"}
     for name, field in named.items():
         assert read_signal(state, name) is getattr(state, field)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from mtrkit.scan import DirectionWeights, MixerWeights, fused, mixer_forward, pipeline, use_scan_backend
+from mtrkit.scan import DirectionWeights, MixerWeights, fused, mixer_forward, use_scan_backend
 from mtrkit.scan import library as lib
 from tests.scan.conftest import take_path
 from tests.tolerances import SCAN_VALUES, rms_error
@@ -21,7 +21,7 @@ def make_weights(width=24, inner=48, states=16, rank=3, taps=4, directions=2, co
             x_proj=torch.randn(rank + 2 * states, inner) / inner**0.5,
             dt_weight=torch.randn(inner, rank) / rank**0.5,
             dt_bias=torch.randn(inner) - 3,
-            A=-torch.rand(inner, states) * states,
+            A_log=torch.log(torch.rand(inner, states) * states),
             D=torch.randn(inner),
         )
 
@@ -40,7 +40,7 @@ def cast(weights, dtype):
 
 def run(hidden, weights):
     """The operator itself, whether the mixer would choose it or not."""
-    return fused.mixer(hidden, weights.in_proj, weights.out_proj, *map(list, zip(*weights.directions, strict=True)))[0]
+    return fused.mixer(hidden, weights)[0]
 
 
 def check(hidden, weights):
@@ -106,11 +106,10 @@ def test_empty_batch(path):
     assert run(torch.randn(0, 19, 24), make_weights()).shape == (0, 19, 24)
 
 
-def test_neither_parts_nor_threads_nor_batch_change_a_bit(compiled, monkeypatch):
+def test_neither_threads_nor_batch_change_a_bit(compiled):
     hidden, weights = torch.randn(7, 50, 24), make_weights()
     expected = run(hidden, weights)
     assert all(torch.equal(run(hidden[i : i + 1], weights)[0], expected[i]) for i in range(7))
-    monkeypatch.setattr(pipeline, "_CACHE_BYTES", 1)
     for threads in (1, 3, 4):
         torch.set_num_threads(threads)
         assert torch.equal(run(hidden, weights), expected)
@@ -138,7 +137,7 @@ def test_runs_where_nobody_looks(calls):
 @torch.no_grad()
 def test_gives_the_signals_of_the_single_steps(calls, directions):
     hidden, weights = torch.randn(9, 19, 24), make_weights(directions=directions)
-    reads = frozenset({"delta", "ssm_B", "ssm_C"})
+    reads = frozenset({"delta", "delta_mean", "ssm_B", "ssm_C"})
     out, signals = mixer_forward(hidden, weights, reads)
     assert len(calls) == 1
     exact_out, exact = mixer_forward(hidden.double(), cast(weights, torch.float64), reads)
@@ -146,6 +145,8 @@ def test_gives_the_signals_of_the_single_steps(calls, directions):
     for name in reads:
         assert rms_error(getattr(signals, name), getattr(exact, name)) < SCAN_VALUES[torch.float32]
     assert signals.y is None
+    mean = mixer_forward(hidden, weights, frozenset({"delta_mean"}))[1].delta_mean
+    assert rms_error(mean, exact.delta_mean) < SCAN_VALUES[torch.float32]
 
 
 @torch.no_grad()
@@ -173,7 +174,7 @@ def test_leaves_the_rest_to_the_single_steps(calls, monkeypatch):
 def test_is_a_well_formed_operator(path):
     weights = make_weights()
     lists = map(list, zip(*weights.directions, strict=True))
-    inputs = (torch.randn(2, 19, 24), weights.in_proj, weights.out_proj, *lists)
+    inputs = (torch.randn(2, 19, 24), weights.in_proj, weights.out_proj, *lists, 0.5, ["projected", "delta"])
     torch.library.opcheck(torch.ops.mtrkit.mixer.default, inputs)
 
 
