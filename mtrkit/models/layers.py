@@ -1,10 +1,13 @@
 """The small parts of a Vision Mamba beside its mixer: norm, stochastic depth, patch embedding."""
 
+from typing import overload
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrkit.errors import InputError, OptionError
+from mtrkit.scan import fused
 
 Size = int | tuple[int, int]
 
@@ -37,9 +40,18 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) to (..., D)."""
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+    @overload
+    def forward(self, x: Tensor) -> Tensor: ...
+    @overload
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]: ...
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """(..., D) to (..., D); with a residual of that shape the norm of ``residual + x``, and that sum."""
+        if residual is None:
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        if residual.dtype == x.dtype and fused.inference_fuses(x):
+            return fused.add_rms_norm(x, residual, self.weight, self.eps)
+        residual = residual + x
+        return self.forward(residual), residual
 
     def extra_repr(self) -> str:
         """What printing the model shows."""

@@ -47,9 +47,10 @@ class Block(nn.Module):
         """
         if residual is None:
             residual = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+            normed = self.norm(residual)
         else:
-            residual = residual + self.drop_path(hidden_states)
-        return self.mixer(self.norm(residual).to(hidden_states.dtype), gaps), residual
+            normed, residual = self.norm(self.drop_path(hidden_states), residual)
+        return self.mixer(normed.to(hidden_states.dtype), gaps), residual
 
 
 class VisionMamba(nn.Module):

@@ -1,4 +1,4 @@
-"""A whole mixer as one operator, for inference where nothing but Δ, B and C is looked at."""
+"""A whole mixer, and the norm before it, as one operator each, for inference where nobody looks inside."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +19,7 @@ _lib.define(
     "Tensor[] x_proj, Tensor[] dt_weight, Tensor[] dt_bias, Tensor[] A_log, Tensor[] D, float scale, "
     "str[] reads) -> Tensor[]"
 )
+_lib.define("add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps) -> (Tensor, Tensor)")
 
 
 @constant_result
@@ -59,20 +60,47 @@ def _step_by_step(
         y += ops.selective_scan(u, delta, directions[i].A, B, C, D.float(), z, dt_bias, True, i == 1, False)[0]
         total += ops.delta_softplus(delta, dt_bias)
     blocks = F.pad(total, (0, 0, 0, -total.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK)).sum(dim=2)
-    found = {"projected": torch.stack(seen), "delta": total.transpose(1, 2), "delta_sums": blocks.transpose(1, 2)}
+    found = {"projected": torch.stack(seen), "delta": total.transpose(1, 2), "delta_sums": blocks}
     return [F.linear(y.transpose(1, 2), out_proj * scale), *(found[name].contiguous() for name in reads)]
 
 
 def _shapes(hidden: Tensor, in_proj: Tensor, out_proj: Tensor, *weights: Any) -> list[Tensor]:
     x_proj, reads = weights[2], weights[-1]
     projected = (len(x_proj), *hidden.shape[:2], x_proj[0].shape[0])
-    columns = {name: count(out_proj.shape[1]) for name, count in pipeline.DELTA_COLUMNS.items()}
-    found = [projected if name == "projected" else (*hidden.shape[:2], columns[name]) for name in reads]
+    tokens, inner = hidden.shape[:2], out_proj.shape[1]
+    found = [projected if name == "projected" else pipeline.delta_shape(name, tokens, inner) for name in reads]
     return [hidden.new_empty(shape) for shape in (hidden.shape, *found)]
 
 
+def _add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    if ops.runs_compiled(x) and x.dtype == residual.dtype == torch.float32:
+        return pipeline.add_and_norm(x, residual, weight, eps)
+    total = residual + x
+    return F.rms_norm(total, weight.shape, weight.to(total.dtype), eps), total
+
+
+def _norm_shapes(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    del weight, eps
+    dtype = torch.promote_types(x.dtype, residual.dtype)
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape, dtype=dtype)
+
+
 _lib.impl("mixer", _mixer, "CompositeExplicitAutograd")
+_lib.impl("add_rms_norm", _add_rms_norm, "CompositeExplicitAutograd")
 torch.library.register_fake("mtrkit::mixer", _shapes, lib=_lib)
+torch.library.register_fake("mtrkit::add_rms_norm", _norm_shapes, lib=_lib)
+
+
+def inference_fuses(x: Tensor) -> bool:
+    """Whether :func:`fuses` for this tensor, and nobody wants a derivative or another precision."""
+    if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+        return False
+    return fuses(x.device.type, x.dtype)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Root-mean-square norm over the last axis of ``residual + x`` (..., D), times ``weight`` (D,), and that sum."""
+    return torch.ops.mtrkit.add_rms_norm.default(x, residual, weight, eps)
 
 
 def mixer(hidden: Tensor, weights: MixerWeights, reads: Sequence[str] = ()) -> list[Tensor]:
@@ -81,7 +109,7 @@ def mixer(hidden: Tensor, weights: MixerWeights, reads: Sequence[str] = ()) -> l
     Returns:
         The mixer output (B, L, D), and what is read, in its order: ``"projected"``, what x_proj gave, (directions,
         B, L, R + 2N); and either ``"delta"``, the directions' Δ, summed, (B, L, E), or ``"delta_sums"``, its sums over
-        blocks of channels, (B, L, blocks).
+        blocks of channels, (B, blocks, L).
     """
     per_direction = map(list, zip(*weights.directions, strict=True))
     scale = 0.5 if weights.halve else 1.0  # on the weight gives the same bits as on the sum

@@ -10,6 +10,7 @@ SCAN = struct.Struct("10q36q12q9q")
 CONV = struct.Struct("6q16q3q")
 PROJECT = struct.Struct("6q16q3q2q4q")  # a convolution's, then the product's
 PACK = struct.Struct("3qd2q")
+NORM = struct.Struct("2qd5q")
 SUM = struct.Struct("5q")
 SOFTPLUS = struct.Struct("3q8qq")
 NO_VIEW = (0, 0, 0, 0)

@@ -75,7 +75,9 @@ def _mix_fused(hidden: Tensor, weights: MixerWeights, reads: frozenset[str]) -> 
     seen, state = dict(zip(names, found, strict=True)), weights.directions[0].A_log.shape[1]
     signals = Signals(
         seen["delta"] if "delta" in reads else None,
-        seen[delta].sum(dim=2) / weights.out_proj.shape[1] if "delta_mean" in reads else None,
+        seen[delta].sum(dim=2 if delta == "delta" else 1) / weights.out_proj.shape[1]
+        if "delta_mean" in reads
+        else None,
         seen["projected"][..., -2 * state : -state].sum(dim=0) if "ssm_B" in reads else None,
         seen["projected"][..., -state:].sum(dim=0) if "ssm_C" in reads else None,
     )
@@ -83,10 +85,8 @@ def _mix_fused(hidden: Tensor, weights: MixerWeights, reads: frozenset[str]) -> 
 
 
 def _fuses(hidden: Tensor, weights: MixerWeights) -> bool:
-    """Whether one operator can do it all: no derivative, no biases of the projections, no other precision asked for."""
-    if torch.is_grad_enabled() or torch.is_autocast_enabled(hidden.device.type):
-        return False
-    return weights.in_bias is None and weights.out_bias is None and fused.fuses(hidden.device.type, hidden.dtype)
+    """Whether one operator can do it all: no biases of the projections, and what every fused operator asks for."""
+    return weights.in_bias is None and weights.out_bias is None and fused.inference_fuses(hidden)
 
 
 def _parts(hidden: Tensor, weights: MixerWeights) -> int:

@@ -28,6 +28,7 @@ __declspec(dllimport) int __stdcall SwitchToThread(void);
 #define SUM_SPAN 256  /* columns that one task of a sum adds up */
 #define SPAN 16       /* tokens that one task of a product takes */
 #define CONV_SPAN 64  /* where a convolution comes before it, which has to look back */
+#define NORM_SPAN 32  /* rows that one task of a norm takes */
 #define SPINS 4096    /* looks at the others' progress before a waiting thread offers its processor to somebody else */
 
 /* A (batch, channel, time) tensor of floats: address and strides in elements. A null address means absent. */
@@ -82,6 +83,13 @@ typedef struct {
     double scale;  /* of what is packed */
     float *src, *dst; /* (columns, channels) -> (columns / BLOCK, channels, BLOCK), zeros after the last column */
 } pack_job;
+
+/* The root-mean-square norm of the sum of x and residual, row by row; all (rows, columns), contiguous. */
+typedef struct {
+    int64_t rows, columns;
+    double eps;
+    float *x, *residual, *weight, *sum, *normed;
+} norm_job;
 
 typedef struct {
     int64_t outer, count, inner;
@@ -236,7 +244,7 @@ EXPORT int mtr_best_level(void) {
 /* So that Python can refuse a library whose structs or tiling differ from what it packs. */
 EXPORT int64_t mtr_layout(void) {
     size_t jobs = sizeof(header) + sizeof(scan_job) + sizeof(conv_job) + sizeof(project_job) + sizeof(pack_job)
-                  + sizeof(sum_job) + sizeof(softplus_job);
+                  + sizeof(norm_job) + sizeof(sum_job) + sizeof(softplus_job);
     return (int64_t)jobs + 10000 * TILE + 1000000 * BLOCK + 100000000 * TEAM_BLOCKS;
 }
 
@@ -253,10 +261,11 @@ static const task_fn conv_forward[] = LEVELS(conv_forward_task);
 static const task_fn conv_backward[] = LEVELS(conv_backward_task);
 static const task_fn project[] = LEVELS(project_task);
 static const task_fn pack[] = LEVELS(pack_task);
+static const task_fn norm[] = LEVELS(norm_task);
 static const task_fn add_up[] = LEVELS(sum_task);
 static const task_fn softplus[] = LEVELS(softplus_task);
 
-enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK };
+enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK, NORM };
 
 static task_fn pick_task(int kind, int level) {
     switch (kind) {
@@ -267,6 +276,7 @@ static task_fn pick_task(int kind, int level) {
     case SOFTPLUS: return softplus[level];
     case PROJECT: return project[level];
     case PACK: return pack[level];
+    case NORM: return norm[level];
     default: return add_up[level];
     }
 }
@@ -279,6 +289,7 @@ static void measure(int kind, const void *job, int64_t *tasks, int64_t *scratch)
     const softplus_job *p = job;
     const project_job *q = job;
     const pack_job *k = job;
+    const norm_job *n = job;
     switch (kind) {
     case SCAN_FORWARD:
         *tasks = s->batch * s->groups * blocks_per_group(s);
@@ -304,6 +315,10 @@ static void measure(int kind, const void *job, int64_t *tasks, int64_t *scratch)
         break;
     case PACK:
         *tasks = ceil_div(k->columns, BLOCK);
+        *scratch = BLOCK;
+        break;
+    case NORM:
+        *tasks = ceil_div(n->rows, NORM_SPAN);
         *scratch = BLOCK;
         break;
     default:

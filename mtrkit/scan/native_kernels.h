@@ -547,6 +547,39 @@ static TARGET void FN(softplus_task)(const void *job, int64_t task, float *scrat
     }
 }
 
+/* ---- a sum and its norm ------------------------------------------------------------------------------------- */
+
+/* Adds two rows and returns the sum's mean square, added up in the same order at every place. */
+INLINE float FN(add_rows)(const float *x, const float *residual, int64_t count, float *sum) {
+    float squares[LANES], total = 0.0f;
+    vf square = FN(splat)(0.0f);
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        vf value = LOAD(x + i) + LOAD(residual + i);
+        STORE(sum + i, value);
+        square += value * value;
+    }
+    STORE(squares, square);
+    for (int k = 0; k < LANES; k++) total += squares[k];
+    for (; i < count; i++) {
+        sum[i] = x[i] + residual[i];
+        total += sum[i] * sum[i];
+    }
+    return total / (float)count;
+}
+
+static TARGET void FN(norm_task)(const void *job, int64_t task, float *scratch) {
+    const norm_job *j = job;
+    int64_t K = j->columns, first = task * NORM_SPAN, last = first + NORM_SPAN < j->rows ? first + NORM_SPAN : j->rows;
+    (void)scratch;
+    for (int64_t row = first; row < last; row++) {
+        float *sum = j->sum + row * K, *normed = j->normed + row * K;
+        float mean = FN(add_rows)(j->x + row * K, j->residual + row * K, K, sum);
+        float scale = 1.0f / sqrtf(mean + (float)j->eps);
+        for (int64_t i = 0; i < K; i++) normed[i] = sum[i] * scale * j->weight[i];
+    }
+}
+
 /* ---- sums in a fixed order --------------------------------------------------------------------------------- */
 
 static TARGET void FN(sum_task)(const void *job, int64_t task, float *scratch) {

@@ -1,26 +1,23 @@
-"""A whole mixer through the compiled library, in float32, without a way to take a derivative.
+"""A whole mixer, and the norm before it, through the compiled library, in float32, without a way to take a derivative.
 
 The steps go from projection to projection as one chain of jobs. Δ is never written unless somebody looks: the scan
 expands it from its factors.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mtrkit.scan import library as lib
-from mtrkit.scan.jobs import NO_VIEW, PACK, PROJECT, SCAN, address, dense
+from mtrkit.scan.jobs import NO_VIEW, NORM, PACK, PROJECT, SCAN, address, dense, view_of
 from mtrkit.scan.weights import DirectionWeights
 
 Job = tuple[int, bytes]
 View = tuple[int, int, int, int]
 
-DELTA_COLUMNS: dict[str, Callable[[int], int]] = {  # what is read of Δ → numbers for each token, of E channels
-    "delta": lambda inner: inner,
-    "delta_sums": lambda inner: -(-inner // lib.BLOCK),
-}
 
 _LOG2E = math.log2(math.e)
 
@@ -80,7 +77,7 @@ def mix(
     """Mixer output (B, L, D) for normalised tokens (B, L, D), scaled, and what is read on the way, in its order.
 
     ``"projected"`` is what x_proj gave, (directions, B, L, R + 2N); ``"delta"`` the directions' Δ, summed, (B, L, E);
-    ``"delta_sums"`` in its place the sums of that over blocks of channels, (B, L, blocks). The second direction runs
+    ``"delta_sums"`` in its place the sums of that over blocks of channels, (B, blocks, L). The second direction runs
     backward.
     """
     hidden, into, out_of = dense(hidden), _pack(in_proj), _pack(out_proj, scale)
@@ -88,17 +85,37 @@ def mix(
     ways = [_prepare(weights) for weights in directions]
     xz, u, y, out = (hidden.new_empty((*tokens, count)) for count in (into.columns, inner, inner, out_of.columns))
     projected = hidden.new_empty((len(ways), *tokens, ways[0].x_proj.columns))
-    deltas = {name: hidden.new_empty((*tokens, DELTA_COLUMNS[name](inner))) for name in reads if name in DELTA_COLUMNS}
-    delta = _Rows.of(*deltas.values()) if deltas else None
+    deltas = {name: hidden.new_empty(delta_shape(name, tokens, inner)) for name in reads if name != "projected"}
+    steps = next((view_of(_channels_first(name, delta)) for name, delta in deltas.items()), NO_VIEW)
     jobs = [packed.job for packed in (into, out_of, *(packed for way in ways for packed in way[1:]))]
     jobs.append(_project(_Rows.of(hidden), into, _Rows.of(xz)))
     for i, (way, seen) in enumerate(zip(ways, projected, strict=True)):
         gate = _Rows.of(xz).view(inner) if i == len(ways) - 1 else NO_VIEW
         jobs.append(_convolve(_Rows.of(xz), way, _Rows.of(u), _Rows.of(seen), i == 1))
-        jobs.append(_scan(_Rows.of(u), _Rows.of(seen), way, gate, _Rows.of(y), delta, i))
+        jobs.append(_scan(_Rows.of(u), _Rows.of(seen), way, gate, _Rows.of(y), steps, "delta_sums" in deltas, i))
     lib.library().run(*jobs, _project(_Rows.of(y), out_of, _Rows.of(out)))
     found = [deltas[n] if n in deltas else _columns(projected, directions[0].x_proj.shape[0]) for n in reads]
     return [_columns(out, width), *found]
+
+
+def delta_shape(name: str, tokens: Sequence[int], inner: int) -> tuple[int, int, int]:
+    """For tokens (B, L) of what can be read of Δ: ``"delta"`` or ``"delta_sums"``."""
+    batch, length = tokens
+    return (batch, length, inner) if name == "delta" else (batch, -(-inner // lib.BLOCK), length)
+
+
+def _channels_first(name: str, delta: Tensor) -> Tensor:
+    return delta.transpose(1, 2) if name == "delta" else delta
+
+
+def add_and_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Root-mean-square norm of ``residual + x`` (..., D), times ``weight``, and that sum."""
+    x, residual, weight = dense(x), dense(residual), dense(weight)
+    total, normed = torch.empty_like(x), torch.empty_like(x)
+    rows = x.numel() // max(1, x.shape[-1])
+    places = (address(tensor) for tensor in (x, residual, weight, total, normed))
+    lib.library().run((lib.NORM, NORM.pack(rows, x.shape[-1], eps, *places)))
+    return normed, total
 
 
 def _columns(x: Tensor, count: int) -> Tensor:
@@ -139,15 +156,16 @@ def _product(convolution: tuple[int, ...], weight: _Packed, out: _Rows) -> Job:
     return lib.PROJECT, PROJECT.pack(*convolution, weight.columns, address(weight.values), *out.view())
 
 
-def _scan(u: _Rows, projected: _Rows, way: _Way, gate: View, y: _Rows, delta: _Rows | None, direction: int) -> Job:
+def _scan(
+    u: _Rows, projected: _Rows, way: _Way, gate: View, y: _Rows, steps: View, sum_steps: bool, direction: int
+) -> Job:
     """Adds the scan of u to ``y``, or writes it in the first direction, then gates the sum if there is a gate.
 
-    Δ, or its sums, go the same way to ``delta``, if given.
+    Δ, or its sums over blocks of channels, go the same way to ``steps``.
     """
-    steps, sums = (NO_VIEW, False) if delta is None else (delta.view(), delta.columns < u.columns)
     rank, states = way.plain.dt_weight.shape[1], way.plain.A_log.shape[1]
     job = SCAN.pack(
-        *(u.batch, u.columns, u.length, states, 1, True, direction == 1, rank, direction > 0, sums),
+        *(u.batch, u.columns, u.length, states, 1, True, direction == 1, rank, direction > 0, sum_steps),
         *(*u.view(), *NO_VIEW, *gate, *y.view(), *(NO_VIEW * 4), *steps),
         *(*projected.view(rank), *projected.view(rank + states), *projected.view(), address(way.dt_weight.values)),
         *(address(way.A.values), address(way.plain.D), address(way.plain.dt_bias), 0, 0, 0, 0, 0),

@@ -207,3 +207,19 @@ def test_exports_with_a_free_batch_size(compiled):
         assert [str(node.target) for node in program.graph.nodes].count("mtrkit.mixer.default") == 1
     other = torch.randn(5, 19, 24)
     assert torch.equal(program.module()(other), mixer(other))
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 24), (2, 5, 33), (1, 70, 1), (0, 4, 16), (5, 192)], ids=str)
+def test_a_sum_and_its_norm(path, shape):
+    x, residual, weight = torch.randn(shape), torch.randn(shape) * 3, torch.randn(shape[-1])
+    normed, total = fused.add_rms_norm(x, residual, weight, 1e-5)
+    assert torch.equal(total, residual + x)
+    exact = residual.double() + x.double()
+    exact = exact / (exact.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    assert rms_error(normed, exact) < SCAN_VALUES[torch.float32] or not normed.numel()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_norm_is_a_well_formed_operator(path):
+    inputs = (torch.randn(2, 7, 24), torch.randn(2, 7, 24), torch.randn(24), 1e-5)
+    torch.library.opcheck(torch.ops.mtrkit.add_rms_norm.default, inputs)
