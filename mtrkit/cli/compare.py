@@ -18,7 +18,7 @@ from mtrkit.cli.loading import DENSE, candidates
 from mtrkit.cli.measuring import Evaluation, measure, right_images
 from mtrkit.cli.options import add_reduction, positive, resolve_running
 from mtrkit.cli.results import Results, Row
-from mtrkit.measure import Accuracy, Precision, open_images, paired_difference, preprocess_for
+from mtrkit.measure import Accuracy, Precision, paired_difference, preprocess_for
 from mtrkit.measure.images import BUNDLED
 from mtrkit.models import create_model
 from mtrkit.vis.curves import Point, draw_curves
@@ -93,17 +93,8 @@ def _measure(
     results: Results,
     reduce: bool,
 ) -> Iterator[Row]:
-    evaluation = Evaluation(
-        choice.name,
-        choice.checkpoint,
-        open_images(args.data).spread(args.limit),
-        preprocess_for(getattr(model, "pretrained_cfg", {})),
-        precision,
-        args.batch_size,
-        args.workers,
-        args.rounds,
-        args.command_line,
-    )
+    preprocess = preprocess_for(getattr(model, "pretrained_cfg", {}))
+    evaluation = Evaluation.of(args, choice.name, choice.checkpoint, preprocess, precision)
     found = candidates(model, args.method, args.ratio, args.layers, dict(args.option), args.r)
     return measure(evaluation, model, found if reduce else found[:1], results)
 

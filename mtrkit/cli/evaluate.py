@@ -18,7 +18,6 @@ from mtrkit.measure import (
     Accuracy,
     Precision,
     Preprocess,
-    open_images,
     preprocess_for,
 )
 from mtrkit.measure.images import BUNDLED
@@ -77,17 +76,7 @@ def run(args: argparse.Namespace) -> int:
     results = Results(args.out)
     device, precision = resolve_running(args), Precision(args.dtype)
     model = precision.cast(load_model(args, device))
-    evaluation = Evaluation(
-        args.model,
-        str(args.checkpoint),
-        open_images(args.data).spread(args.limit),
-        preprocess_from(args, model),
-        precision,
-        args.batch_size,
-        args.workers,
-        args.rounds,
-        args.command_line,
-    )
+    evaluation = Evaluation.of(args, args.model, str(args.checkpoint), preprocess_from(args, model), precision)
     found = candidates(model, args.method, args.ratio, args.layers, dict(args.option), args.r)
     if 0 not in args.ratio:
         found = found[1:]

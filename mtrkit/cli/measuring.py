@@ -1,5 +1,6 @@
 """Measure accuracy and speed of a model and its reductions, one row each, and remember which images were right."""
 
+import argparse
 import base64
 import dataclasses
 import functools
@@ -24,6 +25,7 @@ from mtrkit.measure import (
     describe_machine,
     forward_pass,
     interleave,
+    open_images,
     predict,
     score,
     summarise,
@@ -56,6 +58,15 @@ class Evaluation:
     workers: int
     rounds: int
     command: str
+
+    @classmethod
+    def of(
+        cls, args: argparse.Namespace, model: str, checkpoint: str, preprocess: Preprocess, precision: Precision
+    ) -> "Evaluation":
+        """What the options of ``eval`` and ``compare`` say, with what they say in different ways."""
+        images = open_images(args.data).spread(args.limit)
+        running = args.batch_size, args.workers, args.rounds, args.command_line
+        return cls(model, checkpoint, images, preprocess, precision, *running)
 
 
 def measure(evaluation: Evaluation, dense: nn.Module, found: Sequence[Candidate], results: Results) -> Iterator[Row]:

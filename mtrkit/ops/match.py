@@ -107,7 +107,7 @@ def _first_best(scores: Tensor, scale: Tensor | float) -> Tensor:
 
 
 def _similarity_matrix(a: Tensor, b: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor | float]:
-    """(B, s, D) and (B, t, D), normalised for cosines, to (B, s, t), and the size of the terms whose rounding it has."""
+    """(B, s, D) and (B, t, D), units for cosines, to (B, s, t), and the size of the terms whose rounding it has."""
     if similarity == "cosine":
         return a @ b.transpose(1, 2), 1.0
     if similarity == "l1":

@@ -6,26 +6,9 @@ import pytest
 
 import mtrkit
 from mtrkit.methods import METHODS, Widths
-from mtrkit.schedule import EveryNth, MambaShape, model_flops, reduction_ratio, solve_removal
+from mtrkit.schedule import EveryNth, model_flops, reduction_ratio, solve_removal
 
 EVEN, ODD = EveryNth(2), EveryNth(2, start=1)
-
-
-def vim(dim, depth=24, tokens=197, classes=1000):
-    """Vim or VideoMamba of a width: 192, 384, 768 are Ti, S, B."""
-    return MambaShape(
-        depth=depth,
-        dim=dim,
-        inner=2 * dim,
-        state=16,
-        dt_rank=-(-dim // 16),
-        conv=4,
-        tokens=tokens,
-        special=1,
-        patches=tokens - 1,
-        patch_macs=dim * 3 * 16 * 16,
-        head_macs=dim * classes,
-    )
 
 
 def gflops(shape, method, schedule, **options):
@@ -49,19 +32,19 @@ def removing(shape, r, placement=EVEN):
         (768, [16.3857, 13.7364, 13.2074, 12.1504, 11.0945, 8.8092]),
     ],
 )
-def test_r_meeto_after_even_blocks(method, dim, figures):
+def test_r_meeto_after_even_blocks(vim, method, dim, figures):
     shape = vim(dim)
     counted = [gflops(shape, method, removing(shape, r)) for r in (5, 10, 11, 13, 15, 20)]
     assert [f"{value:.4f}" for value in counted] == [f"{value:.4f}" for value in figures]
 
 
 @pytest.mark.parametrize(("dim", "r", "figure"), [(192, 5, 1.2687), (384, 11, 3.4457)])
-def test_r_meeto_after_odd_blocks(dim, r, figure):
+def test_r_meeto_after_odd_blocks(vim, dim, r, figure):
     shape = vim(dim)
     assert gflops(shape, "rmeeto", removing(shape, r, ODD)) == pytest.approx(figure, abs=5e-5)
 
 
-def test_r_meetos_table_of_r():
+def test_r_meetos_table_of_r(vim):
     """Table 10: tokens at the end, and the share of tokens that blocks do not see."""
     schedules = {r: removing(vim(384), r) for r in (5, 10, 11, 13, 15, 20)}
     assert [schedule[-1] for schedule in schedules.values()] == [142, 87, 76, 54, 32, 6]
@@ -73,7 +56,7 @@ def test_r_meetos_table_of_r():
 @pytest.mark.parametrize(
     ("dim", "depth", "end", "figure"), [(192, 24, 601, 9.49), (384, 24, 601, 30.99), (576, 32, 249, 71.71)]
 )
-def test_r_meeto_on_clips(dim, depth, end, figure):
+def test_r_meeto_on_clips(vim, dim, depth, end, figure):
     shape = vim(dim, depth, tokens=1569, classes=400)
     schedule = removing(shape, 88)
     assert schedule[-1] == end
@@ -81,7 +64,7 @@ def test_r_meeto_on_clips(dim, depth, end, figure):
 
 
 @pytest.mark.parametrize(("metric", "width"), [("X", 384), ("B", 16), ("C", 16), ("delta", 768), ("y", 768)])
-def test_a_narrow_metric_is_matched_for_less(metric, width):
+def test_a_narrow_metric_is_matched_for_less(vim, metric, width):
     shape = vim(384)
     free = model_flops(shape, removing(shape, 11)).gflops
     matching = sum(6 * n * width + width * n * n // 2 + 11 * 384 for n in range(197, 86, -11)) / 1e9
@@ -89,7 +72,7 @@ def test_a_narrow_metric_is_matched_for_less(metric, width):
 
 
 @pytest.mark.parametrize(("dim", "figure"), [(384, 3.565), (192, 1.021)])
-def test_hsa_as_released(dim, figure):
+def test_hsa_as_released(vim, dim, figure):
     """After blocks 5, 10 and 15 a fifth of the patches goes, an even number stays."""
     schedule = [197] * 4 + [157] * 5 + [125] * 5 + [101] * 10
     assert gflops(vim(dim), "hsa", schedule) == pytest.approx(figure, abs=1e-3)
