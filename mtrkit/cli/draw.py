@@ -2,34 +2,39 @@
 
 One row per image: what the model saw; per reduction the kept patches in red, the targets in blue, the sources
 dark, and patches that had left before in white; and the tokens at the end, each group of merged patches
-filled with its mean colour and outlined. With several methods they stand side by side, a row per reduction.
+filled with its mean colour and outlined. With several methods they stand side by side, a row per reduction; so they
+do for clips, each the strip of its frames.
 """
 
 import argparse
 from pathlib import Path
 
 import torch
+from PIL import Image
+from torch import Tensor
 
+from mtrkit.adapters import find_adapter
 from mtrkit.api import trace_reduction
 from mtrkit.cli.console import say
 from mtrkit.cli.evaluate import add_preprocessing, preprocess_from
 from mtrkit.cli.loading import load_model, reduce_model
 from mtrkit.cli.options import add_model, add_reduction
 from mtrkit.errors import InputError, OptionError
-from mtrkit.measure import read_image
-from mtrkit.vis import draw_methods, draw_reduction, patch_grid
+from mtrkit.measure import Preprocess, read_clip, read_image
+from mtrkit.vis import draw_methods, draw_reduction, patch_grid, strip
 
 EPILOG = """examples:
   mtrkit draw vim_tiny_patch16_224 --checkpoint vim_t_midclstok_76p1acc.pth cat.jpg dog.jpg
   mtrkit draw MODEL --checkpoint FILE photo.jpg --ratio 0.4 --out tokens.png
   mtrkit draw MODEL --checkpoint FILE photo.jpg --method evit pumer utr hsa mtr --out methods.png
+  mtrkit draw videomamba_tiny_patch16_224_f8 --checkpoint FILE clip.mp4 --method rmeeto --layers even --r 88
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the images, one reduction, and where to write."""
     add_model(parser, checkpoint="pretrained")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files; video files for a model of clips")
     add_reduction(parser, [0.3], many=False)
     add_preprocessing(parser)
     parser.add_argument("--out", type=Path, default=Path("mtrkit_draw.png"), help="default: mtrkit_draw.png")
@@ -43,8 +48,9 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError("--ratio 0 reduces nothing, so there is nothing to draw; give a ratio above 0")
     model = load_model(args)
     preprocess = preprocess_from(args, model)
-    seen = [preprocess.cut(read_image(path)) for path in args.images]
-    batch = torch.stack([preprocess.tensor(image) for image in seen])
+    size = find_adapter(model).input_size(model)
+    seen, inputs = zip(*(_see(path, preprocess, size) for path in args.images), strict=True)
+    batch = torch.stack(inputs)
     grid, names = patch_grid(model), [Path(path).name for path in args.images]
     traces, predicted = {}, {}
     for method in args.method:
@@ -52,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         with torch.inference_mode(), trace_reduction(model) as traces[method.text]:
             predicted[method.text] = model(batch).argmax(dim=-1).tolist()
     told = [_told(names, classes) for classes in predicted.values()]
-    if len(traces) == 1:
+    if len(traces) == 1 and len(size) == 3:
         (name, trace), (captions,) = traces.popitem(), told
         title = f"{args.model}, {name} at {_amount(args)}"
         draw_reduction(seen, trace, grid, captions, title).save(args.out)
@@ -61,6 +67,15 @@ def run(args: argparse.Namespace) -> int:
     say(*(f"{name}: {line}" for name, lines in zip(predicted, told, strict=True) for line in lines))
     say(f"picture: {args.out}")
     return 0
+
+
+def _see(path: str, preprocess: Preprocess, size: tuple[int, ...]) -> tuple[Image.Image, Tensor]:
+    """What the model sees of a file, as a picture and as its input."""
+    if len(size) == 3:
+        image = preprocess.cut(read_image(path))
+        return image, preprocess.tensor(image)
+    frames = [preprocess.cut(frame) for frame in read_clip(path, size[1])]
+    return strip(frames), torch.stack([preprocess.tensor(frame) for frame in frames], dim=1)
 
 
 def _told(names: list[str], classes: list[int]) -> list[str]:

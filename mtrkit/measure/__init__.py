@@ -10,6 +10,7 @@ from mtrkit.measure.parity import Parity, check_backend
 from mtrkit.measure.precision import PRECISIONS, Precision
 from mtrkit.measure.preprocess import INTERPOLATIONS, Preprocess, preprocess_for
 from mtrkit.measure.throughput import Timing, forward_pass, interleave, peak_memory, summarise
+from mtrkit.measure.video import read_clip
 from mtrkit.measure.weights import twin, weights_digest
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "peak_memory",
     "predict",
     "preprocess_for",
+    "read_clip",
     "read_image",
     "score",
     "summarise",

@@ -3,7 +3,7 @@
 from mtrkit.vis.curves import Point, draw_curves
 from mtrkit.vis.grid import PatchGrid, patch_grid
 from mtrkit.vis.overlay import ROLE_COLOURS, draw_groups, draw_roles, roles
-from mtrkit.vis.sheet import draw_methods, draw_reduction
+from mtrkit.vis.sheet import draw_methods, draw_reduction, strip
 
 __all__ = [
     "ROLE_COLOURS",
@@ -16,4 +16,5 @@ __all__ = [
     "draw_roles",
     "patch_grid",
     "roles",
+    "strip",
 ]

@@ -1,7 +1,11 @@
-"""Where the patches of an image are: in the sequence of tokens, and in the picture."""
+"""Where the patches of an image are: in the sequence of tokens, and in the picture.
+
+The picture of a clip is the strip of its frames, side by side.
+"""
 
 from dataclasses import dataclass
 
+import numpy as np
 from torch import nn
 
 from mtrkit.adapters import find_adapter
@@ -49,23 +53,27 @@ def patch_grid(model: nn.Module, input_size: tuple[int, ...] | None = None) -> P
 
     Args:
         model: The model itself, no wrapper around it.
-        input_size: (C, H, W). Default: the size the model was built for.
+        input_size: (C, H, W), or (C, T, H, W) for the strip of a clip's frames. Default: the size the model was
+            built for.
 
     Raises:
-        UnsupportedModelError: No adapter fits, or the tokens are not one per patch and special ones.
+        UnsupportedModelError: No adapter fits, or the tokens are not one per patch, of each frame, and special ones.
     """
     adapter = find_adapter(model)
     size = input_size or adapter.input_size(model)
     shape = adapter.shape(model, size)
     special = set(adapter.special_at(model)(shape.tokens)) if shape.tokens > shape.patches else set()
     positions = tuple(position for position in range(shape.tokens) if position not in special)
-    if len(positions) != shape.patches or len(size) != 3:
+    frames = size[1] if len(size) == 4 else 1
+    if len(positions) != shape.patches or shape.patches % frames:
         raise UnsupportedModelError(
             f"{type(model).__name__} has {shape.tokens} tokens, of which {len(special)} special, for "
             f"{shape.patches} patches of an input {size}; what is drawn are images with one token per patch"
         )
-    rows = _rows(shape.patches, size[-2] / size[-1])
-    return PatchGrid(rows, shape.patches // rows, positions)
+    rows = _rows(shape.patches // frames, size[-2] / size[-1])
+    of_frames = np.array(positions).reshape(frames, rows, -1)  # models see frame after frame, a strip has rows
+    strip = tuple(of_frames.transpose(1, 0, 2).flatten().tolist())
+    return PatchGrid(rows, shape.patches // rows, strip)
 
 
 def _rows(patches: int, aspect: float) -> int:

