@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtrkit.ops.product import precise_product
 from mtrkit.types import Gaps, ReducedStream
 
 
@@ -27,20 +28,21 @@ def sum_gaps(stream: ReducedStream) -> Gaps:
     return _between(standing(stream), stream.passed)
 
 
-def pass_over(stream: ReducedStream, slot: Tensor, delta: Tensor) -> Tensor:
+def pass_over(stream: ReducedStream, slot: Tensor, delta: Tensor, directions: int = 2) -> Tensor:
     """Remember Δ of the tokens that are dropped now, at their original positions.
 
     Args:
         stream: Before they are dropped.
         slot: (B, L') where the tokens present go, −1 for dropped ones.
-        delta: (B, L', E) their Δ, summed over both directions; each direction gets half.
+        delta: (B, L', E) their Δ, summed over the directions; each direction gets an equal share.
+        directions: How many the scan has.
 
     Returns:
         (B, L, E), zero for tokens that are still there.
     """
     batch, length = stream.slot.shape
     passed = delta.new_zeros(batch, length, delta.shape[2]) if stream.passed is None else stream.passed
-    dropped = torch.where((slot < 0)[..., None], delta / 2, 0.0)
+    dropped = torch.where((slot < 0)[..., None], delta / directions, 0.0)
     return passed.scatter_add(1, standing(stream)[..., None].expand_as(dropped), dropped)
 
 
@@ -54,6 +56,6 @@ def _between(positions: Tensor, value: Tensor) -> Gaps:
     before = F.pad(positions[:, :-1], (1, 0), value=-1)[..., None]
     after = F.pad(positions[:, 1:], (0, 1), value=value.shape[1])[..., None]
     return Gaps(
-        ((every > before) & (every < here)).to(value.dtype) @ value,
-        ((every > here) & (every < after)).to(value.dtype) @ value,
+        precise_product(((every > before) & (every < here)).to(value.dtype), value),
+        precise_product(((every > here) & (every < after)).to(value.dtype), value),
     )

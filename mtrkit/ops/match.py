@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtrkit.ops.product import precise_product
 from mtrkit.ops.rows import take
 
 Similarity = Literal["cosine", "l1", "l2"]
@@ -22,7 +23,7 @@ class Links(NamedTuple):
 def match_nearest(metric: Tensor, src: Tensor, dst: Tensor, similarity: Similarity = "cosine", kth: int = 1) -> Tensor:
     """Give each source token the most similar target; several may choose the same one.
 
-    Half precision is matched in float32: rounding would otherwise decide between near neighbours.
+    Half precision is matched in float32, under autocast too: rounding would otherwise decide between near neighbours.
 
     Args:
         metric: (B, L, D), what similarity is measured on.
@@ -109,8 +110,8 @@ def _first_best(scores: Tensor, scale: Tensor | float) -> Tensor:
 def _similarity_matrix(a: Tensor, b: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor | float]:
     """(B, s, D) and (B, t, D), units for cosines, to (B, s, t), and the size of the terms whose rounding it has."""
     if similarity == "cosine":
-        return a @ b.transpose(1, 2), 1.0
+        return precise_product(a, b.transpose(1, 2)), 1.0
     if similarity == "l1":
         return -torch.cdist(a, b, p=1.0), 0.0
     a2, b2 = a.square().sum(-1, keepdim=True), b.square().sum(-1)[:, None]
-    return 2 * (a @ b.transpose(1, 2)) - (a2 + b2), a2 + b2.amax(dim=2, keepdim=True)
+    return 2 * precise_product(a, b.transpose(1, 2)) - (a2 + b2), a2 + b2.amax(dim=2, keepdim=True)

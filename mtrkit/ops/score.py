@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtrkit.ops.product import precise_product
 from mtrkit.ops.rows import take
 
 ChannelReduction = Literal["mean", "clipped", "l1", "norm"]
@@ -44,7 +45,7 @@ def class_score(features: Tensor, special: Tensor) -> Tensor:
     unit = F.normalize(features.float(), dim=-1)
     anchors = take(unit, special) if special.shape[1] else unit
     anchor = anchors.mean(dim=1, keepdim=True)  # (B, 1, D)
-    return (unit @ anchor.transpose(1, 2)).squeeze(-1)
+    return precise_product(unit, anchor.transpose(1, 2)).squeeze(-1)
 
 
 def standardize(score: Tensor) -> Tensor:

@@ -51,6 +51,17 @@ def test_half_precision_decides_as_float32_does_and_stays_half(dtype):
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "l1", "l2"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_decides_as_float32_does(dtype, similarity):
+    """Tokens so much alike that a product in half precision takes them for equal."""
+    case = make_case(batch=2, length=60, special=1, width=16, top=10, bottom=20, seed=0)
+    tokens = 1 + 0.1 * case.tokens.float()
+    wanted = decide(tokens, *case[1:], similarity).slot
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(decide(tokens, *case[1:], similarity).slot, wanted)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "l1", "l2"])
 def test_the_whole_way_compiles_into_one_graph(similarity):
     compiled = torch.compile(pipeline, fullgraph=True, backend="aot_eager")
     for mine, expected in zip(compiled(*CASE, similarity), pipeline(*CASE, similarity), strict=True):
@@ -79,3 +90,12 @@ def test_a_gpu_never_waits_and_decides_alike(similarity):
         torch.cuda.set_sync_debug_mode("default")
     for mine, expected in zip(results, pipeline(*CASE, similarity), strict=True):
         assert_close(mine.cpu(), expected)
+
+
+def test_autocast_compiles_into_one_graph():
+    case = make_case(batch=2, length=11, special=1, width=4, top=3, bottom=4, seed=0)
+    tokens, rest = case.tokens.float(), case[1:]
+    compiled = torch.compile(pipeline, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        for mine, expected in zip(compiled(tokens, *rest), pipeline(tokens, *rest), strict=True):
+            assert_close(mine, expected)
