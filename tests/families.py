@@ -3,6 +3,7 @@
 import torch
 
 import mtrkit
+from mtrkit.models import MambaReg
 from tests import hustvl_vim, official
 
 
@@ -17,13 +18,9 @@ def _other(cls, **options):
     return lambda: _spread(cls(**options).eval())
 
 
-def _ours(**options):
-    def build():
-        return _spread(
-            mtrkit.VisionMamba(img_size=32, patch_size=4, embed_dim=32, depth=6, num_classes=10, **options).eval()
-        )
-
-    return build
+def _ours(cls=mtrkit.VisionMamba, **options):
+    size = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 6, "num_classes": 10}
+    return lambda: _spread(cls(**size, **options).eval())
 
 
 def _timm_vit(**options):
@@ -51,6 +48,7 @@ FAMILIES = {
     "vim": _ours(),
     "vim_front": _ours(class_token="front"),
     "vim_mean": _ours(class_token="none", global_pool="avg"),
+    "vim_mambar": _ours(MambaReg, num_registers=3),
     "hustvl_vim": _official(),
     "hustvl_vim_front": _official(use_middle_cls_token=False),
     "hustvl_vim_double": _official(use_double_cls_token=True),

@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtrkit.adapters.base import Adapter, count_patches, missing_name
+from mtrkit.ops import spread_places
 from mtrkit.scan import DirectionWeights, MixerWeights, Signals, mixer_forward
 from mtrkit.schedule import MambaShape, ModelShape
 from mtrkit.types import Gaps
 
-_MIXER = ("in_proj", "conv1d", "x_proj", "dt_proj", "A_log", "D", "out_proj")
+MIXER = ("in_proj", "conv1d", "x_proj", "dt_proj", "A_log", "D", "out_proj")
 _BACKWARD = ("conv1d_b", "x_proj_b", "dt_proj_b", "A_b_log", "D_b")
 
 
@@ -29,7 +30,7 @@ class IsotropicMamba(Adapter):
             return "`layers` is not a list of blocks"
         for index, block in enumerate(layers):
             missing = missing_name(block, ("mixer", "norm", "drop_path"))
-            missing = missing or missing_name(block.mixer, (*_MIXER, *_BACKWARD))
+            missing = missing or missing_name(block.mixer, (*MIXER, *_BACKWARD))
             if missing:
                 return f"`layers.{index}` has no `{missing}`"
         return None
@@ -97,7 +98,7 @@ class OfficialMamba(IsotropicMamba):
             mixer.in_proj.bias,
             mixer.out_proj.weight,
             mixer.out_proj.bias,
-            (_direction(mixer, ""), _direction(mixer, "_b")),
+            (direction_weights(mixer), direction_weights(mixer, "_b")),
             self.halves(mixer),
         )
 
@@ -128,12 +129,17 @@ def middle(num_tokens: int) -> tuple[int, ...]:
     return ((num_tokens - 1) // 2,)
 
 
+def spread(count: int, num_tokens: int) -> tuple[int, ...]:
+    """Registers between groups of patches, n among L tokens."""
+    return spread_places(count, num_tokens - count)
+
+
 def both_ends(num_tokens: int) -> tuple[int, ...]:
     """One class token before and one after the patches."""
     return (0, num_tokens - 1)
 
 
-def _direction(mixer: Any, suffix: str) -> DirectionWeights:
+def direction_weights(mixer: Any, suffix: str = "") -> DirectionWeights:
     """The parameters of one direction; the backward ones end in ``_b``, its A in ``A_b_log``."""
     conv, dt_proj = getattr(mixer, f"conv1d{suffix}"), getattr(mixer, f"dt_proj{suffix}")
     return DirectionWeights(

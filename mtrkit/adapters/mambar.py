@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from mtrkit.adapters.base import SpecialAt, missing_name, register_adapter
-from mtrkit.adapters.isotropic import OfficialMamba
+from mtrkit.adapters.isotropic import OfficialMamba, spread
 
 
 @register_adapter
@@ -42,9 +42,3 @@ class MambaRegAdapter(OfficialMamba):
         neck = getattr(model, "neck", None)
         narrowed = neck.weight.numel() * model.num_cls_tokens if isinstance(neck, nn.Linear) else 0
         return narrowed + super().head_macs(model)
-
-
-def spread(count: int, num_tokens: int) -> tuple[int, ...]:
-    """Positions of n registers among L tokens: each behind ⌊M / (n + 1)⌋ of the M = L − n patches."""
-    patches = (num_tokens - count) // (count + 1)
-    return tuple(patches + k * (patches + 1) for k in range(count))

@@ -1,9 +1,10 @@
-"""mtrkit's own models: Vim, and VideoMamba for images and clips."""
+"""mtrkit's own models: Vim, VideoMamba for images and clips, and Mamba-Reg."""
 
+from functools import partial
 from typing import Any
 
 from mtrkit.adapters.base import SpecialAt, missing_name, register_adapter
-from mtrkit.adapters.isotropic import IsotropicMamba, front, middle, nowhere
+from mtrkit.adapters.isotropic import IsotropicMamba, front, middle, nowhere, spread
 from mtrkit.scan import MixerWeights
 
 
@@ -16,7 +17,7 @@ class VimAdapter(IsotropicMamba):
 
     def mismatch(self, model: Any) -> str | None:
         """Our names for the class token and the pooling, beside the layout."""
-        missing = missing_name(model, ("class_token", "num_class_tokens", "global_pool"))
+        missing = missing_name(model, ("class_token", "num_class_tokens", "num_registers", "global_pool"))
         return f"has no `{missing}`" if missing else super().mismatch(model)
 
     side_channel = "gaps"
@@ -30,9 +31,16 @@ class VimAdapter(IsotropicMamba):
         return mixer.weights()
 
     def num_class_tokens(self, model: Any) -> int:
-        """One, unless there is none."""
-        return model.num_class_tokens
+        """One, unless there is none; or the registers."""
+        return model.num_class_tokens + model.num_registers
+
+    def head_macs(self, model: Any) -> int:
+        """The head, and what narrows registers before it."""
+        neck = model.neck.weight.numel() * model.num_registers if hasattr(model, "neck") else 0
+        return neck + super().head_macs(model)
 
     def special_at(self, model: Any) -> SpecialAt:
-        """Where the constructor's ``class_token`` says."""
+        """Where the constructor's ``class_token`` says, or registers evenly spread."""
+        if model.num_registers:
+            return partial(spread, model.num_registers)
         return {"middle": middle, "front": front, "none": nowhere}[model.class_token]

@@ -6,13 +6,17 @@ Importing this package registers the models with timm too, if timm is installed.
 from mtrkit.models._timm import register_with_timm
 from mtrkit.models.checkpoint import load_state_dict
 from mtrkit.models.factory import create_model
+from mtrkit.models.features import FeatureMaps
 from mtrkit.models.loading import load_checkpoint
+from mtrkit.models.mambar import MambaReg
 from mtrkit.models.registry import list_models, register_model
 from mtrkit.models.videomamba import VideoMamba
 from mtrkit.models.vim import Block, VisionMamba
 
 __all__ = [
     "Block",
+    "FeatureMaps",
+    "MambaReg",
     "VideoMamba",
     "VisionMamba",
     "create_model",

@@ -1,11 +1,14 @@
 """Models by name, with weights if wanted."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from mtrkit.errors import OptionError
 from mtrkit.models.checkpoint import Ema
+from mtrkit.models.features import FeatureMaps
 from mtrkit.models.loading import load_checkpoint
 from mtrkit.models.registry import MODELS
 from mtrkit.models.releases import find_checkpoint
@@ -17,6 +20,8 @@ def create_model(
     *,
     ema: Ema = "auto",
     new_head: bool = False,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build a model, with random weights or with those of a checkpoint.
@@ -28,6 +33,9 @@ def create_model(
             as ``"hustvl/Vim-tiny-midclstok"``; or any ``"hf:org/repo/file"``. Default: random weights.
         ema: Whether to take the averaged weights, see :func:`mtrkit.models.load_state_dict`.
         new_head: Whether the checkpoint may have another number of classes; the head is random then.
+        features_only: Whether to return a backbone instead, whose output is a list of feature maps; see
+            :class:`mtrkit.models.FeatureMaps`.
+        out_indices: The blocks after which its maps are taken. Default: the last three.
         **options: Changes to the variant, such as ``num_classes``, ``img_size`` or ``drop_path_rate``; see
             :class:`mtrkit.models.VisionMamba`.
 
@@ -43,6 +51,15 @@ def create_model(
     >>> model.num_classes, model.training
     (10, False)
     """
+    if out_indices is not None and not features_only:
+        raise OptionError(f"out_indices={out_indices!r} chooses feature maps; give features_only=True with it")
+    model = _build(name, checkpoint, ema, new_head, options)
+    if not features_only:
+        return model
+    return FeatureMaps(model, 3 if out_indices is None else out_indices).train(model.training)
+
+
+def _build(name: str, checkpoint: str | Path | None, ema: Ema, new_head: bool, options: dict[str, Any]) -> nn.Module:
     builder = MODELS.get(name)
     if checkpoint is None:
         return builder(**options)

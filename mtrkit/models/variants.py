@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from mtrkit.errors import OptionError
+from mtrkit.models.mambar import MambaReg
 from mtrkit.models.registry import register_model
 from mtrkit.models.releases import BUNDLED, OFFICIAL
 from mtrkit.models.videomamba import VideoMamba
@@ -82,6 +83,8 @@ _VIDEOMAMBA = tuple(f"videomamba_{size}_patch16_224" for size in ("tiny", "small
 _configure(_VIDEOMAMBA, "2403.06977", _IMAGENET)
 _CLIPS = tuple(f"videomamba_{size}_patch16_224_f8" for size in ("tiny", "small", "middle"))
 _configure(_CLIPS, "2403.06977", _IMAGENET | {"num_classes": 400})
+_MAMBAR = tuple(f"mambar_{size}_patch16_224" for size in ("tiny", "small", "base", "large"))
+_configure(_MAMBAR, "2405.14858", _IMAGENET | {"crop_pct": 1.0})
 
 
 @register_model
@@ -191,3 +194,27 @@ def videomamba_middle_patch16_224_f8(**options: Any) -> VisionMamba:
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: VisionMamba) -> dict[str, Tensor]:
     """Fit weights to ``model``, under the name that timm uses; see :meth:`VisionMamba.adapt_state_dict`."""
     return model.adapt_state_dict(state_dict)
+
+
+@register_model
+def mambar_tiny_patch16_224(**options: Any) -> VisionMamba:
+    """Mamba-Reg-Ti, 9.3 M parameters, 12 registers."""
+    return _create(MambaReg, "mambar_tiny_patch16_224", options, embed_dim=192)
+
+
+@register_model
+def mambar_small_patch16_224(**options: Any) -> VisionMamba:
+    """Mamba-Reg-S, 27.8 M parameters, 12 registers."""
+    return _create(MambaReg, "mambar_small_patch16_224", options, embed_dim=384, reduce=2)
+
+
+@register_model
+def mambar_base_patch16_224(**options: Any) -> VisionMamba:
+    """Mamba-Reg-B, 99.3 M parameters, 12 registers."""
+    return _create(MambaReg, "mambar_base_patch16_224", options, embed_dim=768, reduce=4)
+
+
+@register_model
+def mambar_large_patch16_224(**options: Any) -> VisionMamba:
+    """Mamba-Reg-L, 341.2 M parameters, 16 registers."""
+    return _create(MambaReg, "mambar_large_patch16_224", options, embed_dim=1024, depth=48, num_registers=16, reduce=8)

@@ -63,7 +63,7 @@ class VisionMamba(nn.Module):
         in_chans: Channels of the images.
         num_classes: Outputs of the head; 0 for none.
         global_pool: What the head sees: ``"token"`` the class token, ``"avg"`` the mean over the patches,
-            ``""`` every token.
+            ``""`` every token. Default: ``"token"`` where there is one, otherwise ``"avg"``.
         embed_dim: Width D of the tokens.
         depth: Number of blocks.
         d_state: State size N of the scan per channel.
@@ -82,6 +82,7 @@ class VisionMamba(nn.Module):
     """
 
     global_pool: Pool
+    num_registers = 0  # special tokens beside the class token
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class VisionMamba(nn.Module):
         stride: Size | None = None,
         in_chans: int = 3,
         num_classes: int = 1000,
-        global_pool: Pool = "token",
+        global_pool: Pool | None = None,
         embed_dim: int = 192,
         depth: int = 24,
         d_state: int = 16,
@@ -122,7 +123,8 @@ class VisionMamba(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
         self.norm_f: nn.Module = RMSNorm(embed_dim)
         self._init_weights()
-        self.reset_classifier(num_classes, global_pool)
+        pool: Pool = "token" if self.num_class_tokens + self.num_registers else "avg"
+        self.reset_classifier(num_classes, pool if global_pool is None else global_pool)
 
     @torch.no_grad()
     def _init_weights(self) -> None:
@@ -170,12 +172,17 @@ class VisionMamba(nn.Module):
             x: (B, L, D).
             pre_logits: Whether to return the pooled features (B, D) instead of the logits.
         """
+        x = self._pool(x)
+        return x if pre_logits else self.head(x)
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        """What the head sees."""
         index = self.class_index
         if self.global_pool == "token":
-            x = x[:, index]
-        elif self.global_pool == "avg":
-            x = (x if index is None else without(x, index)).mean(dim=1)
-        return x if pre_logits else self.head(x)
+            return tokens[:, index]
+        if self.global_pool == "avg":
+            return self._apart(tokens)[0].mean(dim=1)
+        return tokens
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to logits (B, num_classes)."""
@@ -222,12 +229,16 @@ class VisionMamba(nn.Module):
                 break
         return found if intermediates_only else (self._finish(hidden, residual), found)
 
-    def _shaped(self, tokens: Tensor, output_fmt: str, with_class: bool) -> Any:
+    def _apart(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L, D) to the patches (B, M, D) and the special tokens (B, S, D)."""
         index = self.class_index
-        patches = tokens if index is None else without(tokens, index)
+        return (tokens, tokens[:, :0]) if index is None else (without(tokens, index), tokens[:, index : index + 1])
+
+    def _shaped(self, tokens: Tensor, output_fmt: str, with_class: bool) -> Any:
+        patches, special = self._apart(tokens)
         if output_fmt == "NCHW":
             patches = self._as_map(patches)
-        return (patches, tokens[:, index : index + 1]) if with_class and index is not None else patches
+        return (patches, special) if with_class and special.shape[1] else patches
 
     def _as_map(self, patches: Tensor) -> Tensor:
         """(B, M, D) to (B, D, rows, columns)."""
@@ -249,15 +260,20 @@ class VisionMamba(nn.Module):
         """Put a new head in place, or none for 0 classes; ``global_pool`` stays unless it is given."""
         pool = self.global_pool if global_pool is None else global_pool
         _check_choice("global_pool", pool, get_args(Pool))
-        if pool == "token" and not self.num_class_tokens:
+        if pool == "token" and not self.num_class_tokens + self.num_registers:
             raise OptionError('global_pool="token" needs a class token; choose "avg" or class_token="middle"')
         self.num_classes, self.global_pool = num_classes, pool
         like = self.pos_embed
         self.head: nn.Module = nn.Identity()
         if num_classes > 0:
-            head = nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
+            head = nn.Linear(self.head_width, num_classes, device=like.device, dtype=like.dtype)
             init_weights(head, std=0.02)
             self.head = head
+
+    @property
+    def head_width(self) -> int:
+        """Channels that the head reads."""
+        return self.embed_dim
 
     def get_classifier(self) -> nn.Module:
         """The head."""
@@ -281,7 +297,7 @@ class VisionMamba(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay would harm: embeddings, decay rates and skips."""
-        leaves = {"pos_embed", "cls_token", "A_log", "A_b_log", "D", "D_b"}
+        leaves = {"pos_embed", "pos_embed_cls", "cls_token", "A_log", "A_b_log", "D", "D_b"}
         return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in leaves}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

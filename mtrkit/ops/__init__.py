@@ -13,10 +13,26 @@ from mtrkit.ops.match import (
 )
 from mtrkit.ops.merge import merge_sizes, merge_tokens, unmerge_tokens
 from mtrkit.ops.noise import noise, permutation, shuffled
-from mtrkit.ops.reorder import exact_slots, hold_special, middle_slots, move_special, scaled_slots, token_map
+from mtrkit.ops.reorder import (
+    exact_slots,
+    hold_special,
+    middle_slots,
+    move_special,
+    scaled_slots,
+    spread_places,
+    token_map,
+)
 from mtrkit.ops.rows import take
 from mtrkit.ops.score import ChannelReduction, channel_score, class_score, standardize
-from mtrkit.ops.stream import continue_stream, open_stream, reduce_stream, restore_stream, stream_tokens
+from mtrkit.ops.stream import (
+    continue_stream,
+    open_stream,
+    reduce_stream,
+    reduce_sum,
+    restore_stream,
+    restore_sum,
+    stream_tokens,
+)
 from mtrkit.ops.weigh import successive_weights
 
 __all__ = [
@@ -44,10 +60,13 @@ __all__ = [
     "permutation",
     "rank_tokens",
     "reduce_stream",
+    "reduce_sum",
     "restore_stream",
+    "restore_sum",
     "scaled_slots",
     "shuffled",
     "split_by_rank",
+    "spread_places",
     "standardize",
     "standing",
     "stream_tokens",

@@ -36,6 +36,15 @@ def token_map(
     return TokenMap(slot.scatter(1, merged, slot.gather(1, target)), kept, merged)
 
 
+def spread_places(count: int, num_patches: int) -> tuple[int, ...]:
+    """Where n registers stand among M patches: each behind ⌊M / (n + 1)⌋ of them.
+
+    Source: Mamba-Reg, arXiv:2405.14858.
+    """
+    group = num_patches // (count + 1)
+    return tuple(group + k * (group + 1) for k in range(count))
+
+
 def exact_slots(sequence: Tensor, special: Tensor) -> Tensor:
     """Slots (B, S) at which the special tokens (B, S) stand in a sequence (B, L') of positions."""
     return (sequence[:, None] == special[..., None]).to(torch.uint8).argmax(dim=2)

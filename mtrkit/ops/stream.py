@@ -45,6 +45,31 @@ def reduce_stream(
     return (merger if hidden_map is None else Merger(hidden_map)).tokens(hidden), reduced
 
 
+def reduce_sum(
+    hidden: Tensor, residual: Tensor, stream: ReducedStream, token_map: TokenMap, hidden_map: TokenMap | None = None
+) -> ReducedStream:
+    """:func:`reduce_stream` where the stream holds the sum of both: each goes by its own map, then they are added.
+
+    Args:
+        hidden: (B, L, D).
+        residual: (B, L, D); the stream's tokens are ``residual + hidden``.
+        stream: What travels.
+        token_map: Where the tokens go.
+        hidden_map: As in :func:`reduce_stream`.
+    """
+    apart = continue_stream(residual, stream)
+    hidden, reduced = reduce_stream(hidden, apart, token_map, hidden_map)
+    total = stream.residual
+    stage = Stage(token_map, total[..., :0], total) if token_map.drops else Stage(token_map, None, None)
+    stages = (*stream.stages, stage)
+    return ReducedStream(reduced.residual + hidden, reduced.size, reduced.slot, stages, stream.passed)
+
+
+def restore_sum(stream: ReducedStream) -> Tensor:
+    """:func:`restore_stream` for a stream that holds all there is: its tokens (B, L, D) at the length it began with."""
+    return restore_stream(stream.residual[..., :0], stream)[1]
+
+
 def restore_stream(hidden: Tensor, stream: ReducedStream) -> tuple[Tensor, Tensor]:
     """Undo every stage: hidden states and residual at the length the pass began with.
 

@@ -21,7 +21,7 @@ def micro(**options):
 
 
 def test_every_model_is_registered():
-    assert set(NAMES) <= set(timm.list_models(["vim_*", "videomamba_*"]))
+    assert set(NAMES) <= set(timm.list_models(["vim_*", "videomamba_*", "mambar_*"]))
     with_weights = {*OFFICIAL, *BUNDLED}
     assert set(timm.list_models(["vim_*", "videomamba_*"], pretrained=True)) >= with_weights
 

@@ -136,7 +136,7 @@ def test_pooling_and_class_token_choices():
     [
         ({"class_token": "end"}, "'middle', 'front', 'none'"),
         ({"global_pool": "mean"}, "'token', 'avg', ''"),
-        ({"class_token": "none"}, "needs a class token"),
+        ({"class_token": "none", "global_pool": "token"}, "needs a class token"),
         ({"img_size": 3}, "smaller than one patch"),
         ({"drop_path_rate": 1.0}, r"\[0, 1\)"),
     ],
