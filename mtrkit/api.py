@@ -55,8 +55,9 @@ def apply_reduction(
         ratio: Share of the model's forward FLOPs to remove, in [0, 1), the cost of reducing included. With
             0.3 the patched forward costs 70 % of the original; 0 changes no bit of the output. The ratio
             reached is as near as whole tokens allow.
-        input_size: (C, H, W) of an image or (C, T, H, W) of a clip, in pixels and frames, without batch.
-            Default: the size the model was built for. Inputs of other sizes are planned anew for ``ratio``.
+        input_size: (C, H, W) of an image or (C, T, H, W) of a clip, in pixels and frames, or (L,) tokens of a text,
+            without batch. Default: the size the model was built for, 2048 tokens of text. Inputs of other
+            sizes are planned anew for ``ratio``.
         layers: Blocks to reduce after, counted from 1 as in the papers, or a placement such as
             ``EveryNth(2)``. Default: three in the first two thirds, 5, 10 and 15 of 24.
         tokens: Tokens left after each block, one number per block, instead of ``ratio``.
@@ -79,7 +80,7 @@ def apply_reduction(
     Source: ``"mtr"`` is Ma et al., arXiv:2507.14042; :func:`list_methods` gives each method's paper.
     """
     host, adapter = _find_host(model)
-    reduction = _prepare(host, adapter, method, ratio, input_size, layers, tokens, r, options)
+    reduction = _prepare(model, host, adapter, method, ratio, input_size, layers, tokens, r, options)
     remove_reduction(host)
     install(host, reduction)
     if reduction.plan.layers:
@@ -177,14 +178,14 @@ def count_flops(
 
     Args:
         model: A model of a family in :func:`list_adapters`.
-        input_size: (C, H, W) or (C, T, H, W). Default: the size the model was built for.
+        input_size: (C, H, W), (C, T, H, W) or (L,). Default: the size the model was built for.
         directions: ``"one"`` scan direction, as papers count, or ``"all"`` that run.
         tokens: Tokens left after each block, to count another reduction, its own cost left out.
     """
     host, adapter = _find_host(model)
     reduction = vars(host).get(RECORD)
     size = input_size or (reduction.input_size if reduction else adapter.input_size(host))
-    shape = _shape(host, adapter, size)
+    shape = _shape(model, host, adapter, size)
     if tokens is not None:
         return model_flops(shape, check_schedule(tokens, shape), directions=directions)
     if reduction is None or not reduction.enabled:
@@ -204,6 +205,7 @@ def list_adapters() -> list[str]:
 
 
 def _prepare(
+    model: nn.Module,
     host: nn.Module,
     adapter: Adapter,
     method: str,
@@ -222,11 +224,11 @@ def _prepare(
     _check_signals(chosen.name, config.reads, adapter)
     if config.alignment != "carry" and adapter.side_channel is None:
         raise UnsupportedModelError(
-            f"method {method!r} with these options aligns the scans of later blocks, and models of {adapter.name!r} "
-            "have none"
+            f"method {method!r} with these options aligns the scans of later blocks, and those of {adapter.name!r} "
+            "models, if any, cannot be told"
         )
     size = tuple(input_size) if input_size is not None else adapter.input_size(host)
-    shape = _shape(host, adapter, size)
+    shape = _shape(model, host, adapter, size)
     cost: ReductionCost = partial(config.flops, widths=_widths(shape))
     places = _shrinking(tokens, shape) if tokens is not None else resolve_layers(layers, shape.depth)
     plan = Plan(
@@ -237,6 +239,7 @@ def _prepare(
         ratio=ratio if tokens is None and r is None else None,
         r=r,
         tokens=None if tokens is None else tuple(tokens),
+        any_length=adapter.any_length,
     )
     return Reduction(chosen, config, adapter, size, adapter.special_at(host), plan)
 
@@ -276,14 +279,12 @@ def _shrinking(tokens: Sequence[int], shape: ModelShape) -> tuple[int, ...]:
     return tuple(i + 1 for i, (n, m) in enumerate(zip(entering, left, strict=True)) if m < n)
 
 
-def _shape(host: nn.Module, adapter: Adapter, input_size: tuple[int, ...]) -> ModelShape:
-    expected = adapter.input_size(host)
-    if len(input_size) != len(expected) or input_size[0] != expected[0]:
-        raise InputError(
-            f"input_size={tuple(input_size)} does not fit {type(host).__name__}, which takes {expected}: give "
-            "channels first and no batch"
-        )
-    return adapter.shape(host, tuple(input_size))
+def _shape(model: nn.Module, host: nn.Module, adapter: Adapter, input_size: tuple[int, ...]) -> ModelShape:
+    """Of the host, and of the head that ``model`` may have on top of it."""
+    mismatch = adapter.mismatch_of_size(host, tuple(input_size))
+    if mismatch is not None:
+        raise InputError(f"input_size={tuple(input_size)} does not fit {type(host).__name__}, which {mismatch}")
+    return adapter.shape_within(model, adapter.shape(host, tuple(input_size)))
 
 
 def _find_host(model: nn.Module) -> tuple[nn.Module, Adapter]:

@@ -201,7 +201,7 @@ class VisionMamba(nn.Module):
         hidden_states, residual = self.pos_drop(x + self.pos_embed), None
         for layer in self.layers:
             hidden_states, residual = layer(hidden_states, residual, inference_params=inference_params)
-        hidden_states = self.norm_f(residual + self.drop_path(hidden_states))
+        hidden_states = self.norm_f(residual + self.drop_path(hidden_states)).to(hidden_states.dtype)
         if self.if_cls_token:
             picked = hidden_states[:, place]
             return picked.mean(dim=1) if self.use_double_cls_token else picked

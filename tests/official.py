@@ -55,7 +55,7 @@ def _through(model, hidden_states):
     residual = None
     for layer in model.layers:
         hidden_states, residual = layer(hidden_states, residual, inference_params=None)
-    return model.norm_f(residual + model.drop_path(hidden_states))
+    return model.norm_f(residual + model.drop_path(hidden_states)).to(hidden_states.dtype)
 
 
 class VideoMamba(nn.Module):

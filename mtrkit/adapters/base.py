@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from mtrkit.adapters.unsupported import known_refusal
 from mtrkit.errors import InputError, UnsupportedModelError
 from mtrkit.registry import Registry
 from mtrkit.scan import Signals
@@ -64,6 +65,20 @@ class Adapter(ABC):
     def input_size(self, model: nn.Module) -> tuple[int, ...]:
         """The input size that the model was built for."""
 
+    def mismatch_of_size(self, model: nn.Module, input_size: tuple[int, ...]) -> str | None:
+        """What is wrong with an input size, as what the model takes and what to give; ``None`` if nothing is."""
+        expected = self.input_size(model)
+        if len(input_size) == len(expected) and input_size[0] == expected[0]:
+            return None
+        return f"takes {expected}: give channels first and no batch"
+
+    def shape_within(self, outer: nn.Module, shape: ModelShape) -> ModelShape:
+        """The sizes of ``outer``, which is a model of this family of this shape or has it inside, under a head."""
+        del outer
+        return shape
+
+    directions = 2  # of the scan, where there is one
+    any_length = False  # whether inputs come in every length, the shortest ones too
     side_channel: str | None = "inference_params"  # argument of a block that it hands to its mixer as it is
     signals = frozenset(
         {"delta", "delta_mean", "ssm_B", "ssm_C", "y"}
@@ -74,12 +89,24 @@ class Adapter(ABC):
         """Run a whole block of a single-stream family and return its tokens with the signals in ``reads``."""
         raise NotImplementedError
 
+    def split_block(
+        self, block: nn.Module, tokens: Tensor, reads: frozenset[str]
+    ) -> tuple[Tensor, Tensor, Signals] | None:
+        """The same with mixer output and residual apart, where the tokens are the sum of these; else ``None``."""
+        del block, tokens, reads
+        return None
+
     entries: tuple[str, ...] = ()  # methods through which the model is called, if calls can be wrong
 
     def refusal_of_call(self, entry: str, *args: Any, **kwargs: Any) -> str | None:
         """Why a reduced model cannot serve a call of ``entry`` with these arguments after the input."""
         del entry, args, kwargs
         return None
+
+    def serve(self, model: nn.Module, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Answer a call that is not refused; ``call`` is the entry itself, over the reduced blocks."""
+        del model
+        return call(*args, **kwargs)
 
 
 ADAPTERS: Registry[Adapter] = Registry("adapter")
@@ -94,13 +121,16 @@ def register_adapter(cls: A) -> A:
 
 
 def find_adapter(model: nn.Module) -> Adapter:
-    """Return the adapter that fits, or raise :class:`UnsupportedModelError` with what each one missed."""
+    """Return the adapter that fits, or raise :class:`UnsupportedModelError`: why not, or what each one missed."""
     misses = []
     for adapter in ADAPTERS:
         missed = adapter.mismatch(model)
         if missed is None:
             return adapter
         misses.append(f"{adapter.name}: {missed}")
+    refusal = known_refusal(model)
+    if refusal is not None:
+        raise UnsupportedModelError(refusal)
     raise UnsupportedModelError(
         f"{type(model).__name__} fits no adapter ({'; '.join(misses)}). Pass a supported model, see "
         "mtrkit.list_adapters(), or describe the family with mtrkit.register_adapter"

@@ -7,6 +7,7 @@ from typing import Any
 
 from mtrkit.adapters.base import SpecialAt, missing_name, register_adapter
 from mtrkit.adapters.isotropic import OfficialMamba, both_ends, front, last, middle, nowhere
+from mtrkit.adapters.unsupported import BETWEEN_BLOCKS
 
 _RANDOM_ORDER = ("if_random_cls_token_position", "if_random_token_rank")
 
@@ -36,6 +37,8 @@ class HustvlVimAdapter(OfficialMamba):
             return "if_bidirectional=True runs the blocks in pairs on flipped sequences"
         if getattr(model, "flip_img_sequences_ratio", -1.0) > 0:
             return "flip_img_sequences_ratio reverses sequences at random; set it to -1"
+        if hasattr(model, "out_indices"):
+            return BETWEEN_BLOCKS
         kinds = {getattr(block.mixer, "bimamba_type", "v2") for block in model.layers}
         if kinds != {"v2"}:
             return f"bimamba_type is {', '.join(sorted(map(str, kinds)))}; only the published v2 is supported"

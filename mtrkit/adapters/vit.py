@@ -112,7 +112,8 @@ class TimmVitAdapter(Adapter):
         """Masks have a row per token; intermediate outputs are collected between the blocks."""
         if entry == "forward_intermediates":
             return "forward_intermediates reads between the blocks of a ViT, where a reduced model has fewer tokens"
-        if any(value is not None and value is not False for value in (*args, *kwargs.values())):
+        given = (*args, *(value for name, value in kwargs.items() if name != "x"))
+        if any(value is not None and value is not False for value in given):
             return "an attention mask has a row per token, and a reduced model has fewer"
         return None
 

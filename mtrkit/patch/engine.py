@@ -7,6 +7,7 @@ method reads. What a pass has to remember travels in its return values (see
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,9 @@ from mtrkit.ops import (
     open_stream,
     pass_over,
     reduce_stream,
+    reduce_sum,
     restore_stream,
+    restore_sum,
     sum_gaps,
 )
 from mtrkit.patch.journal import Journal
@@ -89,15 +92,15 @@ class GuardedEntry:
         self.model, self.name, self.reduction = model, name, reduction
         self.previous = vars(model).get(name)
 
-    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """Pass the call on, or raise :class:`UnsupportedModelError`."""
-        if self.reduction.enabled:
-            reason = self.reduction.adapter.refusal_of_call(self.name, *args, **kwargs)
-            if reason is not None:
-                raise UnsupportedModelError(
-                    f"{reason}; call the model without, or inside mtrkit.reduction_disabled(model)"
-                )
-        return _call(self.model, self.previous, x, *args, name=self.name, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Let the adapter serve the call, or raise :class:`UnsupportedModelError`."""
+        call = partial(_call, self.model, self.previous, name=self.name)
+        if not self.reduction.enabled:
+            return call(*args, **kwargs)
+        reason = self.reduction.adapter.refusal_of_call(self.name, *args[1:], **kwargs)
+        if reason is not None:
+            raise UnsupportedModelError(f"{reason}; call the model without, or inside mtrkit.reduction_disabled(model)")
+        return self.reduction.adapter.serve(self.model, call, *args, **kwargs)
 
 
 class PatchedBlock:
@@ -156,7 +159,7 @@ class ReducedBlock(PatchedBlock):
         if decision is None:
             return hidden, stream
         if self.reduction.config.alignment == "last" and signals.delta is not None:
-            passed = pass_over(stream, decision.token_map.slot, signals.delta)
+            passed = pass_over(stream, decision.token_map.slot, signals.delta, self.reduction.adapter.directions)
             stream = ReducedStream(stream.residual, stream.size, stream.slot, stream.stages, passed)
         return reduce_stream(hidden, stream, decision.token_map, decision.hidden_map)
 
@@ -168,7 +171,7 @@ class ReducedBlock(PatchedBlock):
         return {name: count_gaps(stream) if alignment == "bias" else sum_gaps(stream)}
 
 
-class ReducedTransformerBlock(PatchedBlock):
+class SingleStreamBlock(PatchedBlock):
     """``forward`` of a block that passes on one tensor: the stream travels in its place."""
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -176,26 +179,38 @@ class ReducedTransformerBlock(PatchedBlock):
         if not self.reduction.enabled:
             return _call(self.block, self.previous, x, *args, **kwargs)
         stream = x if isinstance(x, ReducedStream) else None
-        tokens, signals = self._run(x if stream is None else stream.residual, *args, **kwargs)
-        if self.reduces:
-            stream = self._shorten(tokens, signals, stream)
-        elif stream is not None:
-            stream = continue_stream(tokens, stream)
+        hidden, residual, signals = self._run(x if stream is None else stream.residual, *args, **kwargs)
+        tokens = hidden if residual is None else residual + hidden
+        if stream is not None or self.reduces:
+            stream = open_stream(tokens) if stream is None else continue_stream(tokens, stream)
         if stream is None:
             return tokens
-        return restore_stream(tokens[..., :0], stream)[1] if self.last else stream
+        if self.reduces:
+            stream = self._shorten(hidden, residual, signals, stream)
+        return restore_sum(stream) if self.last else stream
 
-    def _run(self, tokens: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Signals]:
-        reads = self.reduction.config.reads
+    def _run(self, tokens: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, Signals]:
+        """Mixer output and residual, or the tokens and nothing beside them where they are no such sum."""
+        adapter, reads = self.reduction.adapter, self.reduction.config.reads
+        split = adapter.split_block(self.block, tokens, reads) if self.reduces else None
+        if split is not None:
+            return split
         if self.reduces and reads:
-            return self.reduction.adapter.run_block(self.block, tokens, reads)
-        return _call(self.block, self.previous, tokens, *args, **kwargs), Signals()
+            tokens, signals = adapter.run_block(self.block, tokens, reads)
+            return tokens, None, signals
+        return _call(self.block, self.previous, tokens, *args, **kwargs), None, Signals()
 
-    def _shorten(self, tokens: Tensor, signals: Signals, stream: ReducedStream | None) -> ReducedStream:
-        """Methods see the tokens as the mixer's output, and nothing beside them in the residual."""
-        stream = open_stream(tokens) if stream is None else continue_stream(tokens, stream)
-        decision = self._decide(tokens, torch.zeros_like(tokens), signals, stream)
-        return stream if decision is None else reduce_stream(tokens[..., :0], stream, decision.token_map)[1]
+    def _shorten(
+        self, hidden: Tensor, residual: Tensor | None, signals: Signals, stream: ReducedStream
+    ) -> ReducedStream:
+        """Where nothing is beside the tokens, methods see them as the mixer's output and no residual."""
+        beside = torch.zeros_like(hidden) if residual is None else residual
+        decision = self._decide(hidden, beside, signals, stream)
+        if decision is None:
+            return stream
+        if residual is None:
+            return reduce_stream(hidden[..., :0], stream, decision.token_map)[1]
+        return reduce_sum(hidden, residual, stream, decision.token_map, decision.hidden_map)
 
 
 def install(model: nn.Module, reduction: Reduction) -> None:
@@ -210,7 +225,7 @@ def install(model: nn.Module, reduction: Reduction) -> None:
 def _install(model: nn.Module, reduction: Reduction) -> None:
     journal, adapter, plan = reduction.journal, reduction.adapter, reduction.plan
     first = min(plan.layers, default=plan.shape.depth + 1)
-    kind: type[PatchedBlock] = ReducedTransformerBlock if adapter.single_stream else ReducedBlock
+    kind: type[PatchedBlock] = SingleStreamBlock if adapter.single_stream else ReducedBlock
     for index, block in enumerate(adapter.blocks(model)):
         if index + 1 < first:
             continue

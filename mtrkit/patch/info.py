@@ -15,7 +15,7 @@ class ReductionInfo:
         method: Name of the method.
         options: All its options, defaults included.
         adapter: Name of the adapter that fits the model.
-        input_size: (C, H, W) or (C, T, H, W) that the numbers below are for.
+        input_size: (C, H, W), (C, T, H, W) or (L,) that the numbers below are for.
         ratio: Share of the FLOPs asked for; ``None`` if tokens or ``r`` were given instead.
         ratio_reached: Share of the FLOPs removed, in the papers' count, reduction cost deducted.
         layers: Blocks after which tokens are reduced, counted from 1.

@@ -21,6 +21,7 @@ class Plan:
         ratio: Share of the forward FLOPs to remove.
         r: Tokens to remove after each of the layers.
         tokens: Tokens left after each block.
+        any_length: Whether inputs come in every length, so that one too short for ``ratio`` loses what it can.
     """
 
     shape: ModelShape
@@ -30,6 +31,7 @@ class Plan:
     ratio: float | None = None
     r: int | None = None
     tokens: tuple[int, ...] | None = None
+    any_length: bool = False
     _schedules: dict[int, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -42,32 +44,40 @@ class Plan:
 
     def num_kept(self, index: int, num_tokens: int) -> int:
         """Tokens to keep after block ``index`` (from 0) in a pass that began with ``num_tokens``."""
-        length = int(num_tokens)
-        if length not in self._schedules:
-            _replan(self, length)
-        return self._schedules[length][index]
+        return _schedule(self, int(num_tokens))[index]
 
     def at(self, num_tokens: int) -> ModelShape:
         """The model's sizes for a sequence of another length."""
         class_tokens = self.shape.tokens - self.shape.patches
         return replace(self.shape, tokens=num_tokens, patches=num_tokens - class_tokens)
 
-    def _solve(self, shape: ModelShape) -> tuple[int, ...]:
+    def _solve(self, shape: ModelShape, at_most: bool = False) -> tuple[int, ...]:
         if self.tokens is not None:
             return tuple(check_schedule(self.tokens, shape, self.max_share))
         if self.r is not None:
             return tuple(solve_removal(shape, self.layers, self.r, max_share=self.max_share))
         ratio = 0.0 if self.ratio is None else self.ratio
-        return tuple(solve_ratio(shape, self.layers, ratio, reduction_cost=self.cost, max_share=self.max_share))
+        schedule = solve_ratio(
+            shape, self.layers, ratio, reduction_cost=self.cost, max_share=self.max_share, at_most=at_most
+        )
+        return tuple(schedule)
 
 
 @constant_result  # arithmetic on lengths: a compiler takes the answer, not the search
-def _replan(plan: Plan, num_tokens: int) -> None:
+def _schedule(plan: Plan, num_tokens: int) -> tuple[int, ...]:
     """Solve for a length the plan was not made for, once."""
+    if num_tokens not in plan._schedules:
+        plan._schedules[num_tokens] = _replan(plan, num_tokens)
+    return plan._schedules[num_tokens]
+
+
+def _replan(plan: Plan, num_tokens: int) -> tuple[int, ...]:
     if plan.tokens is not None:
         raise ScheduleError(
             f"tokens={list(plan.tokens)} was given for sequences of {plan.shape.tokens} tokens, but this input "
             f"has {num_tokens}; call apply_reduction again with tokens for this input size, or with a ratio, "
             "which is solved anew for every size"
         )
-    plan._schedules[num_tokens] = plan._solve(plan.at(num_tokens))
+    if plan.any_length and num_tokens <= plan.shape.special:
+        return (num_tokens,) * plan.shape.depth
+    return plan._solve(plan.at(num_tokens), plan.any_length)

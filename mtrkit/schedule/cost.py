@@ -19,6 +19,9 @@ ReductionCost = Callable[[int, int], int]
 """FLOPs of one reduction, from (tokens before, tokens after), special tokens included."""
 
 
+_MAY_BE_ZERO = ("special", "patches", "patch_macs", "head_macs", "head_token_macs")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelShape(ABC):
     """The sizes of a model that decide what it costs.
@@ -31,6 +34,7 @@ class ModelShape(ABC):
         patches: M, patches that are embedded (over all frames of a clip).
         patch_macs: Multiply-adds to embed one patch: D · channels · p² (· frames per patch).
         head_macs: Multiply-adds of the head: D · classes for a linear one.
+        head_token_macs: Those of a head that answers at every token of the full sequence, per token: D · vocabulary.
 
     Raises:
         OptionError: A size is not an integer or out of range.
@@ -43,11 +47,12 @@ class ModelShape(ABC):
     patches: int
     patch_macs: int
     head_macs: int
+    head_token_macs: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("special", "patches", "patch_macs", "head_macs") else 1
+            least = 0 if field.name in _MAY_BE_ZERO else 1
             if type(value) is not int or value < least:
                 raise OptionError(
                     f"{type(self).__name__}.{field.name} must be an integer of at least {least}, not {value!r}"
@@ -216,7 +221,7 @@ def model_flops(
         embedding=shape.patch_macs * (shape.tokens if directions == "one" else shape.patches),
         blocks=tuple(shape.block_flops(n, directions) for n in entering),
         reductions=tuple(reduction_cost(n, m) if reduction_cost and m < n else 0 for n, m in pairs),
-        head=shape.head_macs,
+        head=shape.head_macs + shape.tokens * shape.head_token_macs,
         tokens=tuple(entering),
         directions=directions,
     )

@@ -93,6 +93,7 @@ def solve_ratio(
     reduction_cost: ReductionCost | None,
     max_share: float = 0.5,
     directions: Directions = "one",
+    at_most: bool = False,
 ) -> list[int]:
     """Solve the tokens per block that remove the share ``ratio`` of the forward FLOPs.
 
@@ -104,6 +105,7 @@ def solve_ratio(
         max_share: Most that may go in one place: floor(max_share · (n − 1)) of n non-special tokens. With
             0.5 the sources, as many untouched tokens and one target fit into n (MTR's three groups).
         directions: Scan directions counted, see :func:`model_flops`.
+        at_most: Remove what can be removed where ``ratio`` is out of reach.
 
     Returns:
         Tokens left after each block, special ones included, length depth. The ratio reached is never negative
@@ -112,7 +114,7 @@ def solve_ratio(
 
     Raises:
         OptionError: ``ratio``, ``layers`` or ``max_share`` is out of range.
-        ScheduleError: ``ratio`` is out of reach; the message gives the largest reachable one.
+        ScheduleError: ``ratio`` is out of reach, and not ``at_most``; the message gives the largest reachable one.
     """
     places = resolve_layers(layers, shape.depth)
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
@@ -122,9 +124,9 @@ def solve_ratio(
         return [shape.tokens] * shape.depth
     dense = model_flops(shape, directions=directions).total
     wanted, most = round(ratio * dense), planner.plan(planner.last).removed
-    if wanted > most:
+    if wanted > most and not at_most:
         raise ScheduleError(_out_of_reach(ratio, most / dense, places, shape, max_share))
-    return _spread(planner.nearest(wanted).left, places, shape)
+    return _spread(planner.nearest(min(wanted, most)).left, places, shape)
 
 
 def _free(before: int, after: int) -> int:

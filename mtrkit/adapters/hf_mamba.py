@@ -1,0 +1,96 @@
+"""Mamba language models of Hugging Face ``transformers``, the bare ``MambaModel`` or with a head around it.
+
+Read :mod:`mtrkit.adapters.language` first on which of a reduced model's answers can be trusted. A plain call works as
+before, of any length and with padding on either side, and returns every hidden state at its full length. It returns
+no ``cache_params``, also where ``config.use_cache`` says so by default.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from mtrkit.adapters.base import register_adapter
+from mtrkit.adapters.language import LanguageMamba
+from mtrkit.adapters.padding import Group, group_by_length, spread
+from mtrkit.ops import restore_sum
+from mtrkit.scan import Signals
+from mtrkit.types import ReducedStream
+
+
+@register_adapter
+class HFMambaAdapter(LanguageMamba):
+    """``MambaModel``: its blocks add the mixer's output themselves and pass on one tensor."""
+
+    name = "hf_mamba"
+    summary = "MambaModel and MambaForCausalLM of Hugging Face transformers"
+    embedding = "embeddings"
+    single_stream = True
+    side_channel = None
+    entries = ("forward",)
+
+    def split_block(self, block: Any, tokens: Tensor, reads: frozenset[str]) -> tuple[Tensor, Tensor, Signals] | None:
+        """Norm and mixer, and the tokens that the block adds to, in float32 if it wants so."""
+        hidden, signals = self.run_mixer(block.mixer, block.norm(tokens.to(block.norm.weight.dtype)), reads)
+        return hidden, tokens.float() if block.residual_in_fp32 else tokens, signals
+
+    def refusal_of_call(
+        self,
+        entry: str,
+        inputs_embeds: Any = None,
+        cache_params: Any = None,
+        use_cache: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> str | None:
+        """Generation from a cache, in either direction."""
+        del entry, inputs_embeds, args, kwargs
+        if cache_params is None and not use_cache:
+            return None
+        return (
+            "cached generation (cache_params, or use_cache=True as generate() sets it) would go on from the states of "
+            "a reduced text, with every token after it at another place than the model knows, and one token at a time "
+            "cannot be reduced"
+        )
+
+    def serve(
+        self,
+        model: Any,
+        call: Callable[..., Any],
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        cache_params: None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Without a cache, which is the model's default; padding taken off; hidden states at their full length."""
+        del cache_params, use_cache
+        name, inputs = ("inputs_embeds", inputs_embeds) if input_ids is None else ("input_ids", input_ids)
+        if inputs is None or (input_ids is not None and inputs_embeds is not None):
+            return call(input_ids, inputs_embeds)  # which says what is wrong
+        mask = inputs.new_ones(inputs.shape[:2]) if attention_mask is None else attention_mask
+        groups = [] if attention_mask is None else group_by_length(mask, inputs)
+        options = kwargs | {"use_cache": False, "output_hidden_states": output_hidden_states, "return_dict": True}
+        parts = [inputs[group] for group in groups] or [inputs]
+        answer = _joined([call(**{name: part}, **options) for part in parts], groups, mask)
+        as_dict = model.config.return_dict if return_dict is None else return_dict
+        return answer if as_dict else answer.to_tuple()
+
+
+def _joined(answers: list[Any], groups: list[Group], mask: Tensor) -> Any:
+    """One ``MambaOutput`` from those of all parts."""
+    answer = answers[0]
+    answer.last_hidden_state = spread([part.last_hidden_state for part in answers], groups, mask)
+    if answer.hidden_states is not None:
+        layers = zip(*(part.hidden_states for part in answers), strict=True)
+        answer.hidden_states = tuple(spread([_full(tokens) for tokens in layer], groups, mask) for layer in layers)
+    return answer
+
+
+def _full(tokens: Any) -> Tensor:
+    """Of what a block passes on, the tokens at the length the pass began with."""
+    return restore_sum(tokens) if isinstance(tokens, ReducedStream) else tokens

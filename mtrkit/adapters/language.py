@@ -1,0 +1,142 @@
+"""What the families of language Mamba have in common: a causal stack over token ids, in one scan direction.
+
+A reduced language model answers for a text as a whole. The last token, where the next one is predicted, is protected
+and sees every token before it, so its answer is as honest as the dense model's. The answers at all other places are
+restored from the tokens that are left, and are **not causal**: a merged token holds later tokens as well as earlier
+ones, its features go to every place it was merged from, and what stands between these has read them. An earlier
+place then knows the token that it is asked to predict, so a perplexity or a log-likelihood summed over several
+places is too good to be true. Where tokens are only dropped, as by ``method="random"``, ``"hsa"`` and ``"evit"``,
+``"mtr"`` with ``operation="prune"`` and ``"utr"`` with ``hidden="prune", residual="prune"``, no features travel
+backwards; a dropped place answers with its features of the block after which it was dropped. Which tokens are
+dropped is still chosen by looking at the whole text, but in ``"random"``.
+
+Texts may have any length; one that is too short for the ratio asked for loses what it can, a single token nothing.
+
+Source of the setting: Zhan et al., "Rethinking Token Reduction for State Space Models", arXiv:2410.14725.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from mtrkit.adapters.base import Adapter, SpecialAt, missing_name
+from mtrkit.adapters.isotropic import MIXER, direction_weights, last
+from mtrkit.scan import MixerWeights, Signals, mixer_forward
+from mtrkit.schedule import MambaShape, ModelShape
+from mtrkit.types import Gaps
+
+TRAINED_LENGTH = 2048  # tokens of the texts that the published Mamba models were trained on (arXiv:2312.00752)
+_PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj")
+
+
+class LanguageMamba(Adapter):
+    """A stack of one-direction Mamba blocks between an embedding and a norm, perhaps with a language head around it."""
+
+    embedding: str  # name of the stack's embedding, which tells the families apart
+    directions = 1
+    any_length = True
+
+    def mismatch(self, model: Any) -> str | None:
+        """Look for the stack, the blocks and the mixers by the attributes that the code below reads."""
+        missing = missing_name(model, (self.embedding, "layers", "norm_f"))
+        if missing:
+            inside = getattr(model, "backbone", None)
+            return f"has no `{missing}`" if inside is None else f"its `backbone` {self.mismatch(inside) or 'fits'}"
+        if not isinstance(model.layers, nn.ModuleList) or not len(model.layers):
+            return "`layers` is not a list of blocks"
+        for index, block in enumerate(model.layers):
+            wrong = _mismatch_of_block(block)
+            if wrong:
+                return f"`layers.{index}` {wrong}"
+        return None
+
+    def refusal(self, model: Any) -> str | None:
+        """Mixers of which the weights of the plain layers do not say all."""
+        for block in model.layers:
+            if getattr(block.mixer, "activation", "silu") not in ("silu", "swish"):
+                return f"its mixers' activation is {block.mixer.activation!r}, not SiLU"
+            for name in _PROJECTIONS:
+                layer = getattr(block.mixer, name)
+                if type(layer).forward is not nn.Linear.forward:
+                    return (
+                        f"`{name}` is a {type(layer).__name__}, whose weight alone does not say what it computes; "
+                        "merge or remove what was added to it"
+                    )
+        return None
+
+    def blocks(self, model: Any) -> list[nn.Module]:
+        """The entries of ``layers``."""
+        return list(model.layers)
+
+    def mixer(self, block: Any) -> nn.Module:
+        """The block's ``mixer``."""
+        return block.mixer
+
+    def run_mixer(
+        self, mixer: Any, hidden: Tensor, reads: frozenset[str], gaps: Gaps | None = None
+    ) -> tuple[Tensor, Signals]:
+        """The forward direction, unfused."""
+        weights = MixerWeights(
+            mixer.in_proj.weight,
+            mixer.in_proj.bias,
+            mixer.out_proj.weight,
+            mixer.out_proj.bias,
+            (direction_weights(mixer),),
+        )
+        return mixer_forward(hidden, weights, reads, gaps)
+
+    def special_at(self, model: Any) -> SpecialAt:
+        """The last token, which predicts the next one."""
+        del model
+        return last
+
+    def shape(self, model: Any, input_size: tuple[int, ...]) -> ModelShape:
+        """Read the sizes off the weights; looking up an embedding costs nothing."""
+        mixer = model.layers[0].mixer
+        return MambaShape(
+            depth=len(model.layers),
+            dim=mixer.in_proj.in_features,
+            inner=mixer.out_proj.in_features,
+            state=mixer.A_log.shape[1],
+            dt_rank=mixer.dt_proj.in_features,
+            conv=mixer.conv1d.kernel_size[0],
+            directions=1,
+            tokens=input_size[0],
+            special=1,
+            patches=input_size[0],
+            patch_macs=0,
+            head_macs=0,
+        )
+
+    def shape_within(self, outer: nn.Module, shape: ModelShape) -> ModelShape:
+        """A language head answers at every token of the restored sequence."""
+        heads = (getattr(module, "lm_head", None) for module in outer.modules())
+        macs = next((head.weight.numel() for head in heads if isinstance(head, nn.Linear)), 0)
+        return replace(shape, head_token_macs=macs)
+
+    def input_size(self, model: Any) -> tuple[int, ...]:
+        """As many tokens as the published models were trained on: the weights fit texts of any length."""
+        del model
+        return (TRAINED_LENGTH,)
+
+    def mismatch_of_size(self, model: nn.Module, input_size: tuple[int, ...]) -> str | None:
+        """A length, of at least one token beside the last."""
+        del model
+        if len(input_size) == 1 and type(input_size[0]) is int and input_size[0] > 1:
+            return None
+        return "takes token ids: give (length,), the number of tokens of a text, at least 2"
+
+
+def _mismatch_of_block(block: Any) -> str | None:
+    missing = missing_name(block, ("mixer", "norm")) or missing_name(block.mixer, MIXER)
+    if missing:
+        return f"has no `{missing}`"
+    mixer, known = block.mixer, {*MIXER, "act"}
+    parts = (mixer.named_children(), mixer.named_parameters(recurse=False), mixer.named_buffers(recurse=False))
+    # Such as a second direction, or the norms of Falcon Mamba on Δ, B and C, of which some versions have only this.
+    norms = ("rms_eps",) if hasattr(mixer, "rms_eps") else ()
+    unknown = next(
+        (name for name in (*(name for part in parts for name, _ in part), *norms) if name not in known), None
+    )
+    return None if unknown is None else f"has a mixer with `{unknown}`, which plain Mamba has not"

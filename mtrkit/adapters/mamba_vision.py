@@ -1,0 +1,180 @@
+"""MambaVision of the NVlabs/MambaVision repository, reduced between the blocks of its third stage.
+
+Two stages of convolutions, then two of Mamba and attention blocks on windows of tokens. Convolutions between the
+stages need the whole grid, so the tokens are put back where the third stage ends. It has 41 % of the FLOPs of
+MambaVision-T; the fourth begins with 49 tokens and is left alone.
+
+Source: Hatamizadeh and Kautz, "MambaVision", arXiv:2407.08083.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from mtrkit.adapters.base import Adapter, SpecialAt, missing_name, register_adapter
+from mtrkit.adapters.isotropic import nowhere
+from mtrkit.errors import InputError
+from mtrkit.scan import Signals
+from mtrkit.schedule import ModelShape
+from mtrkit.schedule.cost import Directions, check_directions
+from mtrkit.types import Gaps
+
+_BLOCK = ("norm1", "mixer", "norm2", "mlp", "gamma_1", "gamma_2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowShape(ModelShape):
+    """One stage of blocks of two kinds on windows, counted as so many blocks of their mean.
+
+    Args:
+        windows: Windows per image, each a sequence of its own.
+        token_macs: Cost per token, summed over the blocks.
+        pair_macs: Cost per pair of tokens of a window, summed over the blocks.
+    """
+
+    windows: int
+    token_macs: int
+    pair_macs: int
+
+    def block_flops(self, num_tokens: int, directions: Directions = "one") -> int:
+        """Count a mean block on all windows of ``num_tokens`` tokens; the scan has one direction."""
+        check_directions(directions)
+        return self.windows * num_tokens * (self.token_macs + num_tokens * self.pair_macs) // self.depth
+
+
+@register_adapter
+class MambaVisionAdapter(Adapter):
+    """``MambaVision``: blocks ``x = block(x)`` on windows, of which the later half has attention and so no Δ."""
+
+    name = "mamba_vision"
+    summary = "MambaVision of the NVlabs/MambaVision repository, reduced inside its third stage"
+    signals = frozenset()
+    single_stream = True
+    side_channel = None
+
+    def mismatch(self, model: Any) -> str | None:
+        """Look for convolutions, then for blocks on windows, by the attributes that the code below reads."""
+        missing = missing_name(model, ("patch_embed", "levels", "avgpool", "head"))
+        if missing:
+            return f"has no `{missing}`"
+        stage = _stage(model)
+        if stage is None:
+            return "`levels` has no stage of token blocks in front of a `downsample`"
+        missing = missing_name(stage, ("window_size",))
+        missing = missing or next((name for block in stage.blocks if (name := missing_name(block, _BLOCK))), None)
+        return f"a block of `levels` has no `{missing}`" if missing else None
+
+    def blocks(self, model: Any) -> list[nn.Module]:
+        """Those of the third stage."""
+        return list(_stage(model).blocks)
+
+    def mixer(self, block: Any) -> nn.Module:
+        """Mamba or attention."""
+        return block.mixer
+
+    def run_mixer(
+        self, mixer: Any, hidden: Tensor, reads: frozenset[str], gaps: Gaps | None = None
+    ) -> tuple[Tensor, Signals]:
+        """As it is; nothing is read of it."""
+        del reads, gaps
+        return mixer(hidden), Signals()
+
+    def special_at(self, model: Any) -> SpecialAt:
+        """No special tokens."""
+        del model
+        return nowhere
+
+    def shape(self, model: Any, input_size: tuple[int, ...]) -> ModelShape:
+        """Read the sizes off the weights; what is not in the stage's blocks is counted with the head."""
+        stage = _stage(model)
+        index = list(model.levels).index(stage)
+        rest = _stem_macs(model, input_size) + _weights(model.head, nn.Linear)
+        for number, level in enumerate(model.levels):
+            rest += _level_macs(level, _grid(input_size, number), with_blocks=level is not stage)
+        tokens, blocks = stage.window_size**2, stage.blocks
+        return WindowShape(
+            depth=len(blocks),
+            dim=blocks[0].norm1.weight.numel(),
+            tokens=tokens,
+            special=0,
+            patches=tokens,
+            patch_macs=0,
+            head_macs=rest,
+            windows=_windows(stage, _grid(input_size, index)),
+            token_macs=sum(map(_token_macs, blocks)),
+            pair_macs=sum(map(_pair_macs, blocks)),
+        )
+
+    def input_size(self, model: Any) -> tuple[int, ...]:
+        """That of the released weights; the model itself takes any."""
+        cfg = getattr(model, "pretrained_cfg", None) or {}
+        return tuple(cfg.get("input_size", (3, 224, 224)))
+
+
+def _stage(model: Any) -> Any:
+    """The first stage of blocks with mixers, in front of a convolution."""
+    for level in model.levels if isinstance(model.levels, nn.ModuleList) else ():
+        blocks = getattr(level, "blocks", None)
+        if blocks is not None and len(blocks) and hasattr(blocks[0], "mixer"):
+            return level if getattr(level, "downsample", None) is not None else None
+    return None
+
+
+def _grid(input_size: tuple[int, ...], level: int) -> tuple[int, int]:
+    """Rows and columns in a stage: the stem halves them twice, and every stage passes on half of its own."""
+    rows, columns = input_size[1:]
+    for _ in range(2 + level):
+        rows, columns = -(-rows // 2), -(-columns // 2)
+    if rows * columns == 0:
+        raise InputError(f"input_size={input_size} leaves nothing for stage {level + 1}")
+    return rows, columns
+
+
+def _windows(level: Any, grid: tuple[int, int]) -> int:
+    """How many windows the padded grid has."""
+    rows, columns = (-(-side // level.window_size) for side in grid)
+    return rows * columns
+
+
+def _stem_macs(model: Any, input_size: tuple[int, ...]) -> int:
+    """Two strided convolutions."""
+    macs = 0
+    convs = [module for module in model.patch_embed.modules() if isinstance(module, nn.Conv2d)]
+    for number, conv in enumerate(convs):
+        rows, columns = _grid(input_size, number - 1)
+        macs += conv.weight.numel() * rows * columns
+    return macs
+
+
+def _level_macs(level: Any, grid: tuple[int, int], with_blocks: bool) -> int:
+    """A stage's convolutions and, unless they are counted elsewhere, its blocks."""
+    after = -(-grid[0] // 2) * -(-grid[1] // 2)
+    macs = _weights(level.blocks, nn.Conv2d) * grid[0] * grid[1]
+    if level.downsample is not None:
+        macs += _weights(level.downsample, nn.Conv2d) * after
+    if with_blocks and hasattr(level.blocks[0], "mixer"):
+        length = level.window_size**2
+        per_token = sum(_token_macs(block) + length * _pair_macs(block) for block in level.blocks)
+        macs += _windows(level, grid) * length * per_token
+    return macs
+
+
+def _token_macs(block: Any) -> int:
+    """Linear layers, short convolutions and, in a Mamba block, the scan as 9·E·N and the skip."""
+    scanned = getattr(block.mixer, "A_log", None)
+    scan = 0 if scanned is None else scanned.shape[0] * (9 * scanned.shape[1] + 1)
+    return _weights(block, (nn.Linear, nn.Conv1d)) + scan
+
+
+def _pair_macs(block: Any) -> int:
+    """Queries against keys and weights against values, in an attention block."""
+    qkv = getattr(block.mixer, "qkv", None)
+    return 0 if qkv is None else 2 * qkv.in_features
+
+
+def _weights(module: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module], ...]) -> int:
+    """Weights of all layers of a kind inside."""
+    layers: Iterable[Any] = (layer for layer in module.modules() if isinstance(layer, kind))
+    return sum(layer.weight.numel() for layer in layers)
