@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtrkit.ops.nearest import can_find_nearest, find_nearest
 from mtrkit.ops.product import precise_product
 from mtrkit.ops.rows import take
 
@@ -37,6 +38,8 @@ def match_nearest(metric: Tensor, src: Tensor, dst: Tensor, similarity: Similari
     """
     metric = comparable(metric)
     if similarity == "cosine":
+        if kth == 1 and dst.shape[1] and can_find_nearest(metric):
+            return find_nearest(metric, src, dst)
         metric = F.normalize(metric, dim=-1)
     scores, scale = _similarity_matrix(take(metric, src), take(metric, dst), similarity)
     first = _first_best(scores, scale)

@@ -93,9 +93,9 @@ torch.library.register_fake("mtrkit::add_rms_norm", _norm_shapes, lib=_lib)
 
 def inference_fuses(x: Tensor) -> bool:
     """Whether :func:`fuses` for this tensor, and nobody wants a derivative or another precision."""
-    if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+    if torch.is_grad_enabled() or not fuses(x.device.type, x.dtype):
         return False
-    return fuses(x.device.type, x.dtype)
+    return not torch.is_autocast_enabled(x.device.type)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ CONV = struct.Struct("6q16q3q")
 PROJECT = struct.Struct("6q16q3q2q4q")  # a convolution's, then the product's
 PACK = struct.Struct("3qd2q")
 NORM = struct.Struct("2qd5q")
+MATCH = struct.Struct("9q")
 SUM = struct.Struct("5q")
 SOFTPLUS = struct.Struct("3q8qq")
 NO_VIEW = (0, 0, 0, 0)

@@ -6,6 +6,7 @@
  * result. The arithmetic is in native_kernels.h, compiled three times for three instruction sets into this one
  * library; the caller chooses the level at run time.
  */
+#include <float.h>
 #include <math.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -90,6 +91,14 @@ typedef struct {
     double eps;
     float *x, *residual, *weight, *sum, *normed;
 } norm_job;
+
+/* For each source row of a sample the target row most alike by cosine; of those that are equal up to rounding the
+ * first. */
+typedef struct {
+    int64_t batch, length, channels, sources, targets;
+    float *metric;              /* (batch, length, channels), contiguous */
+    int64_t *src, *dst, *found; /* (batch, sources), (batch, targets), (batch, sources), contiguous */
+} match_job;
 
 typedef struct {
     int64_t outer, count, inner;
@@ -244,7 +253,7 @@ EXPORT int mtr_best_level(void) {
 /* So that Python can refuse a library whose structs or tiling differ from what it packs. */
 EXPORT int64_t mtr_layout(void) {
     size_t jobs = sizeof(header) + sizeof(scan_job) + sizeof(conv_job) + sizeof(project_job) + sizeof(pack_job)
-                  + sizeof(norm_job) + sizeof(sum_job) + sizeof(softplus_job);
+                  + sizeof(norm_job) + sizeof(match_job) + sizeof(sum_job) + sizeof(softplus_job);
     return (int64_t)jobs + 10000 * TILE + 1000000 * BLOCK + 100000000 * TEAM_BLOCKS;
 }
 
@@ -262,10 +271,11 @@ static const task_fn conv_backward[] = LEVELS(conv_backward_task);
 static const task_fn project[] = LEVELS(project_task);
 static const task_fn pack[] = LEVELS(pack_task);
 static const task_fn norm[] = LEVELS(norm_task);
+static const task_fn match[] = LEVELS(match_task);
 static const task_fn add_up[] = LEVELS(sum_task);
 static const task_fn softplus[] = LEVELS(softplus_task);
 
-enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK, NORM };
+enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH };
 
 static task_fn pick_task(int kind, int level) {
     switch (kind) {
@@ -277,6 +287,7 @@ static task_fn pick_task(int kind, int level) {
     case PROJECT: return project[level];
     case PACK: return pack[level];
     case NORM: return norm[level];
+    case MATCH: return match[level];
     default: return add_up[level];
     }
 }
@@ -290,6 +301,7 @@ static void measure(int kind, const void *job, int64_t *tasks, int64_t *scratch)
     const project_job *q = job;
     const pack_job *k = job;
     const norm_job *n = job;
+    const match_job *m = job;
     switch (kind) {
     case SCAN_FORWARD:
         *tasks = s->batch * s->groups * blocks_per_group(s);
@@ -320,6 +332,10 @@ static void measure(int kind, const void *job, int64_t *tasks, int64_t *scratch)
     case NORM:
         *tasks = ceil_div(n->rows, NORM_SPAN);
         *scratch = BLOCK;
+        break;
+    case MATCH:
+        *tasks = m->batch;
+        *scratch = (ceil_div(m->targets, BLOCK) + 1) * BLOCK * m->channels + ceil_div(m->targets, BLOCK) * BLOCK * BLOCK;
         break;
     default:
         *tasks = r->outer * ceil_div(r->inner, SUM_SPAN);

@@ -549,23 +549,16 @@ static TARGET void FN(softplus_task)(const void *job, int64_t task, float *scrat
 
 /* ---- a sum and its norm ------------------------------------------------------------------------------------- */
 
-/* Adds two rows and returns the sum's mean square, added up in the same order at every place. */
-INLINE float FN(add_rows)(const float *x, const float *residual, int64_t count, float *sum) {
-    float squares[LANES], total = 0.0f;
+/* Added up in the same order at every place. */
+INLINE float FN(add_squares)(const float *row, int64_t count) {
+    float parts[LANES], total = 0.0f;
     vf square = FN(splat)(0.0f);
     int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) {
-        vf value = LOAD(x + i) + LOAD(residual + i);
-        STORE(sum + i, value);
-        square += value * value;
-    }
-    STORE(squares, square);
-    for (int k = 0; k < LANES; k++) total += squares[k];
-    for (; i < count; i++) {
-        sum[i] = x[i] + residual[i];
-        total += sum[i] * sum[i];
-    }
-    return total / (float)count;
+    for (; i + LANES <= count; i += LANES) square += LOAD(row + i) * LOAD(row + i);
+    STORE(parts, square);
+    for (int k = 0; k < LANES; k++) total += parts[k];
+    for (; i < count; i++) total += row[i] * row[i];
+    return total;
 }
 
 static TARGET void FN(norm_task)(const void *job, int64_t task, float *scratch) {
@@ -574,9 +567,51 @@ static TARGET void FN(norm_task)(const void *job, int64_t task, float *scratch) 
     (void)scratch;
     for (int64_t row = first; row < last; row++) {
         float *sum = j->sum + row * K, *normed = j->normed + row * K;
-        float mean = FN(add_rows)(j->x + row * K, j->residual + row * K, K, sum);
-        float scale = 1.0f / sqrtf(mean + (float)j->eps);
+        for (int64_t i = 0; i < K; i++) sum[i] = j->x[row * K + i] + j->residual[row * K + i];
+        float scale = 1.0f / sqrtf(FN(add_squares)(sum, K) / (float)K + (float)j->eps);
         for (int64_t i = 0; i < K; i++) normed[i] = sum[i] * scale * j->weight[i];
+    }
+}
+
+/* ---- the most similar of some rows ------------------------------------------------------------------------- */
+
+/* A row as a unit vector, with its elements `stride` apart. */
+INLINE void FN(unit)(const float *row, int64_t count, float *out, int64_t stride) {
+    float norm = sqrtf(FN(add_squares)(row, count)), scale = 1.0f / (norm > 1e-12f ? norm : 1e-12f);
+    if (norm != norm) scale = norm;
+    for (int64_t e = 0; e < count; e++) out[e * stride] = row[e] * scale;
+}
+
+/* The first of the greatest scores up to rounding; the first of all if one is no number. */
+INLINE int64_t FN(first_best)(const float *scores, int64_t count) {
+    float best = scores[0];
+    for (int64_t i = 0; i < count; i++) {
+        if (scores[i] != scores[i]) return 0;
+        if (scores[i] > best) best = scores[i];
+    }
+    for (int64_t i = 0; i < count; i++)
+        if (scores[i] >= best - 16.0f * FLT_EPSILON) return i;
+    return 0;
+}
+
+static TARGET void FN(match_task)(const void *job, int64_t b, float *scratch) {
+    const match_job *j = job;
+    int64_t K = j->channels, columns = ceil_div(j->targets, BLOCK) * BLOCK;
+    float *packed = scratch, *tile = packed + columns * K, *scores = tile + BLOCK * K;
+    const float *rows = j->metric + b * j->length * K;
+    const int64_t *src = j->src + b * j->sources, *dst = j->dst + b * j->targets;
+    memset(packed, 0, (size_t)(columns * K) * sizeof(float));
+    for (int64_t i = 0; i < j->targets; i++)
+        FN(unit)(rows + dst[i] * K, K, packed + i / BLOCK * BLOCK * K + i % BLOCK, BLOCK);
+    walk tokens = {tile, 1, K};
+    for (int64_t first = 0; first < j->sources; first += BLOCK) {
+        int64_t steps = j->sources - first < BLOCK ? j->sources - first : BLOCK;
+        for (int64_t i = 0; i < steps; i++) FN(unit)(rows + src[first + i] * K, K, tile + i * K, 1);
+        for (int64_t c = 0; c < columns; c += BLOCK)
+            for (int64_t from = 0; from < steps; from += LANES) PARTS(v)
+                FN(multiply)(tokens, from, steps - from, K, packed + c * K + v, scores + from * columns + c + v, columns);
+        for (int64_t i = 0; i < steps; i++)
+            j->found[b * j->sources + first + i] = dst[FN(first_best)(scores + i * columns, j->targets)];
     }
 }
 

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+import mtrkit
 from mtrkit.scan import DirectionWeights, MixerWeights, fused, mixer_forward, use_scan_backend
 from mtrkit.scan import library as lib
 from tests.scan.conftest import take_path
@@ -168,6 +169,15 @@ def test_leaves_the_rest_to_the_single_steps(calls, monkeypatch):
     take_path("torch", monkeypatch)
     mixer_forward(hidden, weights)
     assert not calls
+
+
+@torch.no_grad()
+def test_a_model_without_memory_runs():
+    """On the meta device there is no autocast to ask for."""
+    with torch.device("meta"):
+        model = mtrkit.VisionMamba(img_size=32, patch_size=4, embed_dim=16, depth=3, num_classes=5)
+        mtrkit.apply_reduction(model, ratio=0.2)
+        assert model(torch.empty(2, 3, 32, 32)).shape == (2, 5)
 
 
 @pytest.mark.filterwarnings("ignore")
