@@ -1,5 +1,6 @@
 """Runs of the command line in this process."""
 
+import signal
 from typing import NamedTuple
 
 import pytest
@@ -15,6 +16,14 @@ class Ran(NamedTuple):
     code: int
     out: str
     err: str
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, also where the tests run in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -68,6 +68,7 @@ def test_csv_rows_stand_alone(mtrkit_run, tmp_path):
     assert all(row["model"] == MODEL and row["device"] and row["mtrkit"] == mtrkit.__version__ for row in rows)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_interruption_loses_only_the_running_configuration(mtrkit_run, tmp_path, monkeypatch, counted):
     out, measure = tmp_path / "out.json", measuring.predict
 
@@ -95,6 +96,7 @@ def test_a_folder_of_images(mtrkit_run, photos, tmp_path):
     assert " 20 " in ran.out
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_bench_saves_finished_rounds_on_interruption(mtrkit_run, tmp_path, monkeypatch):
     def rounds(passes, device, **kwargs):
         yield dict.fromkeys(passes, 0.5)
