@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from mtrkit.compiler import constant_result
 from mtrkit.scan import jobs, library
-from mtrkit.scan.ops import runs_compiled
 
 _lib = torch.library.Library("mtrkit", "FRAGMENT")
 _lib.define("nearest(Tensor metric, Tensor src, Tensor dst) -> Tensor")
@@ -12,7 +12,12 @@ _lib.define("nearest(Tensor metric, Tensor src, Tensor dst) -> Tensor")
 
 def can_find_nearest(metric: Tensor) -> bool:
     """Whether :func:`find_nearest` takes this tensor."""
-    return metric.dtype == torch.float32 and runs_compiled(metric)
+    return metric.dtype == torch.float32 and _runs_compiled(metric.device.type)
+
+
+@constant_result  # compile takes the answer, not the search for the library
+def _runs_compiled(device: str) -> bool:
+    return device == "cpu" and not library.library().missing
 
 
 def find_nearest(metric: Tensor, src: Tensor, dst: Tensor) -> Tensor:

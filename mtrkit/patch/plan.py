@@ -32,19 +32,16 @@ class Plan:
     r: int | None = None
     tokens: tuple[int, ...] | None = None
     any_length: bool = False
-    _schedules: dict[int, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    schedule: tuple[int, ...] = field(init=False)  # tokens after each block at the input size the plan was made for
+    _others: dict[int, tuple[int, ...]] = field(default_factory=dict, repr=False)  # the same at other lengths
 
     def __post_init__(self) -> None:
-        self._schedules[self.shape.tokens] = self._solve(self.shape)
-
-    @property
-    def schedule(self) -> tuple[int, ...]:
-        """Tokens after each block at the input size the plan was made for."""
-        return self._schedules[self.shape.tokens]
+        self.schedule = self._solve(self.shape)
 
     def num_kept(self, index: int, num_tokens: int) -> int:
         """Tokens to keep after block ``index`` (from 0) in a pass that began with ``num_tokens``."""
-        return _schedule(self, int(num_tokens))[index]
+        length = int(num_tokens)
+        return (self.schedule if length == self.shape.tokens else _schedule(self, length))[index]
 
     def at(self, num_tokens: int) -> ModelShape:
         """The model's sizes for a sequence of another length."""
@@ -66,9 +63,9 @@ class Plan:
 @constant_result  # arithmetic on lengths: a compiler takes the answer, not the search
 def _schedule(plan: Plan, num_tokens: int) -> tuple[int, ...]:
     """Solve for a length the plan was not made for, once."""
-    if num_tokens not in plan._schedules:
-        plan._schedules[num_tokens] = _replan(plan, num_tokens)
-    return plan._schedules[num_tokens]
+    if num_tokens not in plan._others:
+        plan._others[num_tokens] = _replan(plan, num_tokens)
+    return plan._others[num_tokens]
 
 
 def _replan(plan: Plan, num_tokens: int) -> tuple[int, ...]:

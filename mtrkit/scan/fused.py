@@ -11,7 +11,7 @@ from mtrkit.compiler import constant_result
 from mtrkit.scan import ops, pipeline
 from mtrkit.scan.dispatch import backend_for
 from mtrkit.scan.library import BLOCK, current_level, library
-from mtrkit.scan.weights import DirectionWeights, MixerWeights
+from mtrkit.scan.weights import DirectionWeights, MixerWeights, decay_rates
 
 _lib = torch.library.Library("mtrkit", "FRAGMENT")
 _lib.define(
@@ -57,7 +57,7 @@ def _step_by_step(
         seen.append(F.linear(u.transpose(1, 2), x_proj))
         dt, B, C = seen[-1].split([dt_weight.shape[1], A_log.shape[1], A_log.shape[1]], dim=-1)
         delta, B, C = F.linear(dt, dt_weight).transpose(1, 2), B.transpose(1, 2)[:, None], C.transpose(1, 2)[:, None]
-        y += ops.selective_scan(u, delta, directions[i].A, B, C, D.float(), z, dt_bias, True, i == 1, False)[0]
+        y += ops.selective_scan(u, delta, decay_rates(A_log), B, C, D.float(), z, dt_bias, True, i == 1, False)[0]
         total += ops.delta_softplus(delta, dt_bias)
     blocks = F.pad(total, (0, 0, 0, -total.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK)).sum(dim=2)
     found = {"projected": torch.stack(seen), "delta": total.transpose(1, 2), "delta_sums": blocks}

@@ -19,7 +19,7 @@ from mtrkit.scan import fused
 from mtrkit.scan.conv import causal_conv1d
 from mtrkit.scan.dispatch import length_last, scan_op
 from mtrkit.scan.ops import delta_softplus
-from mtrkit.scan.weights import DirectionWeights, MixerWeights
+from mtrkit.scan.weights import DirectionWeights, MixerWeights, decay_rates
 from mtrkit.types import Gaps
 
 
@@ -114,7 +114,7 @@ def _mix(hidden: Tensor, weights: MixerWeights, reads: frozenset[str], gaps: Gap
         y, signals = _add(y, backward), _add_signals(signals, found)
     if gate is None:
         seen = y.transpose(1, 2) if "y" in reads else None
-        signals = signals._replace(y=seen)
+        signals = Signals(signals.delta, signals.delta_mean, signals.ssm_B, signals.ssm_C, seen)
         y = y * F.silu(z)
     # Halving the weights instead of the sum gives the same bits and touches a smaller tensor.
     out_proj = weights.out_proj * 0.5 if weights.halve else weights.out_proj
@@ -151,7 +151,7 @@ def _scan_direction(
         y = _scan_over(gap, u, delta, B, C, weights, reverse)
     else:
         bias = None if ready else weights.dt_bias.float()
-        y, _ = scan_op(u, delta, weights.A, B, C, weights.D.float(), z, bias, not ready, reverse)
+        y, _ = scan_op(u, delta, decay_rates(weights.A_log), B, C, weights.D.float(), z, bias, not ready, reverse)
     found = Signals(
         delta.transpose(1, 2) if "delta" in reads else None,
         delta.float().mean(dim=1) if "delta_mean" in reads else None,
@@ -173,7 +173,7 @@ def _scan_over(
         passed = passed * F.softplus(weights.dt_bias.float()).to(delta.dtype)[:, None]
     total = delta + passed
     share = delta / total.clamp(min=torch.finfo(total.dtype).tiny)
-    y, _ = scan_op(u * share, total, weights.A, B, C, None, None, None, False, reverse)
+    y, _ = scan_op(u * share, total, decay_rates(weights.A_log), B, C, None, None, None, False, reverse)
     return y + weights.D.to(y.dtype)[:, None] * u
 
 

@@ -17,10 +17,10 @@ class DirectionWeights(NamedTuple):
     A_log: Tensor  # (E, N), log(−A)
     D: Tensor  # (E,)
 
-    @property
-    def A(self) -> Tensor:
-        """(E, N), negative; float32, as is the recurrence in models of any precision."""
-        return -torch.exp(self.A_log if self.A_log.dtype == torch.float64 else self.A_log.float())
+
+def decay_rates(A_log: Tensor) -> Tensor:
+    """A, negative; float32, as is the recurrence in models of any precision."""
+    return -torch.exp(A_log if A_log.dtype == torch.float64 else A_log.float())
 
 
 class MixerWeights(NamedTuple):
