@@ -3,7 +3,7 @@
 import copy
 import io
 import pickle
-import threading
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from mtrkit.adapters import find_adapter
 from mtrkit.errors import InputError, OptionError, UnsupportedModelError
 from tests.language import LANGUAGE, MixerModel, hf_mamba, mamba_lm, plain_mixer, plain_mtr, twins
 from tests.test_matrix import fingerprint
+from tests.threads import answers_of_two_threads
 from tests.tolerances import rms_error
 
 IDS = torch.randint(40, (3, 37), generator=torch.Generator().manual_seed(1))
@@ -265,16 +266,8 @@ def test_copies_work(model):
 def test_two_threads_share_a_model(model):
     mtrkit.apply_reduction(model, "mtr", **SIZE)
     inputs = [IDS, IDS.flip(1)[:, 5:]]
-    wanted, answers = [run(model, ids) for ids in inputs], [[], []]
-
-    def work(i):
-        answers[i] += [run(model, inputs[i]) for _ in range(3)]
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    wanted = [run(model, ids) for ids in inputs]
+    answers = answers_of_two_threads(partial(run, model), inputs)
     for i in range(2):
         assert len(answers[i]) == 3 and all(torch.equal(answer, wanted[i]) for answer in answers[i])
 

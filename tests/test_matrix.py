@@ -7,7 +7,7 @@ in where and how many the special tokens are, and in how the blocks are called.
 import copy
 import io
 import pickle
-import threading
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ import mtrkit
 from mtrkit.adapters import find_adapter
 from mtrkit.methods import METHODS
 from tests.families import FAMILIES
+from tests.threads import answers_of_two_threads
 
 
 def has_what_it_reads(method, family):
@@ -116,16 +117,7 @@ def test_two_threads_share_a_model(case):
     mtrkit.apply_reduction(model, method, ratio=0.3)
     inputs = [torch.randn(2, 3, 32, 32) for _ in range(2)]
     wanted = [run(model, x) for x in inputs]
-    answers = [[], []]
-
-    def work(i):
-        answers[i] += [run(model, inputs[i]) for _ in range(3)]
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    answers = answers_of_two_threads(partial(run, model), inputs)
     for i in range(2):
         assert len(answers[i]) == 3 and all(torch.equal(answer, wanted[i]) for answer in answers[i])
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from mtrkit.adapters.base import register_adapter
-from mtrkit.adapters.language import LanguageMamba
+from mtrkit.adapters.language import WHY_NO_GENERATION, LanguageMamba
 from mtrkit.adapters.padding import Group, group_by_length, spread
 from mtrkit.ops import restore_sum
 from mtrkit.scan import Signals
@@ -47,11 +47,7 @@ class HFMambaAdapter(LanguageMamba):
         del entry, inputs_embeds, args, kwargs
         if cache_params is None and not use_cache:
             return None
-        return (
-            "cached generation (cache_params, or use_cache=True as generate() sets it) would go on from the states of "
-            "a reduced text, with every token after it at another place than the model knows, and one token at a time "
-            "cannot be reduced"
-        )
+        return f"cached generation (cache_params, or use_cache=True as generate() sets it) {WHY_NO_GENERATION}"
 
     def serve(
         self,

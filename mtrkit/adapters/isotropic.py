@@ -57,16 +57,11 @@ class IsotropicMamba(Adapter):
 
     def shape(self, model: Any, input_size: tuple[int, ...]) -> ModelShape:
         """Read the sizes off the weights."""
-        mixer, patch = model.layers[0].mixer, model.patch_embed.proj
+        patch = model.patch_embed.proj
         patches = count_patches(patch, input_size)
         tokens = patches + self.num_class_tokens(model)
         return MambaShape(
-            depth=len(model.layers),
-            dim=mixer.in_proj.in_features,
-            inner=mixer.out_proj.in_features,
-            state=mixer.A_log.shape[1],
-            dt_rank=mixer.dt_proj.in_features,
-            conv=mixer.conv1d.kernel_size[0],
+            **stack_sizes(model),
             directions=2,
             tokens=tokens,
             special=len(self.special_at(model)(tokens)),
@@ -93,14 +88,7 @@ class OfficialMamba(IsotropicMamba):
 
     def weights(self, mixer: Any) -> MixerWeights:
         """Read off its submodules."""
-        return MixerWeights(
-            mixer.in_proj.weight,
-            mixer.in_proj.bias,
-            mixer.out_proj.weight,
-            mixer.out_proj.bias,
-            (direction_weights(mixer), direction_weights(mixer, "_b")),
-            self.halves(mixer),
-        )
+        return mixer_weights(mixer, ("", "_b"), self.halves(mixer))
 
     def halves(self, mixer: Any) -> bool:
         """Whether the mixer halves the sum of its directions."""
@@ -139,7 +127,26 @@ def both_ends(num_tokens: int) -> tuple[int, ...]:
     return (0, num_tokens - 1)
 
 
-def direction_weights(mixer: Any, suffix: str = "") -> DirectionWeights:
+def stack_sizes(model: Any) -> dict[str, int]:
+    """The sizes of a stack of Mamba blocks, read off the weights of its first mixer."""
+    mixer = model.layers[0].mixer
+    return {
+        "depth": len(model.layers),
+        "dim": mixer.in_proj.in_features,
+        "inner": mixer.out_proj.in_features,
+        "state": mixer.A_log.shape[1],
+        "dt_rank": mixer.dt_proj.in_features,
+        "conv": mixer.conv1d.kernel_size[0],
+    }
+
+
+def mixer_weights(mixer: Any, suffixes: tuple[str, ...], halve: bool = False) -> MixerWeights:
+    """The parameters of a ``Mamba`` module, with a direction for each of the suffixes of their names."""
+    outer = mixer.in_proj.weight, mixer.in_proj.bias, mixer.out_proj.weight, mixer.out_proj.bias
+    return MixerWeights(*outer, tuple(_direction_weights(mixer, suffix) for suffix in suffixes), halve)
+
+
+def _direction_weights(mixer: Any, suffix: str) -> DirectionWeights:
     """The parameters of one direction; the backward ones end in ``_b``, its A in ``A_b_log``."""
     conv, dt_proj = getattr(mixer, f"conv1d{suffix}"), getattr(mixer, f"dt_proj{suffix}")
     return DirectionWeights(

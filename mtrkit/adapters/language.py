@@ -21,12 +21,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtrkit.adapters.base import Adapter, SpecialAt, missing_name
-from mtrkit.adapters.isotropic import MIXER, direction_weights, last
-from mtrkit.scan import MixerWeights, Signals, mixer_forward
+from mtrkit.adapters.isotropic import MIXER, last, mixer_weights, stack_sizes
+from mtrkit.scan import Signals, mixer_forward
 from mtrkit.schedule import MambaShape, ModelShape
 from mtrkit.types import Gaps
 
 TRAINED_LENGTH = 2048  # tokens of the texts that the published Mamba models were trained on (arXiv:2312.00752)
+WHY_NO_GENERATION = (
+    "would go on from the states of a reduced text, with every token after it at another place than the model knows, "
+    "and one token at a time cannot be reduced"
+)
 _PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 
 
@@ -77,14 +81,7 @@ class LanguageMamba(Adapter):
         self, mixer: Any, hidden: Tensor, reads: frozenset[str], gaps: Gaps | None = None
     ) -> tuple[Tensor, Signals]:
         """The forward direction, unfused."""
-        weights = MixerWeights(
-            mixer.in_proj.weight,
-            mixer.in_proj.bias,
-            mixer.out_proj.weight,
-            mixer.out_proj.bias,
-            (direction_weights(mixer),),
-        )
-        return mixer_forward(hidden, weights, reads, gaps)
+        return mixer_forward(hidden, mixer_weights(mixer, ("",)), reads, gaps)
 
     def special_at(self, model: Any) -> SpecialAt:
         """The last token, which predicts the next one."""
@@ -93,14 +90,8 @@ class LanguageMamba(Adapter):
 
     def shape(self, model: Any, input_size: tuple[int, ...]) -> ModelShape:
         """Read the sizes off the weights; looking up an embedding costs nothing."""
-        mixer = model.layers[0].mixer
         return MambaShape(
-            depth=len(model.layers),
-            dim=mixer.in_proj.in_features,
-            inner=mixer.out_proj.in_features,
-            state=mixer.A_log.shape[1],
-            dt_rank=mixer.dt_proj.in_features,
-            conv=mixer.conv1d.kernel_size[0],
+            **stack_sizes(model),
             directions=1,
             tokens=input_size[0],
             special=1,

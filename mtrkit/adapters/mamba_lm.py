@@ -7,7 +7,7 @@ mask: give texts of one length, for padding cannot be told from words.
 from typing import Any
 
 from mtrkit.adapters.base import register_adapter
-from mtrkit.adapters.language import LanguageMamba
+from mtrkit.adapters.language import WHY_NO_GENERATION, LanguageMamba
 
 
 @register_adapter
@@ -29,11 +29,7 @@ class MambaLMAdapter(LanguageMamba):
         """Generation, and whatever is meant for single tokens on their way through the mixers."""
         del entry
         if inference_params is not None:
-            return (
-                "generation (inference_params, as generate() sets it) would go on from the states of a reduced text, "
-                "with every token after it at another place than the model knows, and one token at a time cannot be "
-                "reduced"
-            )
+            return f"generation (inference_params, as generate() sets it) {WHY_NO_GENERATION}"
         given = [name for name, value in kwargs.items() if value is not None and name != "input_ids"]
         if given or args:
             return f"{', '.join(given) or 'an argument'} has an entry per token, and a reduced model has fewer tokens"

@@ -305,7 +305,7 @@ static void measure(int kind, const void *job, int64_t *tasks, int64_t *scratch)
     switch (kind) {
     case SCAN_FORWARD:
         *tasks = s->batch * s->groups * blocks_per_group(s);
-        *scratch = (2 * s->states + s->rank + 8 * TILE) * BLOCK;
+        *scratch = (2 * s->states + 8 * TILE) * BLOCK;
         break;
     case SCAN_BACKWARD:
         *tasks = s->batch * s->groups * teams_per_group(s);
