@@ -1,9 +1,10 @@
 """Measure the speed-up of reduced models beside the one that their FLOPs promise.
 
-Protocol: all models share one set of weights and one batch of random images in memory; after a warm-up they
-are timed in turns (CUDA events on a GPU), every round starting with another one; images/s is the median over
-the rounds, the speed-up the median of dense time over reduced time within each round, and in brackets are the
-quartiles. Weights are random unless --checkpoint is given: speed does not depend on them.
+Protocol: all models share one set of weights and one batch of random images in memory, or of one image or clip
+(--input) repeated; after a warm-up they are timed in turns (CUDA events on a GPU), every round starting with
+another one; images/s is the median over the rounds, the speed-up the median of dense time over reduced time within
+each round, and in brackets are the quartiles. Weights are random unless --checkpoint is given: speed does not
+depend on them.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from collections.abc import Callable
 import torch
 
 from mtrkit.cli.console import print_table, progress, say
+from mtrkit.cli.inputs import add_input, read_input
 from mtrkit.cli.loading import DENSE, Candidate, candidates, input_shape, load_model
 from mtrkit.cli.options import add_model, add_reduction, add_running, positive, resolve_running
 from mtrkit.cli.results import KEY, Results, Row, configuration_key
@@ -24,6 +26,7 @@ EPILOG = """examples:
   mtrkit bench vim_tiny_patch16_224 --batch-size 16 --ratio 0.2 0.3 0.4
   mtrkit bench vim_small_patch16_224 --batch-size 1 16 64 --dtype float16 --out bench.json
   mtrkit bench vim_micro_patch4_32 --ratio 0.05 0.3 --rounds 30 --compile
+  mtrkit bench videomamba_tiny_patch16_224_f8 --batch-size 4 --input clip.mp4 --method rmeeto --layers even
 """
 
 _MOST_COMPILED = 8  # torch compiles a function this often before it gives up and runs it uncompiled
@@ -33,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the reductions, and how to run and to measure."""
     add_model(parser, checkpoint=None)
     add_reduction(parser, [0.2, 0.3, 0.4])
+    add_input(parser, "what to run on, repeated, instead of random numbers")
     parser.add_argument("--batch-size", nargs="+", type=positive, default=[1, 16, 64], help="default: 1 16 64")
     parser.add_argument("--rounds", type=positive, default=15, help="rounds of timing (default: 15)")
     parser.add_argument(
@@ -51,33 +55,36 @@ def run(args: argparse.Namespace) -> int:
     results = Results(args.out)
     device, precision = resolve_running(args), Precision(args.dtype)
     model = precision.cast(load_model(args, device))
+    sample = None if args.input is None else read_input(args.input, args, model)[1]
     found = candidates(model, args.method, args.ratio, args.layers, dict(args.option), args.r)
     if args.compile and len(found) > _MOST_COMPILED:
         raise OptionError(f"--compile takes at most {_MOST_COMPILED - 1} reductions at a time, not {len(found) - 1}")
     about = describe_machine(device) | {
         "model": args.model,
         "checkpoint": str(args.checkpoint),
+        "input": args.input,
         "dtype": args.dtype,
         "compile": args.compile,
         "command": args.command_line,
     }
     _print_head(args, about, found)
     for batch_size in args.batch_size:
-        _measure(args, found, device, precision, batch_size, about, results)
+        size = (batch_size, *input_shape(model))
+        x = torch.randn(size) if sample is None else sample.expand(size).contiguous()
+        _measure(args, found, x.to(device, precision.weights), precision, about, results)
     return 0
 
 
 def _measure(
     args: argparse.Namespace,
     found: list[Candidate],
-    device: torch.device,
+    x: torch.Tensor,
     precision: Precision,
-    batch_size: int,
     about: Row,
     results: Results,
 ) -> None:
-    """Time one batch size; on an interruption save and print the finished rounds, and pass it on."""
-    x = torch.randn(batch_size, *input_shape(found[0].model), device=device, dtype=precision.weights)
+    """Time one batch; on an interruption save and print the finished rounds, and pass it on."""
+    batch_size, device = len(x), x.device
     passes = {candidate.name: _prepare(candidate, x, precision, args.compile) for candidate in found}
     memory = {name: peak_memory(run, device) for name, run in passes.items()}
     taken: list[dict[str, float]] = []

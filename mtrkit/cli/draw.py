@@ -10,18 +10,14 @@ import argparse
 from pathlib import Path
 
 import torch
-from PIL import Image
-from torch import Tensor
 
-from mtrkit.adapters import find_adapter
 from mtrkit.api import trace_reduction
 from mtrkit.cli.console import say
-from mtrkit.cli.evaluate import add_preprocessing, preprocess_from
+from mtrkit.cli.inputs import add_preprocessing, read_input
 from mtrkit.cli.loading import load_model, reduce_model
 from mtrkit.cli.options import add_model, add_reduction
 from mtrkit.errors import InputError, OptionError
-from mtrkit.measure import Preprocess, read_clip, read_image
-from mtrkit.vis import draw_methods, draw_reduction, patch_grid, strip
+from mtrkit.vis import draw_methods, draw_reduction, patch_grid
 
 EPILOG = """examples:
   mtrkit draw vim_tiny_patch16_224 --checkpoint vim_t_midclstok_76p1acc.pth cat.jpg dog.jpg
@@ -47,9 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if args.ratio == 0:
         raise OptionError("--ratio 0 reduces nothing, so there is nothing to draw; give a ratio above 0")
     model = load_model(args)
-    preprocess = preprocess_from(args, model)
-    size = find_adapter(model).input_size(model)
-    seen, inputs = zip(*(_see(path, preprocess, size) for path in args.images), strict=True)
+    seen, inputs = zip(*(read_input(path, args, model) for path in args.images), strict=True)
     batch = torch.stack(inputs)
     grid, names = patch_grid(model), [Path(path).name for path in args.images]
     traces, predicted = {}, {}
@@ -58,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         with torch.inference_mode(), trace_reduction(model) as traces[method.text]:
             predicted[method.text] = model(batch).argmax(dim=-1).tolist()
     told = [_told(names, classes) for classes in predicted.values()]
-    if len(traces) == 1 and len(size) == 3:
+    if len(traces) == 1 and batch.dim() == 4:
         (name, trace), (captions,) = traces.popitem(), told
         title = f"{args.model}, {name} at {_amount(args)}"
         draw_reduction(seen, trace, grid, captions, title).save(args.out)
@@ -67,15 +61,6 @@ def run(args: argparse.Namespace) -> int:
     say(*(f"{name}: {line}" for name, lines in zip(predicted, told, strict=True) for line in lines))
     say(f"picture: {args.out}")
     return 0
-
-
-def _see(path: str, preprocess: Preprocess, size: tuple[int, ...]) -> tuple[Image.Image, Tensor]:
-    """What the model sees of a file, as a picture and as its input."""
-    if len(size) == 3:
-        image = preprocess.cut(read_image(path))
-        return image, preprocess.tensor(image)
-    frames = [preprocess.cut(frame) for frame in read_clip(path, size[1])]
-    return strip(frames), torch.stack([preprocess.tensor(frame) for frame in frames], dim=1)
 
 
 def _told(names: list[str], classes: list[int]) -> list[str]:

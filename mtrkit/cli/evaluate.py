@@ -6,20 +6,13 @@ configuration is written at once; the same command again continues where an inte
 
 import argparse
 
-import torch
-
 from mtrkit.cli.console import print_table, say
-from mtrkit.cli.loading import candidates, input_shape, load_model
+from mtrkit.cli.inputs import add_preprocessing, preprocess_from
+from mtrkit.cli.loading import candidates, load_model
 from mtrkit.cli.measuring import Evaluation, measure
 from mtrkit.cli.options import add_model, add_reduction, add_running, positive, resolve_running, whole
 from mtrkit.cli.results import Results, Row
-from mtrkit.measure import (
-    INTERPOLATIONS,
-    Accuracy,
-    Precision,
-    Preprocess,
-    preprocess_for,
-)
+from mtrkit.measure import Accuracy, Precision
 from mtrkit.measure.images import BUNDLED
 
 EPILOG = """examples:
@@ -47,27 +40,6 @@ def add_measuring(parser: argparse.ArgumentParser) -> None:
     add_running(parser)
     parser.add_argument(
         "--out", metavar="FILE", help=".json or .csv; rows that are there already are not measured again"
-    )
-
-
-def add_preprocessing(parser: argparse.ArgumentParser) -> None:
-    """--mean, --std, --crop and --interpolation; each default is the model's own."""
-    parser.add_argument("--mean", nargs=3, type=float, metavar=("R", "G", "B"), help="of values in [0, 1]")
-    parser.add_argument("--std", nargs=3, type=float, metavar=("R", "G", "B"))
-    parser.add_argument("--crop", type=float, help="share of the resized image that is used, in (0, 1]")
-    parser.add_argument("--interpolation", choices=list(INTERPOLATIONS))
-
-
-def preprocess_from(args: argparse.Namespace, model: torch.nn.Module) -> Preprocess:
-    """The model's own preprocessing, with what the arguments change."""
-    *_, height, width = input_shape(model)
-    return preprocess_for(
-        getattr(model, "pretrained_cfg", {}),
-        size=(height, width),
-        mean=args.mean and tuple(args.mean),
-        std=args.std and tuple(args.std),
-        crop=args.crop,
-        interpolation=args.interpolation,
     )
 
 

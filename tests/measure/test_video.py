@@ -1,5 +1,6 @@
 """Frames are the middle ones of equal parts of a video, whatever its length; and a real clip goes the whole way."""
 
+import json
 from importlib import metadata
 
 import numpy as np
@@ -11,6 +12,9 @@ import mtrkit
 from mtrkit.cli.main import main
 from mtrkit.errors import InputError
 from mtrkit.measure import read_clip
+
+MODEL = "videomamba_tiny_patch16_224_f8"
+REDUCTION = ("--method", "rmeeto", "--ratio", 0.3)
 
 av = pytest.importorskip("av", reason="videos need PyAV")
 
@@ -55,12 +59,40 @@ def test_what_is_no_video(tmp_path):
         read_clip(tmp_path / "none.mp4", 4)
 
 
-def test_a_real_clip_is_drawn(bikes, tmp_path, capsys):
-    model = mtrkit.create_model("videomamba_tiny_patch16_224_f8")
-    torch.save(model.state_dict(), tmp_path / "random.pth")
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A checkpoint of the small model of clips, with random weights."""
+    file = tmp_path_factory.mktemp("weights") / "random.pth"
+    torch.save(mtrkit.create_model(MODEL).state_dict(), file)
+    return file
+
+
+def run(capsys, *words):
+    code = main([str(word) for word in words])
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    return printed.out
+
+
+def test_a_real_clip_is_drawn(bikes, weights, tmp_path, capsys):
     out = tmp_path / "strip.png"
-    arguments = ["draw", "videomamba_tiny_patch16_224_f8", "--checkpoint", tmp_path / "random.pth", bikes]
-    code = main([str(word) for word in [*arguments, "--method", "rmeeto", "--ratio", 0.3, "--out", out]])
-    assert code == 0, capsys.readouterr().err
+    run(capsys, "draw", MODEL, "--checkpoint", weights, bikes, *REDUCTION, "--out", out)
     with Image.open(out) as picture:
         assert picture.width > 2 * 8 * 224 and picture.height > 4 * 224
+
+
+def test_what_becomes_of_a_real_clip_is_told(bikes, weights, capsys):
+    told = run(capsys, "info", MODEL, "--checkpoint", weights, *REDUCTION, "--input", bikes)
+    model = mtrkit.apply_reduction(mtrkit.create_model(MODEL, weights), method="rmeeto", ratio=0.3)
+    last = [int(word) for word in told.split(bikes.name)[1].split("predicted class")[0].split()[-6:]]
+    layer, tokens, single, merged, largest, dropped = last
+    info = mtrkit.reduction_info(model)
+    assert (layer, tokens, dropped) == (info.layers[-1], info.tokens[-1], 0)
+    assert single + merged == tokens and single + largest * merged >= 1569 > largest
+
+
+def test_speed_is_measured_on_a_real_clip(bikes, weights, tmp_path, capsys):
+    out, timing = tmp_path / "clip.json", ("--batch-size", 1, "--rounds", 1, "--seconds", 0)
+    run(capsys, "bench", MODEL, "--checkpoint", weights, *REDUCTION, "--input", bikes, *timing, "--out", out)
+    rows = json.loads(out.read_text())
+    assert [row["method"] for row in rows] == ["dense", "rmeeto"] and rows[0]["input"] == str(bikes)
