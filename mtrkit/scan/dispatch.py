@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -21,7 +22,6 @@ for _backend in (mamba_cuda.BACKEND, native.BACKEND, reference.BACKEND):  # best
     BACKENDS.add(_backend.name, _backend)
 
 _forced = "auto"
-_logged: set[tuple[str, str]] = set()
 
 
 def scan_backends() -> list[BackendStatus]:
@@ -114,6 +114,11 @@ def scan_op(
 
 @constant_result  # compile takes the answer, not the import machinery behind it
 def _choose(name: str, device: str, dtype: torch.dtype) -> str:
+    return _chosen(name, device, dtype)
+
+
+@lru_cache  # asked before every operator, and what is installed does not change
+def _chosen(name: str, device: str, dtype: torch.dtype) -> str:
     if name == "auto":
         return _best(device, dtype)
     backend = BACKENDS.get(name)
@@ -126,9 +131,7 @@ def _choose(name: str, device: str, dtype: torch.dtype) -> str:
 
 def _best(device: str, dtype: torch.dtype) -> str:
     best = next(b for b in BACKENDS if not b.refuses(device, dtype) and b.status()[0])
-    if (best.name, device) not in _logged:
-        _logged.add((best.name, device))
-        _logger.debug("scan backend for %s tensors: %s (%s)", device, best.name, best.status()[1])
+    _logger.debug("scan backend for %s tensors of %s: %s (%s)", device, dtype, best.name, best.status()[1])
     return best.name
 
 

@@ -15,30 +15,44 @@ from mtrkit.scan.weights import DirectionWeights, MixerWeights, decay_rates
 
 _lib = torch.library.Library("mtrkit", "FRAGMENT")
 _lib.define(
-    "mixer(Tensor hidden, Tensor in_proj, Tensor out_proj, Tensor[] conv_weight, Tensor?[] conv_bias, "
-    "Tensor[] x_proj, Tensor[] dt_weight, Tensor[] dt_bias, Tensor[] A_log, Tensor[] D, float scale, "
-    "str[] reads) -> Tensor[]"
+    "mixer(Tensor hidden, Tensor in_proj, Tensor out_proj, Tensor?[] directions, float scale, str[] reads) -> Tensor[]"
 )
 _lib.define("add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps) -> (Tensor, Tensor)")
 
 
 @constant_result
-def fuses(device: str, dtype: torch.dtype) -> bool:
-    """Whether the operator is the fastest way: for 16-bit numbers a CPU may have matrix units, which torch knows."""
-    compiled = device == "cpu" and dtype == torch.float32 and not library().missing
-    return compiled and current_level() > 0 and backend_for(device) == "native"
+def fuses() -> bool:
+    """Whether the operators are the fastest way for float32 on a CPU.
 
-
-def _mixer(hidden: Tensor, in_proj: Tensor, out_proj: Tensor, *weights: Any) -> list[Tensor]:
-    """What :func:`mtrkit.scan.pipeline.mix` gives.
-
-    The weights have an entry per direction, in the order of :class:`mtrkit.scan.DirectionWeights`; the
-    other arguments follow.
+    For 16-bit numbers a CPU may have matrix units, which torch knows.
     """
-    per_direction, options = weights[:7], weights[7:]
+    return not library().missing and current_level() > 0 and backend_for("cpu") == "native"
+
+
+def _mixer(
+    hidden: Tensor, in_proj: Tensor, out_proj: Tensor, directions: list[Any], scale: float, reads: list[str]
+) -> list[Tensor]:
+    """:func:`_mix`, the directions' weights one behind the other."""
+    return _mix(hidden, in_proj, out_proj, _apart(directions), scale, reads)
+
+
+def _mix(
+    hidden: Tensor,
+    in_proj: Tensor,
+    out_proj: Tensor,
+    directions: Sequence[DirectionWeights],
+    scale: float,
+    reads: Sequence[str],
+) -> list[Tensor]:
+    """What :func:`mtrkit.scan.pipeline.mix` gives."""
     run = pipeline.mix if ops.runs_compiled(hidden) and hidden.dtype == torch.float32 else _step_by_step
-    directions = [DirectionWeights._make(way) for way in zip(*per_direction, strict=True)]
-    return run(hidden, in_proj, out_proj, directions, *options)
+    return run(hidden, in_proj, out_proj, directions, scale, reads)
+
+
+def _apart(weights: list[Any]) -> list[DirectionWeights]:
+    """One direction after the other."""
+    count = len(DirectionWeights._fields)
+    return [DirectionWeights._make(weights[i : i + count]) for i in range(0, len(weights), count)]
 
 
 def _step_by_step(
@@ -64,10 +78,11 @@ def _step_by_step(
     return [F.linear(y.transpose(1, 2), out_proj * scale), *(found[name].contiguous() for name in reads)]
 
 
-def _shapes(hidden: Tensor, in_proj: Tensor, out_proj: Tensor, *weights: Any) -> list[Tensor]:
-    x_proj, reads = weights[2], weights[-1]
-    projected = (len(x_proj), *hidden.shape[:2], x_proj[0].shape[0])
-    tokens, inner = hidden.shape[:2], out_proj.shape[1]
+def _shapes(
+    hidden: Tensor, in_proj: Tensor, out_proj: Tensor, directions: list[Any], scale: float, reads: list[str]
+) -> list[Tensor]:
+    ways, tokens, inner = _apart(directions), hidden.shape[:2], out_proj.shape[1]
+    projected = (len(ways), *tokens, ways[0].x_proj.shape[0])
     found = [projected if name == "projected" else pipeline.delta_shape(name, tokens, inner) for name in reads]
     return [hidden.new_empty(shape) for shape in (hidden.shape, *found)]
 
@@ -89,18 +104,29 @@ _lib.impl("mixer", _mixer, "CompositeExplicitAutograd")
 _lib.impl("add_rms_norm", _add_rms_norm, "CompositeExplicitAutograd")
 torch.library.register_fake("mtrkit::mixer", _shapes, lib=_lib)
 torch.library.register_fake("mtrkit::add_rms_norm", _norm_shapes, lib=_lib)
+_run_mixer, _run_add_rms_norm = torch.ops.mtrkit.mixer.default, torch.ops.mtrkit.add_rms_norm.default
 
 
 def inference_fuses(x: Tensor) -> bool:
     """Whether :func:`fuses` for this tensor, and nobody wants a derivative or another precision."""
-    if torch.is_grad_enabled() or not fuses(x.device.type, x.dtype):
+    if not x.is_cpu or x.dtype is not torch.float32 or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
-    return not torch.is_autocast_enabled(x.device.type)
+    return fuses()
+
+
+def _unwatched(x: Tensor) -> bool:
+    """Whether nobody traces, transforms or profiles: going through torch's dispatcher would then only take time."""
+    if torch.compiler.is_compiling() or type(x) is not Tensor or torch.jit.is_tracing():
+        return False
+    watched = torch._C._len_torch_dispatch_stack() or torch._C._autograd._profiler_enabled()
+    return not watched and torch._C._functorch.peek_interpreter_stack() is None
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Root-mean-square norm over the last axis of ``residual + x`` (..., D), times ``weight`` (D,), and that sum."""
-    return torch.ops.mtrkit.add_rms_norm.default(x, residual, weight, eps)
+    if _unwatched(x):
+        return _add_rms_norm(x, residual, weight, eps)
+    return _run_add_rms_norm(x, residual, weight, eps)
 
 
 def mixer(hidden: Tensor, weights: MixerWeights, reads: Sequence[str] = ()) -> list[Tensor]:
@@ -111,6 +137,8 @@ def mixer(hidden: Tensor, weights: MixerWeights, reads: Sequence[str] = ()) -> l
         B, L, R + 2N); and either ``"delta"``, the directions' Δ, summed, (B, L, E), or ``"delta_sums"``, its sums over
         blocks of channels, (B, blocks, L).
     """
-    per_direction = map(list, zip(*weights.directions, strict=True))
     scale = 0.5 if weights.halve else 1.0  # on the weight gives the same bits as on the sum
-    return torch.ops.mtrkit.mixer.default(hidden, weights.in_proj, weights.out_proj, *per_direction, scale, list(reads))
+    if _unwatched(hidden):
+        return _mix(hidden, weights.in_proj, weights.out_proj, weights.directions, scale, reads)
+    directions = [weight for way in weights.directions for weight in way]
+    return _run_mixer(hidden, weights.in_proj, weights.out_proj, directions, scale, list(reads))

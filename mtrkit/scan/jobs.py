@@ -5,12 +5,15 @@ import struct
 import torch
 from torch import Tensor
 
+from mtrkit.errors import InputError
+
 # Sizes, then (address, strides) of each tensor, then plain addresses.
 SCAN = struct.Struct("10q36q12q9q")
 CONV = struct.Struct("6q16q3q")
 PROJECT = struct.Struct("6q16q3q2q4q")  # a convolution's, then the product's
 PACK = struct.Struct("3qd2q")
 NORM = struct.Struct("2qd5q")
+MIXER = struct.Struct("9qd10q14q")  # of native_mixer.h
 MATCH = struct.Struct("9q")
 SUM = struct.Struct("5q")
 SOFTPLUS = struct.Struct("3q8qq")
@@ -24,7 +27,9 @@ def as_float(x: Tensor) -> Tensor:
 
 
 def dense(x: Tensor) -> Tensor:
-    """In float32 and contiguous."""
+    """In float32 and contiguous; the compiled library reads no memory but the CPU's."""
+    if not x.is_cpu:
+        raise InputError(f"a tensor is on {x.device} and others are on the CPU; move them to one device")
     x = as_float(x)
     return x if x.is_contiguous() else x.contiguous()
 

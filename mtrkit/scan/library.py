@@ -28,8 +28,11 @@ SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT
 
 _CONV_WORDS = 6 + 4 * 4 + 3  # of the structs of native.c
 _HEADER = struct.Struct("2q")
-_JOB_BYTES = 8 * (2 + (10 + 9 * 4 + 3 * 4 + 9) + _CONV_WORDS + (_CONV_WORDS + 6) + 6 + 8 + 9 + 5 + (3 + 2 * 4 + 1))
-_LAYOUT = _JOB_BYTES + 10000 * TILE + 1000000 * BLOCK + 100000000 * TEAM_BLOCKS
+_SCAN_WORDS = 10 + 9 * 4 + 3 * 4 + 9
+_JOB_BYTES = 8 * (2 + _SCAN_WORDS + _CONV_WORDS + (_CONV_WORDS + 6) + 6 + 8 + 9 + 5 + (3 + 2 * 4 + 1) + (10 + 10 + 14))
+_MIXER_JOBS = 14  # the most that a mixer becomes
+_MIXER_BYTES = _MIXER_JOBS * 8 * (2 + _SCAN_WORDS)
+_LAYOUT = _JOB_BYTES + 10000 * TILE + 1000000 * BLOCK + 100000000 * TEAM_BLOCKS + 1000000000 * _MIXER_JOBS
 
 _level: int | None = None  # set by tests to run the code of a weaker CPU
 
@@ -50,13 +53,20 @@ class Library:
 
     def run(self, *jobs: tuple[int, bytes]) -> None:
         """Run packed jobs, given with their kinds, one after the other on as many threads as torch uses."""
+        self._run(b"".join([_HEADER.pack(kind, len(job)) + job for kind, job in jobs]), len(jobs))
+
+    def run_mixer(self, mixer: bytes) -> None:
+        """Run a packed mixer like :meth:`run`."""
+        jobs = ctypes.create_string_buffer(_MIXER_BYTES)
+        self._run(jobs, self._handle.mtr_mixer_jobs(mixer, jobs))
+
+    def _run(self, jobs: Any, count: int) -> None:
         level, threads = current_level(), torch.get_num_threads()
-        packed = b"".join([_HEADER.pack(kind, len(job)) + job for kind, job in jobs])
-        shared = (ctypes.c_int64 * (1 + 2 * len(jobs)))()
+        shared = (ctypes.c_int64 * (1 + 2 * count))()
         if threads == 1 or self._parallel is not None:
-            self._handle.mtr_run(level, packed, len(jobs), shared, self._parallel, threads)
+            self._handle.mtr_run(level, jobs, count, shared, self._parallel, threads)
         else:
-            _run_on_pool(lambda: self._handle.mtr_join(level, packed, len(jobs), shared), threads)
+            _run_on_pool(lambda: self._handle.mtr_join(level, jobs, count, shared), threads)
         if shared[0]:
             raise MemoryError("mtrkit: no memory for the scratch buffers of a scan")
 
@@ -85,6 +95,8 @@ def _open() -> Any:
     handle.mtr_join.argtypes = joining
     handle.mtr_run.argtypes = (*joining, ctypes.c_void_p, ctypes.c_int)
     handle.mtr_join.restype = handle.mtr_run.restype = None
+    handle.mtr_mixer_jobs.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
+    handle.mtr_mixer_jobs.restype = ctypes.c_int64
     return handle
 
 

@@ -116,6 +116,8 @@ typedef struct {
     int64_t kind, bytes; /* of the job */
 } header;
 
+enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH };
+
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t blocks_per_group(const scan_job *j) { return ceil_div(j->channels / j->groups, BLOCK); }
 static int64_t teams_per_group(const scan_job *j) { return ceil_div(blocks_per_group(j), TEAM_BLOCKS); }
@@ -210,6 +212,7 @@ static const float *rows_in(walk w, int64_t step, int64_t steps, int64_t states,
 #define JOIN2(a, b) a##b
 #define JOIN(a, b) JOIN2(a, b)
 #define FN(name) JOIN(name, SUFFIX)
+#define LOG2E 1.4426950408889634f
 
 #define SUFFIX _base
 #define LANES 4
@@ -250,11 +253,13 @@ EXPORT int mtr_best_level(void) {
 #endif
 }
 
+#include "native_mixer.h"
+
 /* So that Python can refuse a library whose structs or tiling differ from what it packs. */
 EXPORT int64_t mtr_layout(void) {
     size_t jobs = sizeof(header) + sizeof(scan_job) + sizeof(conv_job) + sizeof(project_job) + sizeof(pack_job)
-                  + sizeof(norm_job) + sizeof(match_job) + sizeof(sum_job) + sizeof(softplus_job);
-    return (int64_t)jobs + 10000 * TILE + 1000000 * BLOCK + 100000000 * TEAM_BLOCKS;
+                  + sizeof(norm_job) + sizeof(match_job) + sizeof(sum_job) + sizeof(softplus_job) + sizeof(mixer_job);
+    return (int64_t)jobs + 10000 * TILE + 1000000 * BLOCK + 100000000 * TEAM_BLOCKS + INT64_C(1000000000) * MIXER_JOBS;
 }
 
 typedef void (*task_fn)(const void *job, int64_t task, float *scratch);
@@ -274,8 +279,6 @@ static const task_fn norm[] = LEVELS(norm_task);
 static const task_fn match[] = LEVELS(match_task);
 static const task_fn add_up[] = LEVELS(sum_task);
 static const task_fn softplus[] = LEVELS(softplus_task);
-
-enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH };
 
 static task_fn pick_task(int kind, int level) {
     switch (kind) {

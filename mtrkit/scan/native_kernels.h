@@ -43,8 +43,6 @@ INLINE vf FN(exp2)(vf x) {
 #endif
 }
 
-#define LOG2E 1.4426950408889634f
-
 INLINE vf FN(sigmoid)(vf x) { return 1.0f / (1.0f + FN(exp2)(x * -LOG2E)); }
 
 /* log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)), and log1p(w) = 2 atanh(w / (2 + w)): accurate at both ends.
@@ -638,7 +636,6 @@ static TARGET void FN(sum_task)(const void *job, int64_t task, float *scratch) {
 #undef STORE
 #undef PARTS
 #undef STEPS
-#undef LOG2E
 #undef SUFFIX
 #undef LANES
 #undef TARGET

@@ -26,10 +26,12 @@ from tests.tolerances import SCAN_VALUES, rms_error
 
 @pytest.fixture(autouse=True)
 def _forget_imports():
-    """Optional packages are looked for once per process; each test here looks again."""
-    mamba_cuda._find.cache_clear()
+    """Optional packages are looked for and backends chosen once per process; each test here does it again."""
+    for cached in (mamba_cuda._find, dispatch._chosen):
+        cached.cache_clear()
     yield
-    mamba_cuda._find.cache_clear()
+    for cached in (mamba_cuda._find, dispatch._chosen):
+        cached.cache_clear()
 
 
 def test_order_and_reasons():
@@ -44,8 +46,7 @@ def test_native_says_what_it_runs_on(path):
     assert reason == ("torch fallback: hidden by a test" if path == "torch" else f"compiled, {path}")
 
 
-def test_cpu_scans_natively_and_says_so_once(caplog, monkeypatch):
-    monkeypatch.setattr(dispatch, "_logged", set())
+def test_cpu_scans_natively_and_says_so_once(caplog):
     with caplog.at_level(logging.DEBUG, logger="mtrkit"):
         assert [backend_for("cpu") for _ in range(3)] == ["native"] * 3
     assert len(caplog.records) == 1

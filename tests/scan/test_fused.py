@@ -4,8 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mtrkit
+from mtrkit.errors import InputError
+from mtrkit.models.layers import RMSNorm
 from mtrkit.scan import DirectionWeights, MixerWeights, fused, mixer_forward, use_scan_backend
 from mtrkit.scan import library as lib
 from tests.scan.conftest import take_path
@@ -172,6 +175,50 @@ def test_leaves_the_rest_to_the_single_steps(calls, monkeypatch):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", DirectionWeights._fields)
+def test_weights_that_do_not_fit_are_named(calls, name):
+    weights = make_weights()
+    ahead, behind = weights.directions
+    short = getattr(behind, name)[:-1]
+    with pytest.raises(InputError, match=f"{name} has shape"):
+        mixer_forward(torch.randn(2, 5, 24), weights._replace(directions=(ahead, behind._replace(**{name: short}))))
+    with pytest.raises(InputError, match="in_proj has shape"):
+        mixer_forward(torch.randn(2, 5, 23), weights)
+    away = getattr(behind, name).to("meta")
+    with pytest.raises(InputError, match="on meta"):
+        mixer_forward(torch.randn(2, 5, 24), weights._replace(directions=(ahead, behind._replace(**{name: away}))))
+
+
+class Watch(TorchDispatchMode):
+    """Sees every operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(str(func))
+        return func(*args, **kwargs or {})
+
+
+@torch.no_grad()
+def test_who_watches_sees_the_operators(calls):
+    """Otherwise they are called without torch's dispatcher between, which gives the same bits."""
+    norm, hidden, weights = RMSNorm(24), torch.randn(2, 19, 24), make_weights()
+
+    def output():
+        return mixer_forward(norm(hidden, hidden)[0], weights)[0]
+
+    alone = output()
+    with Watch() as watch:
+        assert torch.equal(output(), alone)
+    assert {"mtrkit.mixer.default", "mtrkit.add_rms_norm.default"} <= watch.seen
+    with torch.profiler.profile() as profile:
+        output()
+    assert "mtrkit::mixer" in {event.key for event in profile.key_averages()}
+
+
+@torch.no_grad()
 def test_a_model_without_memory_runs():
     """On the meta device there is no autocast to ask for."""
     with torch.device("meta"):
@@ -183,8 +230,8 @@ def test_a_model_without_memory_runs():
 @pytest.mark.filterwarnings("ignore")
 def test_is_a_well_formed_operator(path):
     weights = make_weights()
-    lists = map(list, zip(*weights.directions, strict=True))
-    inputs = (torch.randn(2, 19, 24), weights.in_proj, weights.out_proj, *lists, 0.5, ["projected", "delta"])
+    directions = [weight for way in weights.directions for weight in way]
+    inputs = (torch.randn(2, 19, 24), weights.in_proj, weights.out_proj, directions, 0.5, ["projected", "delta"])
     torch.library.opcheck(torch.ops.mtrkit.mixer.default, inputs)
 
 

@@ -1,0 +1,92 @@
+/* A mixer, from projection to projection, as a chain of jobs of native.c. */
+
+typedef struct {
+    float *conv_weight, *conv_bias; /* (inner, taps), and (inner) or absent */
+    float *x_proj;                  /* (rank + 2 * states, inner) */
+    float *dt_weight, *dt_bias;     /* (inner, rank), (inner) */
+    float *A_log, *D;               /* (inner, states), (inner) */
+} direction_weights;
+
+/* Everything is contiguous; columns that fill_up adds are written too. The second direction runs backward. */
+typedef struct {
+    int64_t batch, length, width, inner, states, rank, taps, directions, sum_steps;
+    double scale;              /* of what out_proj gives */
+    float *out;                /* (batch, length, filled_up(width)) */
+    float *projected;          /* (directions, batch, length, filled_up(rank + 2 * states)) */
+    float *step;               /* absent, or (batch, length, inner), or (batch, blocks, length) if sum_steps */
+    float *xz, *u, *y;         /* (batch, length, filled_up(2 * inner)), twice (batch, length, inner) */
+    float *packed;             /* every weight that is packed, with its columns filled up */
+    float *hidden;             /* (batch, length, width) */
+    float *in_proj, *out_proj; /* (2 * inner, width), (width, inner) */
+    direction_weights weights[2];
+} mixer_job;
+
+enum { MIXER_JOBS = 14 }; /* at most: eight weights are packed, four products and two scans */
+
+static int64_t filled_up(int64_t count) { return ceil_div(count, BLOCK) * BLOCK; }
+
+/* The jobs so far, and where the next weight is packed. */
+typedef struct {
+    char *end;
+    int64_t count;
+    float *packed;
+} chain;
+
+static void append(chain *c, int64_t kind, const void *job, size_t bytes) {
+    header h = {kind, (int64_t)bytes};
+    memcpy(c->end, &h, sizeof h);
+    memcpy(c->end + sizeof h, job, bytes);
+    c->end += sizeof h + bytes;
+    c->count++;
+}
+
+static float *append_pack(chain *c, float *weight, int64_t columns, int64_t channels, double scale, int64_t decay) {
+    float *packed = c->packed;
+    pack_job job = {columns, channels, decay, scale, weight, packed};
+    append(c, PACK, &job, sizeof job);
+    c->packed += filled_up(columns) * channels;
+    return packed;
+}
+
+/* The product of tokens and a weight; samples one behind the other fill the tiles of the product. */
+static void append_product(chain *c, float *tokens, int64_t count, int64_t channels, float *weight, int64_t columns,
+                           double scale, float *out) {
+    int64_t all = filled_up(columns);
+    float *packed = append_pack(c, weight, columns, channels, scale, 0);
+    project_job job = {{.batch = 1, .channels = channels, .length = count, .y = {tokens, 0, 1, channels}},
+                       all, packed, {out, 0, 0, all}};
+    append(c, PROJECT, &job, sizeof job);
+}
+
+/* One direction: x is convolved to u, which is projected and scanned; what the scan gives is added to y. */
+static void append_direction(chain *c, const mixer_job *m, int64_t i) {
+    const direction_weights *w = &m->weights[i];
+    int64_t B = m->batch, L = m->length, E = m->inner, N = m->states, R = m->rank;
+    int64_t columns = filled_up(R + 2 * N), both = filled_up(2 * E);
+    float *seen = m->projected + i * B * L * columns;
+    view x = {m->xz, L * both, 1, both}, inside = {m->u, L * E, 1, E}, sum = {m->y, L * E, 1, E}, absent = {0};
+    rows found = {seen, L * columns, 1, columns};
+    view gate = i == m->directions - 1 ? (view){m->xz + E, L * both, 1, both} : absent;
+    view step = m->sum_steps ? (view){m->step, ceil_div(E, BLOCK) * L, L, 1} : (view){m->step, L * E, 1, E};
+    float *x_proj = append_pack(c, w->x_proj, R + 2 * N, E, 1.0, 0);
+    conv_job conv = {B, E, L, m->taps, 1, i == 1, .x = x, .y = inside, .weight = w->conv_weight, .bias = w->conv_bias};
+    project_job project = {conv, columns, x_proj, found};
+    append(c, PROJECT, &project, sizeof project);
+    scan_job scan = {.batch = B, .channels = E, .length = L, .states = N, .groups = 1, .softplus = 1};
+    scan.reverse = i == 1, scan.rank = R, scan.add = i > 0, scan.sum_steps = m->sum_steps;
+    scan.u = inside, scan.z = gate, scan.y = sum, scan.step = step;
+    scan.dt = scan.B = scan.C = found, scan.B.p = seen + R, scan.C.p = seen + R + N;
+    scan.dt_weight = append_pack(c, w->dt_weight, E, R, 1.0, 0), scan.A = append_pack(c, w->A_log, E, N, LOG2E, 1);
+    scan.D = w->D, scan.bias = w->dt_bias;
+    append(c, SCAN_FORWARD, &scan, sizeof scan);
+}
+
+/* Write the jobs of a mixer, at most MIXER_JOBS, and return how many they are. */
+EXPORT int64_t mtr_mixer_jobs(const mixer_job *m, void *jobs) {
+    int64_t tokens = m->batch * m->length, E = m->inner;
+    chain c = {jobs, 0, m->packed};
+    append_product(&c, m->hidden, tokens, m->width, m->in_proj, 2 * E, 1.0, m->xz);
+    for (int64_t i = 0; i < m->directions; i++) append_direction(&c, m, i);
+    append_product(&c, m->y, tokens, E, m->out_proj, m->width, m->scale, m->out);
+    return c.count;
+}
