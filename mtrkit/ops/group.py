@@ -59,9 +59,6 @@ def split_by_rank(score: Tensor, special: Tensor, top: int, bottom: int) -> Spli
     Source: MTR, arXiv:2507.14042, section 3 (Keep, Target and Source groups).
     """
     ranked = rank_tokens(score, special)
-    middle, rank = ranked.shape[1] - top - bottom, torch.arange(ranked.shape[1], device=ranked.device)
-    number = (rank >= top).to(torch.uint8) + (rank >= top + middle).to(torch.uint8)
-    group = torch.zeros_like(score, dtype=torch.uint8).scatter(1, ranked, number.expand_as(ranked))
+    keep, dst, src = ranked.split([top, ranked.shape[1] - top - bottom, bottom], dim=1)
     # In sequence order, so that ties between equally similar targets go to the earliest.
-    in_order = torch.sort(group, dim=1, stable=True).indices
-    return Split(*in_order.split([special.shape[1] + top, middle, bottom], dim=1))
+    return Split(*(torch.sort(group, dim=1).values for group in (torch.cat([special, keep], dim=1), dst, src)))

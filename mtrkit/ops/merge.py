@@ -38,12 +38,12 @@ class Merger:
         if self.map.combine != "mean":
             return _merge_extreme(tokens, self.map)
         if self.map.weight is None:
-            return _add_up(tokens, self.bags) / self.bags.number.to(tokens.dtype)
-        return _add_up(tokens, self.bags, _shares(self.map, self.bags))
+            return _gather_up(tokens, self.bags, "mean")
+        return _gather_up(tokens, self.bags, "sum", _shares(self.map, self.bags))
 
     def sizes(self, size: Tensor) -> Tensor:
         """(B, L, 1) to (B, L', 1)."""
-        return take(size, self.map.kept) if self.bags is None else _add_up(size, self.bags)
+        return take(size, self.map.kept) if self.bags is None else _gather_up(size, self.bags, "sum")
 
 
 class _Bags(NamedTuple):
@@ -55,7 +55,6 @@ class _Bags(NamedTuple):
 
     token: Tensor  # (B · L,) rows of the flattened tokens (B · L, D), slot by slot
     begin: Tensor  # (B · bags,) where each slot's tokens begin in it
-    number: Tensor  # (B, L', 1) how many they are
     slots: int  # L'
     bags: int  # of a sample: its slots, and one more for dropped tokens if there are any
 
@@ -68,21 +67,20 @@ def _bags(token_map: TokenMap) -> _Bags:
     slot, token = torch.sort(slot, dim=1, stable=True)
     slots = torch.arange(bags, device=slot.device).expand(batch, bags).contiguous()
     begin = torch.searchsorted(slot, slots)
-    number = torch.diff(begin, append=torch.full_like(begin[:, :1], length))[:, : token_map.num_kept, None]
-    return _Bags((token + start).flatten(), (begin + start).flatten(), number, token_map.num_kept, bags)
+    return _Bags((token + start).flatten(), (begin + start).flatten(), token_map.num_kept, bags)
 
 
-def _add_up(tokens: Tensor, bags: _Bags, share: Tensor | None = None) -> Tensor:
+def _gather_up(tokens: Tensor, bags: _Bags, mode: str, share: Tensor | None = None) -> Tensor:
     rows = tokens.flatten(0, 1)
     shares = None if share is None else share.to(tokens.dtype)
-    sums = F.embedding_bag(bags.token, rows, bags.begin, mode="sum", per_sample_weights=shares)
-    return sums.view(tokens.shape[0], bags.bags, tokens.shape[2])[:, : bags.slots].contiguous()
+    found = F.embedding_bag(bags.token, rows, bags.begin, mode=mode, per_sample_weights=shares)
+    return found.view(tokens.shape[0], bags.bags, tokens.shape[2])[:, : bags.slots].contiguous()
 
 
 def _shares(token_map: TokenMap, bags: _Bags) -> Tensor:
     """The weights as shares (B · L,) that add up to 1 in each slot; exactly 1 where a token is alone."""
     assert token_map.weight is not None
-    total = take(_add_up(token_map.weight, bags), token_map.slot.clamp(min=0))
+    total = take(_gather_up(token_map.weight, bags, "sum"), token_map.slot.clamp(min=0))
     return (token_map.weight / total).flatten()[bags.token]
 
 
