@@ -249,7 +249,7 @@ def _warn_if_small(shape: ModelShape) -> None:
         warnings.warn(
             f"small models (D = {shape.dim}) lose much accuracy to training-free reduction: R-MeeTo measured 76.1 to "
             "38.2 % on Vim-Ti (D = 192) where Vim-S (D = 384) went from 80.5 to 78.5 (arXiv:2412.12496). Compare "
-            "ratios and methods on your images with `mtrkit compare`, or choose a small ratio",
+            "ratios and methods on your own data, images with `mtrkit compare`, or choose a small ratio",
             SmallModelWarning,
             stacklevel=3,
         )

@@ -1,6 +1,9 @@
 """MambaVision is reduced inside its third stage, and everything outside of that stage sees the whole grid."""
 
 import copy
+import importlib.util
+import sys
+import types
 import warnings
 
 import pytest
@@ -112,6 +115,13 @@ def test_windows_are_reduced_each_by_itself(model):
     assert model(images).shape == (2, 10)
 
 
+def test_matching_is_counted_in_every_window(model):
+    small, large = (mtrkit.count_flops(reduce(model, ratio=0.05), input_size=(3, side, side)) for side in (128, 256))
+    assert small.tokens == large.tokens and sum(small.reductions) > 0
+    assert large.reductions == tuple(4 * cost for cost in small.reductions)
+    assert large.blocks == tuple(4 * cost for cost in small.blocks)
+
+
 def test_methods_that_read_a_scan_are_refused(model):
     with pytest.raises(mtrkit.UnsupportedModelError, match="'mtr'.*delta.*'mamba_vision'"):
         mtrkit.apply_reduction(model)
@@ -138,13 +148,28 @@ def test_another_form_is_named(model, part):
         mtrkit.apply_reduction(model)
 
 
-@torch.no_grad()
-def test_the_package_of_its_authors():
+@pytest.fixture
+def package(monkeypatch):
+    """The package of its authors, over our scan where mamba_ssm, which builds for CUDA only, is not installed."""
+    if importlib.util.find_spec("mamba_ssm") is None:
+        name = "mamba_ssm.ops.selective_scan_interface"
+        interface = types.ModuleType(name)
+        interface.selective_scan_fn = mtrkit.selective_scan
+        for module in (types.ModuleType("mamba_ssm"), types.ModuleType("mamba_ssm.ops"), interface):
+            monkeypatch.setitem(sys.modules, module.__name__, module)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        package = pytest.importorskip("mambavision", exc_type=Exception)
-    model = package.create_model("mamba_vision_T", pretrained=False).eval()
+        return pytest.importorskip("mambavision", reason="pip install --no-deps mambavision einops")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_the_package_of_its_authors(package, method):
+    model, images = package.create_model("mamba_vision_T", pretrained=False).eval(), torch.randn(2, 3, 224, 224)
     assert find_adapter(model).name == "mamba_vision"
     assert mtrkit.count_flops(model).gflops == pytest.approx(4.4, rel=0.05)  # as published
-    reduce(model)
-    assert model(torch.randn(1, 3, 224, 224)).shape == (1, 1000)
+    before, dense = fingerprint(model), model(images)
+    reduced = reduce(model, method)(images)
+    assert reduced.shape == (2, 1000) and not torch.equal(reduced, dense)
+    mtrkit.remove_reduction(model)
+    assert fingerprint(model) == before and torch.equal(model(images), dense)

@@ -29,19 +29,17 @@ class WindowShape(ModelShape):
     """One stage of blocks of two kinds on windows, counted as so many blocks of their mean.
 
     Args:
-        windows: Windows per image, each a sequence of its own.
         token_macs: Cost per token, summed over the blocks.
         pair_macs: Cost per pair of tokens of a window, summed over the blocks.
     """
 
-    windows: int
     token_macs: int
     pair_macs: int
 
     def block_flops(self, num_tokens: int, directions: Directions = "one") -> int:
-        """Count a mean block on all windows of ``num_tokens`` tokens; the scan has one direction."""
+        """Count a mean block on all windows, which are the sequences; the scan has one direction."""
         check_directions(directions)
-        return self.windows * num_tokens * (self.token_macs + num_tokens * self.pair_macs) // self.depth
+        return self.sequences * num_tokens * (self.token_macs + num_tokens * self.pair_macs) // self.depth
 
 
 @register_adapter
@@ -102,7 +100,7 @@ class MambaVisionAdapter(Adapter):
             patches=tokens,
             patch_macs=0,
             head_macs=rest,
-            windows=_windows(stage, _grid(input_size, index)),
+            sequences=_windows(stage, _grid(input_size, index)),
             token_macs=sum(map(_token_macs, blocks)),
             pair_macs=sum(map(_pair_macs, blocks)),
         )

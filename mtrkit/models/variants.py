@@ -81,8 +81,6 @@ _configure(
 )
 _VIDEOMAMBA = tuple(f"videomamba_{size}_patch16_224" for size in ("tiny", "small", "middle", "base"))
 _configure(_VIDEOMAMBA, "2403.06977", _IMAGENET)
-_CLIPS = tuple(f"videomamba_{size}_patch16_224_f8" for size in ("tiny", "small", "middle"))
-_configure(_CLIPS, "2403.06977", _IMAGENET | {"num_classes": 400})
 _MAMBAR = tuple(f"mambar_{size}_patch16_224" for size in ("tiny", "small", "base", "large"))
 _configure(_MAMBAR, "2405.14858", _IMAGENET | {"crop_pct": 1.0})
 
@@ -172,23 +170,23 @@ def videomamba_base_patch16_224(**options: Any) -> VisionMamba:
     return _create(VisionMamba, "videomamba_base_patch16_224", options, **_FRONT, embed_dim=768)
 
 
-@register_model
-def videomamba_tiny_patch16_224_f8(**options: Any) -> VisionMamba:
-    """VideoMamba-Ti for clips of 8 frames, 7.0 M parameters; ``num_frames`` for longer ones."""
-    return _create(VideoMamba, "videomamba_tiny_patch16_224_f8", options, embed_dim=192, num_classes=400)
+def _register_clips(size: str, short: str, parameters: str, **variant: Any) -> None:
+    """Make VideoMamba of one size known for every length of clip that it was released for."""
+    for frames in (8, 16, 32, 64):
+        name = f"videomamba_{size}_patch16_224_f{frames}"
+        _configure((name,), "2403.06977", _IMAGENET | {"num_classes": 400})
+
+        def build(name: str = name, frames: int = frames, **options: Any) -> VisionMamba:
+            return _create(VideoMamba, name, options, num_frames=frames, num_classes=400, **variant)
+
+        build.__name__ = name
+        build.__doc__ = f"VideoMamba-{short} for clips of {frames} frames, {parameters} parameters."
+        register_model(build)
 
 
-@register_model
-def videomamba_small_patch16_224_f8(**options: Any) -> VisionMamba:
-    """VideoMamba-S for clips of 8 frames, 25.6 M parameters."""
-    return _create(VideoMamba, "videomamba_small_patch16_224_f8", options, embed_dim=384, num_classes=400)
-
-
-@register_model
-def videomamba_middle_patch16_224_f8(**options: Any) -> VisionMamba:
-    """VideoMamba-M for clips of 8 frames, 73.9 M parameters."""
-    variant = {"embed_dim": 576, "depth": 32, "num_classes": 400}
-    return _create(VideoMamba, "videomamba_middle_patch16_224_f8", options, **variant)
+_register_clips("tiny", "Ti", "7.0 M", embed_dim=192)
+_register_clips("small", "S", "25.6 M", embed_dim=384)
+_register_clips("middle", "M", "73.9 M", embed_dim=576, depth=32)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: VisionMamba) -> dict[str, Tensor]:

@@ -35,6 +35,7 @@ class ModelShape(ABC):
         patch_macs: Multiply-adds to embed one patch: D · channels · p² (· frames per patch).
         head_macs: Multiply-adds of the head: D · classes for a linear one.
         head_token_macs: Those of a head that answers at every token of the full sequence, per token: D · vocabulary.
+        sequences: Sequences of ``tokens`` each that a sample is cut into; blocks count all of them.
 
     Raises:
         OptionError: A size is not an integer or out of range.
@@ -48,6 +49,7 @@ class ModelShape(ABC):
     patch_macs: int
     head_macs: int
     head_token_macs: int = 0
+    sequences: int = 1
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -65,7 +67,7 @@ class ModelShape(ABC):
 
     @abstractmethod
     def block_flops(self, num_tokens: int, directions: Directions = "one") -> int:
-        """Count one block on ``num_tokens`` tokens, special ones included."""
+        """Count one block on ``num_tokens`` tokens per sequence, special ones included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +222,7 @@ def model_flops(
     return FlopsReport(
         embedding=shape.patch_macs * (shape.tokens if directions == "one" else shape.patches),
         blocks=tuple(shape.block_flops(n, directions) for n in entering),
-        reductions=tuple(reduction_cost(n, m) if reduction_cost and m < n else 0 for n, m in pairs),
+        reductions=tuple(shape.sequences * reduction_cost(n, m) if reduction_cost and m < n else 0 for n, m in pairs),
         head=shape.head_macs + shape.tokens * shape.head_token_macs,
         tokens=tuple(entering),
         directions=directions,

@@ -44,6 +44,18 @@ def test_clip_models_are_those_published(name):
     assert round(mtrkit.count_flops(model).gflops, 2) == gflops
 
 
+@pytest.mark.parametrize(("frames", "tokens"), [(16, 3_137), (32, 6_273), (64, 12_545)])
+@pytest.mark.parametrize("name", CLIPS)
+def test_longer_clips_have_names_of_their_own(name, frames, tokens):
+    model = on_meta(name.replace("_f8", f"_f{frames}"))
+    parameters, keys, _ = CLIPS[name]
+    assert sum(p.numel() for p in model.parameters()) == parameters + (frames - 8) * model.embed_dim
+    assert len(model.state_dict()) == keys
+    assert mtrkit.count_flops(model).tokens[0] == tokens and model.pretrained_cfg["hf_hub_filename"].count(
+        f"_f{frames}_"
+    )
+
+
 @pytest.mark.parametrize("name", IMAGES)
 def test_image_models_are_those_published(name):
     model = on_meta(name)
