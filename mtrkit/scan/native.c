@@ -25,6 +25,7 @@ __declspec(dllimport) int __stdcall SwitchToThread(void);
 
 #define BLOCK 16      /* channels handled together, at every level */
 #define TILE 16       /* time steps handled together; a state checkpoint is kept per tile */
+#define PAIR 2        /* states whose gradients are found together */
 #define TEAM_BLOCKS 4 /* channel blocks whose contributions to dB and dC are summed inside one task */
 #define SUM_SPAN 256  /* columns that one task of a sum adds up */
 #define SPAN 16       /* tokens that one task of a product takes */

@@ -163,18 +163,33 @@ INLINE void FN(multiply)(walk tokens, int64_t from, int64_t steps, int64_t count
     else FN(multiply_rows)(LANES / 2, tokens, from, steps, count, w, out, stride);
 }
 
-/* The recurrence over one tile: the state of a channel vector runs through all steps, one state index at a time. */
+/* The recurrence of `count` states, which share what they read, over one tile. */
+INLINE void FN(advance_states)(int count, int64_t n, int v, int64_t steps, const float *A2, float *h, const float *dt,
+                               const float *du, const float *B, int64_t B_stride, const float *C, int64_t C_stride,
+                               float *y) {
+    vf a[PAIR], state[PAIR];
+    for (int k = 0; k < count; k++) a[k] = LOAD(A2 + (n + k) * BLOCK + v), state[k] = LOAD(h + (n + k) * BLOCK + v);
+    for (int64_t t = 0; t < steps; t++) {
+        int64_t o = t * BLOCK + v;
+        vf step = LOAD(dt + o), input = LOAD(du + o), sum = LOAD(y + o);
+        for (int k = 0; k < count; k++) {
+            state[k] = FN(exp2)(step * a[k]) * state[k] + input * B[t * B_stride + n + k];
+            sum += state[k] * C[t * C_stride + n + k];
+        }
+        STORE(y + o, sum);
+    }
+    for (int k = 0; k < count; k++) STORE(h + (n + k) * BLOCK + v, state[k]);
+}
+
+/* The recurrence over one tile: the state of a channel vector runs through all steps, few states at a time. */
 INLINE void FN(advance)(int64_t states, int64_t steps, const float *A2, float *h, const float *dt, const float *du,
                         const float *B, int64_t B_stride, const float *C, int64_t C_stride, float *y) {
     memset(y, 0, TILE * BLOCK * sizeof(float));
-    PARTS(v) for (int64_t n = 0; n < states; n++) {
-        vf a = LOAD(A2 + n * BLOCK + v), state = LOAD(h + n * BLOCK + v);
-        for (int64_t t = 0; t < steps; t++) {
-            vf decay = FN(exp2)(LOAD(dt + t * BLOCK + v) * a);
-            state = decay * state + LOAD(du + t * BLOCK + v) * B[t * B_stride + n];
-            STORE(y + t * BLOCK + v, LOAD(y + t * BLOCK + v) + state * C[t * C_stride + n]);
-        }
-        STORE(h + n * BLOCK + v, state);
+    PARTS(v) {
+        int64_t n = 0;
+        for (; n + PAIR <= states; n += PAIR)
+            FN(advance_states)(PAIR, n, v, steps, A2, h, dt, du, B, B_stride, C, C_stride, y);
+        for (; n < states; n++) FN(advance_states)(1, n, v, steps, A2, h, dt, du, B, B_stride, C, C_stride, y);
     }
 }
 
@@ -240,41 +255,69 @@ typedef struct {
     float *dt, *du, *gate, *ddt, *ddu, *y;
 } FN(tile);
 
+/* Gradients of `count` states, which share what they read, over one tile. */
+INLINE void FN(retreat_states)(int count, int64_t n, int v, int64_t steps, const float *A, const float *h, float *dh,
+                               float *dA, FN(tile) s, const float *B, int64_t B_stride, const float *C,
+                               int64_t C_stride, float *dB, float *dC) {
+    vf a[PAIR], a2[PAIR], state[PAIR], carry[PAIR], grad_a[PAIR], decay[PAIR][TILE], before[PAIR][TILE];
+    for (int k = 0; k < count; k++) {
+        int64_t o = (n + k) * BLOCK + v;
+        a[k] = LOAD(A + o), a2[k] = a[k] * LOG2E;
+        state[k] = LOAD(h + o), carry[k] = LOAD(dh + o), grad_a[k] = LOAD(dA + o);
+    }
+    B += n, C += n, dB += n * TILE * BLOCK + v, dC += n * TILE * BLOCK + v;
+    for (int64_t t = 0; t < steps; t++) {
+        int64_t o = t * BLOCK + v;
+        vf dt = LOAD(s.dt + o), du = LOAD(s.du + o), gate = LOAD(s.gate + o), y = LOAD(s.y + o);
+        for (int k = 0; k < count; k++) {
+            float *to_C = dC + (k * TILE + t) * BLOCK;
+            decay[k][t] = FN(exp2)(dt * a2[k]);
+            before[k][t] = state[k];
+            state[k] = decay[k][t] * state[k] + du * B[t * B_stride + k];
+            y += state[k] * C[t * C_stride + k];
+            STORE(to_C, LOAD(to_C) + gate * state[k]);
+        }
+        STORE(s.y + o, y);
+    }
+    for (int64_t t = steps - 1; t >= 0; t--) {
+        int64_t o = t * BLOCK + v;
+        vf dt = LOAD(s.dt + o), du = LOAD(s.du + o), gate = LOAD(s.gate + o);
+        vf ddu = LOAD(s.ddu + o), ddt = LOAD(s.ddt + o);
+        for (int k = 0; k < count; k++) {
+            float *to_B = dB + (k * TILE + t) * BLOCK;
+            carry[k] += gate * C[t * C_stride + k];
+            STORE(to_B, LOAD(to_B) + carry[k] * du);
+            ddu += carry[k] * B[t * B_stride + k];
+            carry[k] *= decay[k][t];
+            vf through = carry[k] * before[k][t];
+            ddt += through * a[k];
+            grad_a[k] += through * dt;
+        }
+        STORE(s.ddu + o, ddu);
+        STORE(s.ddt + o, ddt);
+    }
+    for (int k = 0; k < count; k++) {
+        STORE(dh + (n + k) * BLOCK + v, carry[k]);
+        STORE(dA + (n + k) * BLOCK + v, grad_a[k]);
+    }
+}
+
 /* Gradients of the recurrence over one tile. Runs the states forward from the checkpoint, then everything
  * backward; `dh` carries the gradient of the state from later tiles, dB and dC are summed per lane over blocks. */
-INLINE void FN(retreat)(int64_t states, const float *A, const float *h, float *dh, float *dA, FN(tile) s, const float *B,
-                        int64_t B_stride, const float *C, int64_t C_stride, float *dB, float *dC) {
+INLINE void FN(retreat)(int64_t states, int64_t steps, const float *A, const float *h, float *dh, float *dA,
+                        FN(tile) s, const float *B, int64_t B_stride, const float *C, int64_t C_stride, float *dB,
+                        float *dC) {
     PARTS(v) {
         STEPS(t) {
             STORE(s.y + t * BLOCK + v, FN(splat)(0.0f));
             STORE(s.ddt + t * BLOCK + v, FN(splat)(0.0f));
             STORE(s.ddu + t * BLOCK + v, FN(splat)(0.0f));
         }
-        for (int64_t n = 0; n < states; n++) {
-            vf a = LOAD(A + n * BLOCK + v), state = LOAD(h + n * BLOCK + v), decay[TILE], before[TILE];
-            vf carry = LOAD(dh + n * BLOCK + v), grad_a = LOAD(dA + n * BLOCK + v);
-            float *to_B = dB + n * TILE * BLOCK + v, *to_C = dC + n * TILE * BLOCK + v;
-            vf a2 = a * LOG2E;
-            STEPS(t) decay[t] = FN(exp2)(LOAD(s.dt + t * BLOCK + v) * a2);
-            STEPS(t) {
-                before[t] = state;
-                state = decay[t] * state + LOAD(s.du + t * BLOCK + v) * B[t * B_stride + n];
-                STORE(s.y + t * BLOCK + v, LOAD(s.y + t * BLOCK + v) + state * C[t * C_stride + n]);
-                STORE(to_C + t * BLOCK, LOAD(to_C + t * BLOCK) + LOAD(s.gate + t * BLOCK + v) * state);
-            }
-            for (int t = TILE - 1; t >= 0; t--) {
-                int64_t o = t * BLOCK + v;
-                carry += LOAD(s.gate + o) * C[t * C_stride + n];
-                STORE(to_B + t * BLOCK, LOAD(to_B + t * BLOCK) + carry * LOAD(s.du + o));
-                STORE(s.ddu + o, LOAD(s.ddu + o) + carry * B[t * B_stride + n]);
-                carry *= decay[t];
-                vf through = carry * before[t];
-                STORE(s.ddt + o, LOAD(s.ddt + o) + through * a);
-                grad_a += through * LOAD(s.dt + o);
-            }
-            STORE(dh + n * BLOCK + v, carry);
-            STORE(dA + n * BLOCK + v, grad_a);
-        }
+        int64_t n = 0;
+        for (; n + PAIR <= states; n += PAIR)
+            FN(retreat_states)(PAIR, n, v, steps, A, h, dh, dA, s, B, B_stride, C, C_stride, dB, dC);
+        for (; n < states; n++)
+            FN(retreat_states)(1, n, v, steps, A, h, dh, dA, s, B, B_stride, C, C_stride, dB, dC);
     }
 }
 
@@ -327,7 +370,7 @@ static TARGET void FN(backward_tile)(const scan_job *j, const lane_team *m, int6
         STORE(s.gate + t * BLOCK + v, grad);
     }
     const float *h = j->checkpoints + (m->at.block * tiles + tile) * N * BLOCK;
-    FN(retreat)(N, m->A, h, m->dh, m->dA, s, B, sB, C, sC, dB, dC);
+    FN(retreat)(N, steps, m->A, h, m->dh, m->dA, s, B, sB, C, sC, dB, dC);
     PARTS(v) {
         vf D = LOAD(m->skip + v), shift = LOAD(m->bias + v), dD = LOAD(m->dskip + v), dbias = LOAD(m->dbias + v);
         for (int64_t t = 0; t < steps; t++) {
