@@ -4,8 +4,10 @@
 
 DATA is an ImageFolder with train/ and val/. Most epochs run on coarse patches (a fourth of the tokens and of the
 time), the last ones on the model's own; positions are interpolated in between. The learning rate is constant until
-it falls to zero over the last epochs, so a run that is still before the fall can be made longer. The same command
-again goes on where an interrupted run stopped. Training images at even distances are held out, to watch progress
+it falls to zero over the last epochs, so a run that is still before the fall can be made longer, and a finished one
+can be the start of another (``--initial-checkpoint``). With ``--teacher`` half of the lesson is what an exported
+program, such as that of train_teacher.py, says to the same images. The same command again goes on where an
+interrupted run stopped. Training images at even distances are held out, to watch progress
 on and for whoever wants to tune a reduction (``mtrkit eval --data cifar10/train --limit 2000``); ``val`` is looked
 at once, at the end. Writes weights (safetensors), a model card and a log.
 """
@@ -47,6 +49,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("model", help="a name in mtrkit.models.list_models()")
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and val/")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, card, log and checkpoint")
+    parser.add_argument("--initial-checkpoint", type=Path, help="weights to begin with; default: random ones")
+    parser.add_argument("--teacher", type=Path, help="exported program from images to logits, to learn from as well")
+    parser.add_argument("--crop-scale", type=float, default=0.6, help="least share of an image in a random crop")
     parser.add_argument("--coarse-epochs", type=float, default=12, help="epochs on coarse patches")
     parser.add_argument("--coarse-stride", type=int, default=4, help="step between them, in pixels")
     parser.add_argument("--fine-epochs", type=float, default=2, help="epochs on the model's own patches")
@@ -78,7 +83,7 @@ class Batches:
         self.augment = create_transform(
             cfg["input_size"],
             is_training=True,
-            scale=(0.6, 1.0),
+            scale=(args.crop_scale, 1.0),
             ratio=(0.8, 1.25),
             color_jitter=None,
             interpolation="bicubic",
@@ -105,6 +110,7 @@ class Run:
         self.file = args.out / "last.pt"
         args.out.mkdir(parents=True, exist_ok=True)
         self.batches = Batches(args, mtrkit.create_model(args.model).pretrained_cfg)
+        self.teacher = None if args.teacher is None else torch.export.load(args.teacher).module().to(args.device)
         self.coarse_steps = round(args.coarse_epochs * self.batches.per_epoch)
         self.steps = self.coarse_steps + round(args.fine_epochs * self.batches.per_epoch)
         if self.file.exists():
@@ -117,7 +123,8 @@ class Run:
         args, self.coarse = self.args, coarse
         random_seed(args.seed)
         stride = {"stride": args.coarse_stride} if coarse else {}
-        model = mtrkit.create_model(args.model, drop_path_rate=args.drop_path, **stride)
+        start = args.initial_checkpoint if self.state is None else None
+        model = mtrkit.create_model(args.model, start, drop_path_rate=args.drop_path, **stride)
         assert isinstance(model, VisionMamba)
         self.model = model.to(args.device)
         self.ema = ModelEmaV3(self.model, decay=args.ema, use_warmup=True)
@@ -158,7 +165,10 @@ class Run:
         self._set_rate()
         with torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.dtype == "bfloat16"):
             logits = self.model(images)
+            lesson = self._lesson(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=0.1)
+        if lesson is not None:
+            loss = (loss + F.cross_entropy(logits.float(), lesson)) / 2
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -166,6 +176,11 @@ class Run:
         self.step += 1
         self.ema.update(self.model, step=self.step)
         return loss.item()
+
+    @torch.no_grad()
+    def _lesson(self, images: Tensor) -> Tensor | None:
+        """What the teacher takes the images for, as probabilities (B, classes)."""
+        return None if self.teacher is None else self.teacher(images).float().softmax(dim=1)
 
     def _set_rate(self) -> None:
         """Warm up, stay, and fall linearly."""
@@ -182,7 +197,7 @@ class Run:
     def finish(self) -> None:
         """Look at ``val``, once, and write the weights and the card."""
         accuracy = self.accuracy(image_folder(self.args.data / "val"))
-        recipe = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self.args).items()}
+        recipe = {name: value.name if isinstance(value, Path) else value for name, value in vars(self.args).items()}
         for machine_bound in ("data", "out", "save_every"):
             recipe.pop(machine_bound)
         about = {

@@ -1,6 +1,16 @@
 """The examples run as they are printed."""
 
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mtrkit
 from tests.running import ROOT, run_python
+
+NAME = "vim_nano_patch4_stride2_32"
 
 
 def run(name, *arguments):
@@ -45,6 +55,41 @@ def test_segment_a_picture_of_ones_own(photos):
     done = run("segment.py", "--image", photo, "--size", "64", "--rounds", "1", "--ratio", "0.1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("(1, 192, 4, 4)") == 4
+
+
+@pytest.fixture
+def dataset(photos):
+    """A data set of twenty images, the same for training and for looking at."""
+    folder = photos.parent / "dataset"
+    for part in ("train", "val"):
+        shutil.copytree(photos, folder / part)
+    return folder
+
+
+def test_train_with_a_teacher_and_go_on(dataset, tmp_path):
+    small = ("--data", dataset, "--batch-size", "4", "--holdout", "4")
+    done = run("train_teacher.py", *small, "--out", tmp_path, "--widths", "8", "8", "8", "--epochs", "0.5")
+    assert done.returncode == 0, done.stderr
+    assert "held-out top-1" in done.stdout and torch.export.load(tmp_path / "teacher.pt2")
+
+    def train(out, *more):
+        recipe = ("--coarse-epochs", "0.5", "--fine-epochs", "0.25", "--decay-epochs", "0.25")
+        done = run("train_reference.py", NAME, *small, *recipe, "--out", tmp_path / out, *more)
+        assert done.returncode == 0, done.stderr
+        return load_file(tmp_path / out / f"{NAME}.safetensors"), (tmp_path / out / "card.json").read_text()
+
+    lesson = ("--teacher", tmp_path / "teacher.pt2")
+    first, card = train("first", *lesson)
+    assert json.loads(card)["recipe"]["teacher"] == "teacher.pt2" and json.loads(card)["n"] == 20
+    assert mtrkit.create_model(NAME, tmp_path / "first" / f"{NAME}.safetensors")
+    assert same(train("again", *lesson)[0], first)
+    assert same(train("first", *lesson)[0], first)  # it had ended, and nothing is left to do
+    start = ("--initial-checkpoint", tmp_path / "first" / f"{NAME}.safetensors")
+    assert not same(train("second", *lesson, *start)[0], first) and not same(train("alone")[0], first)
+
+
+def same(weights, others):
+    return all(torch.equal(weight, others[name]) for name, weight in weights.items())
 
 
 def test_own_family():
