@@ -34,6 +34,7 @@ class Table:
         ratios: Shares of the FLOPs removed, on any model.
         removals: Tokens per layer removed, where the paper counts so; used on ImageNet instead of ``ratios``.
         published: Model → figures.
+        tunes: Whether a default is chosen by it, so that images which are for tuning are asked first.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Table:
     ratios: tuple[float, ...] = (0.2, 0.3, 0.4)
     removals: tuple[int, ...] = ()
     published: Mapping[str, Published] = field(default_factory=dict)
+    tunes: bool = False
 
 
 _VIM_T, _VIM_S, _VIM_B = (f"vim_{size}_patch16_224" for size in ("tiny", "small", "base"))
@@ -124,6 +126,28 @@ TABLES = (
                 },
             ),
         },
+    ),
+    Table(
+        "mtr_open",
+        "What MTR leaves open: the metric, its distance, how channels and several sources become one",
+        (
+            "mtr",
+            "mtr:metric=features",
+            "mtr:metric=delta",
+            "mtr:metric=y",
+            "mtr:similarity=l1",
+            "mtr:similarity=l2",
+            "mtr:channels=norm",
+            "mtr:average=successive",
+        ),
+        tunes=True,
+    ),
+    Table(
+        "mtr_layers",
+        "After which of twelve blocks MTR reduces",
+        ("mtr", "mtr:layers=2+4+6", "mtr:layers=4", "mtr:layers=4+8", "mtr:layers=6+8+10", "mtr:layers=even"),
+        ratios=(0.2, 0.3),
+        tunes=True,
     ),
     Table(
         "rmeeto_operation",

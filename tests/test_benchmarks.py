@@ -35,6 +35,13 @@ def test_laboratory_writes_rows_and_tables(run, tmp_path):
     assert "| mtr:operation=prune |" in table and "mtrkit compare" in table
 
 
+def test_laboratory_tunes_on_other_images(run, tmp_path, photos):
+    assert run("laboratory", "--only", "mtr_layers", "mtr_operation", "--limit", "4", "--tuning-data", str(photos)) == 0
+    folder = tmp_path / "benchmarks/results/laboratory" / MODEL
+    assert {file.name for file in folder.glob("*.json")} == {"mtr_layers.json", "mtr_operation.json"}
+    assert [file.name for file in (folder / "tuning").iterdir()] == ["mtr_layers.json"]
+
+
 def test_imagenet_stands_beside_what_is_published(run, monkeypatch, capsys):
     tables = pytest.importorskip("tables", exc_type=ImportError)
     imagenet = importlib.import_module("imagenet")
