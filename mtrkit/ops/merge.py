@@ -63,7 +63,8 @@ def _bags(token_map: TokenMap) -> _Bags:
     batch, length = token_map.slot.shape
     bags = token_map.num_kept + token_map.drops
     start = torch.arange(batch, device=token_map.slot.device)[:, None] * length
-    slot = torch.where(token_map.slot < 0, token_map.num_kept, token_map.slot)
+    slot = token_map.slot
+    slot = torch.where(slot < 0, token_map.num_kept, slot) if token_map.drops else slot
     slot, token = torch.sort(slot, dim=1, stable=True)
     slots = torch.arange(bags, device=slot.device).expand(batch, bags).contiguous()
     begin = torch.searchsorted(slot, slots)
@@ -74,7 +75,8 @@ def _gather_up(tokens: Tensor, bags: _Bags, mode: str, share: Tensor | None = No
     rows = tokens.flatten(0, 1)
     shares = None if share is None else share.to(tokens.dtype)
     found = F.embedding_bag(bags.token, rows, bags.begin, mode=mode, per_sample_weights=shares)
-    return found.view(tokens.shape[0], bags.bags, tokens.shape[2])[:, : bags.slots].contiguous()
+    found = found.view(tokens.shape[0], bags.bags, tokens.shape[2])
+    return found if bags.bags == bags.slots else found[:, : bags.slots].contiguous()
 
 
 def _shares(token_map: TokenMap, bags: _Bags) -> Tensor:

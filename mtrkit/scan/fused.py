@@ -1,7 +1,6 @@
 """A whole mixer, and the norm before it, as one operator each, for inference where nobody looks inside."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from mtrkit.scan.weights import DirectionWeights, MixerWeights, decay_rates
 
 _lib = torch.library.Library("mtrkit", "FRAGMENT")
 _lib.define(
-    "mixer(Tensor hidden, Tensor in_proj, Tensor out_proj, Tensor?[] directions, float scale, str[] reads) -> Tensor[]"
+    "mixer(Tensor hidden, Tensor in_proj, Tensor out_proj, Tensor[] directions, float scale, str reads) -> Tensor[]"
 )
 _lib.define("add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps) -> (Tensor, Tensor)")
 
@@ -30,10 +29,10 @@ def fuses() -> bool:
 
 
 def _mixer(
-    hidden: Tensor, in_proj: Tensor, out_proj: Tensor, directions: list[Any], scale: float, reads: list[str]
+    hidden: Tensor, in_proj: Tensor, out_proj: Tensor, directions: list[Tensor], scale: float, reads: str
 ) -> list[Tensor]:
-    """:func:`_mix`, the directions' weights one behind the other."""
-    return _mix(hidden, in_proj, out_proj, _apart(directions), scale, reads)
+    """:func:`_mix`, the directions' weights one behind the other, and so the names of what is read."""
+    return _mix(hidden, in_proj, out_proj, _apart(directions), scale, reads.split())
 
 
 def _mix(
@@ -49,10 +48,15 @@ def _mix(
     return run(hidden, in_proj, out_proj, directions, scale, reads)
 
 
-def _apart(weights: list[Any]) -> list[DirectionWeights]:
-    """One direction after the other."""
-    count = len(DirectionWeights._fields)
-    return [DirectionWeights._make(weights[i : i + count]) for i in range(0, len(weights), count)]
+def _together(directions: Sequence[DirectionWeights]) -> list[Tensor]:
+    """One direction after the other; an empty tensor where there is none, as tracing knows no list with gaps."""
+    return [way.D.new_empty(0) if weight is None else weight for way in directions for weight in way]
+
+
+def _apart(weights: list[Tensor]) -> list[DirectionWeights]:
+    """What :func:`_together` put together."""
+    found, count = [weight if weight.numel() else None for weight in weights], len(DirectionWeights._fields)
+    return [DirectionWeights(*found[i : i + count]) for i in range(0, len(found), count)]  # type: ignore[arg-type]
 
 
 def _step_by_step(
@@ -79,11 +83,11 @@ def _step_by_step(
 
 
 def _shapes(
-    hidden: Tensor, in_proj: Tensor, out_proj: Tensor, directions: list[Any], scale: float, reads: list[str]
+    hidden: Tensor, in_proj: Tensor, out_proj: Tensor, directions: list[Tensor], scale: float, reads: str
 ) -> list[Tensor]:
     ways, tokens, inner = _apart(directions), hidden.shape[:2], out_proj.shape[1]
     projected = (len(ways), *tokens, ways[0].x_proj.shape[0])
-    found = [projected if name == "projected" else pipeline.delta_shape(name, tokens, inner) for name in reads]
+    found = [projected if name == "projected" else pipeline.delta_shape(name, tokens, inner) for name in reads.split()]
     return [hidden.new_empty(shape) for shape in (hidden.shape, *found)]
 
 
@@ -116,9 +120,10 @@ def inference_fuses(x: Tensor) -> bool:
 
 def _unwatched(x: Tensor) -> bool:
     """Whether nobody traces, transforms or profiles: going through torch's dispatcher would then only take time."""
-    if torch.compiler.is_compiling() or type(x) is not Tensor or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or type(x) is not Tensor:
         return False
-    watched = torch._C._len_torch_dispatch_stack() or torch._C._autograd._profiler_enabled()
+    watched = torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None
+    watched = watched or torch._C._autograd._profiler_enabled()
     return not watched and torch._C._functorch.peek_interpreter_stack() is None
 
 
@@ -140,5 +145,4 @@ def mixer(hidden: Tensor, weights: MixerWeights, reads: Sequence[str] = ()) -> l
     scale = 0.5 if weights.halve else 1.0  # on the weight gives the same bits as on the sum
     if _unwatched(hidden):
         return _mix(hidden, weights.in_proj, weights.out_proj, weights.directions, scale, reads)
-    directions = [weight for way in weights.directions for weight in way]
-    return _run_mixer(hidden, weights.in_proj, weights.out_proj, directions, scale, list(reads))
+    return _run_mixer(hidden, weights.in_proj, weights.out_proj, _together(weights.directions), scale, " ".join(reads))

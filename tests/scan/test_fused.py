@@ -219,6 +219,15 @@ def test_who_watches_sees_the_operators(calls):
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore")  # tracing says that it is deprecated
+@pytest.mark.parametrize("conv_bias", [True, False])
+def test_traces(calls, conv_bias):
+    mixer, hidden = Mixer(conv_bias=conv_bias), torch.randn(2, 19, 24)
+    traced = torch.jit.trace(mixer, torch.randn(2, 19, 24))
+    assert "mtrkit::mixer" in str(traced.inlined_graph) and torch.equal(traced(hidden), mixer(hidden))
+
+
+@torch.no_grad()
 def test_a_model_without_memory_runs():
     """On the meta device there is no autocast to ask for."""
     with torch.device("meta"):
@@ -231,16 +240,16 @@ def test_a_model_without_memory_runs():
 def test_is_a_well_formed_operator(path):
     weights = make_weights()
     directions = [weight for way in weights.directions for weight in way]
-    inputs = (torch.randn(2, 19, 24), weights.in_proj, weights.out_proj, directions, 0.5, ["projected", "delta"])
+    inputs = (torch.randn(2, 19, 24), weights.in_proj, weights.out_proj, directions, 0.5, "projected delta")
     torch.library.opcheck(torch.ops.mtrkit.mixer.default, inputs)
 
 
 class Mixer(torch.nn.Module):
     """A mixer with weights from outside."""
 
-    def __init__(self):
+    def __init__(self, **options):
         super().__init__()
-        self.weights = make_weights()
+        self.weights = make_weights(**options)
 
     def forward(self, hidden):
         return mixer_forward(hidden, self.weights)[0] * 2
