@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mtrkit.errors import InputError, OptionError
 from mtrkit.scan import fused
+from mtrkit.scan.eager import inference_fuses
 
 Size = int | tuple[int, int]
 
@@ -48,7 +49,7 @@ class RMSNorm(nn.Module):
         """(..., D) to (..., D); with a residual of that shape the norm of ``residual + x``, and that sum."""
         if residual is None:
             return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
-        if residual.dtype == x.dtype and fused.inference_fuses(x):
+        if residual.dtype == x.dtype and inference_fuses(x):
             return fused.add_rms_norm(x, residual, self.weight, self.eps)
         residual = residual + x
         return self.forward(residual), residual

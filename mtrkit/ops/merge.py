@@ -1,11 +1,13 @@
 """Apply a token map to features, and the way back to the sequence as it was."""
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtrkit.ops import compiled
 from mtrkit.ops.rows import take
 from mtrkit.types import TokenMap
 
@@ -29,21 +31,33 @@ class Merger:
 
     def __init__(self, token_map: TokenMap) -> None:
         self.map = token_map
-        self.bags = _bags(token_map) if token_map.merged.shape[1] else None
+
+    @cached_property
+    def bags(self) -> "_Bags":
+        """What the sums of torch need."""
+        return _bags(self.map)
 
     def tokens(self, tokens: Tensor) -> Tensor:
         """(B, L, D) to (B, L', D)."""
-        if self.bags is None or not tokens.shape[2]:
-            return take(tokens, self.map.kept)
-        if self.map.combine != "mean":
-            return _merge_extreme(tokens, self.map)
-        if self.map.weight is None:
+        token_map = self.map
+        if not token_map.merged.shape[1] or not tokens.shape[2]:
+            return take(tokens, token_map.kept)
+        if token_map.combine != "mean":
+            return _merge_extreme(tokens, token_map)
+        if compiled.can_merge(tokens):
+            return compiled.merge(tokens, token_map.slot, token_map.num_kept, token_map.weight)
+        if token_map.weight is None:
             return _gather_up(tokens, self.bags, "mean")
-        return _gather_up(tokens, self.bags, "sum", _shares(self.map, self.bags))
+        return _gather_up(tokens, self.bags, "sum", _shares(token_map, self.bags))
 
     def sizes(self, size: Tensor) -> Tensor:
         """(B, L, 1) to (B, L', 1)."""
-        return take(size, self.map.kept) if self.bags is None else _gather_up(size, self.bags, "sum")
+        token_map = self.map
+        if not token_map.merged.shape[1]:
+            return take(size, token_map.kept)
+        if compiled.can_merge(size):
+            return compiled.merge(size, token_map.slot, token_map.num_kept, mean=False)
+        return _gather_up(size, self.bags, "sum")
 
 
 class _Bags(NamedTuple):

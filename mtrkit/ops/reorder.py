@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mtrkit.ops.compiled import can_number, number
 from mtrkit.ops.group import without
 from mtrkit.types import TokenMap
 
@@ -27,6 +28,10 @@ def token_map(
     >>> token_map(4, torch.tensor([[3, 0]]), torch.tensor([[1]]), torch.tensor([[3]])).slot
     tensor([[ 0,  1, -1,  1]])
     """
+    if can_number(kept):
+        pair = (kept[:, :0],) * 2 if merged is None or target is None else (merged, target)
+        slot, kept = number(num_tokens, kept, *pair, ordered)
+        return TokenMap(slot, kept, pair[0])
     kept = torch.sort(kept, dim=1).values if ordered else kept
     batch, num_kept = kept.shape
     slots = torch.arange(num_kept, device=kept.device).expand(batch, num_kept)

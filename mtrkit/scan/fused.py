@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtrkit.compiler import constant_result
 from mtrkit.scan import ops, pipeline
-from mtrkit.scan.dispatch import backend_for
-from mtrkit.scan.library import BLOCK, current_level, library
+from mtrkit.scan.eager import unwatched
+from mtrkit.scan.library import BLOCK
 from mtrkit.scan.weights import DirectionWeights, MixerWeights, decay_rates
 
 _lib = torch.library.Library("mtrkit", "FRAGMENT")
@@ -17,15 +16,6 @@ _lib.define(
     "mixer(Tensor hidden, Tensor in_proj, Tensor out_proj, Tensor[] directions, float scale, str reads) -> Tensor[]"
 )
 _lib.define("add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps) -> (Tensor, Tensor)")
-
-
-@constant_result
-def fuses() -> bool:
-    """Whether the operators are the fastest way for float32 on a CPU.
-
-    For 16-bit numbers a CPU may have matrix units, which torch knows.
-    """
-    return not library().missing and current_level() > 0 and backend_for("cpu") == "native"
 
 
 def _mixer(
@@ -111,25 +101,9 @@ torch.library.register_fake("mtrkit::add_rms_norm", _norm_shapes, lib=_lib)
 _run_mixer, _run_add_rms_norm = torch.ops.mtrkit.mixer.default, torch.ops.mtrkit.add_rms_norm.default
 
 
-def inference_fuses(x: Tensor) -> bool:
-    """Whether :func:`fuses` for this tensor, and nobody wants a derivative or another precision."""
-    if not x.is_cpu or x.dtype is not torch.float32 or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-        return False
-    return fuses()
-
-
-def _unwatched(x: Tensor) -> bool:
-    """Whether nobody traces, transforms or profiles: going through torch's dispatcher would then only take time."""
-    if torch.compiler.is_compiling() or type(x) is not Tensor:
-        return False
-    watched = torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None
-    watched = watched or torch._C._autograd._profiler_enabled()
-    return not watched and torch._C._functorch.peek_interpreter_stack() is None
-
-
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Root-mean-square norm over the last axis of ``residual + x`` (..., D), times ``weight`` (D,), and that sum."""
-    if _unwatched(x):
+    if unwatched(x):
         return _add_rms_norm(x, residual, weight, eps)
     return _run_add_rms_norm(x, residual, weight, eps)
 
@@ -143,6 +117,6 @@ def mixer(hidden: Tensor, weights: MixerWeights, reads: Sequence[str] = ()) -> l
         blocks of channels, (B, blocks, L).
     """
     scale = 0.5 if weights.halve else 1.0  # on the weight gives the same bits as on the sum
-    if _unwatched(hidden):
+    if unwatched(hidden):
         return _mix(hidden, weights.in_proj, weights.out_proj, weights.directions, scale, reads)
     return _run_mixer(hidden, weights.in_proj, weights.out_proj, _together(weights.directions), scale, " ".join(reads))

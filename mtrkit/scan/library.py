@@ -25,11 +25,14 @@ BLOCK = 16  # channels handled together in C
 TILE = 16  # time steps handled together in C; states are checkpointed once per tile
 TEAM_BLOCKS = 4  # channel blocks whose gradients of B and C are summed in one task
 SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH = range(10)
+SLOTS, MERGE = 10, 11
 
 _CONV_WORDS = 6 + 4 * 4 + 3  # of the structs of native.c
 _HEADER = struct.Struct("2q")
 _SCAN_WORDS = 10 + 9 * 4 + 3 * 4 + 9
-_JOB_BYTES = 8 * (2 + _SCAN_WORDS + _CONV_WORDS + (_CONV_WORDS + 6) + 6 + 8 + 9 + 5 + (3 + 2 * 4 + 1) + (10 + 10 + 14))
+_JOB_BYTES = 8 * (
+    2 + _SCAN_WORDS + _CONV_WORDS + (_CONV_WORDS + 6) + 6 + 8 + 9 + 5 + (3 + 2 * 4 + 1) + (10 + 10 + 14) + 11 + 10
+)
 _MIXER_JOBS = 14  # the most that a mixer becomes
 _MIXER_BYTES = _MIXER_JOBS * 8 * (2 + _SCAN_WORDS)
 _LAYOUT = _JOB_BYTES + 10000 * TILE + 1000000 * BLOCK + 100000000 * TEAM_BLOCKS + 1000000000 * _MIXER_JOBS

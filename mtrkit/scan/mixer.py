@@ -18,6 +18,7 @@ from torch import Tensor
 from mtrkit.scan import fused
 from mtrkit.scan.conv import causal_conv1d
 from mtrkit.scan.dispatch import length_last, scan_op
+from mtrkit.scan.eager import inference_fuses
 from mtrkit.scan.ops import delta_softplus
 from mtrkit.scan.weights import DirectionWeights, MixerWeights, decay_rates
 from mtrkit.types import Gaps
@@ -86,7 +87,7 @@ def _mix_fused(hidden: Tensor, weights: MixerWeights, reads: frozenset[str]) -> 
 
 def _fuses(hidden: Tensor, weights: MixerWeights) -> bool:
     """Whether one operator can do it all: no biases of the projections, and what every fused operator asks for."""
-    return weights.in_bias is None and weights.out_bias is None and fused.inference_fuses(hidden)
+    return weights.in_bias is None and weights.out_bias is None and inference_fuses(hidden)
 
 
 def _parts(hidden: Tensor, weights: MixerWeights) -> int:

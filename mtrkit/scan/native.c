@@ -101,6 +101,24 @@ typedef struct {
     int64_t *src, *dst, *found; /* (batch, sources), (batch, targets), (batch, sources), contiguous */
 } match_job;
 
+/* The tokens that stay, numbered in their order in the sequence if `ordered`; those that merge get their target's
+ * number, all others -1. */
+typedef struct {
+    int64_t batch, length, kept, merged, ordered;
+    int64_t *keep, *merge, *target; /* (batch, kept), (batch, merged), (batch, merged), contiguous */
+    int64_t *slot, *sequence;       /* (batch, length), (batch, kept): the numbers, and who has them */
+    int64_t *wrong;                 /* set to 1 if an index is out of range */
+} slots_job;
+
+/* At each slot the sum, or the mean, or the mean by weights, of the tokens that go there; those of slot -1 are lost. */
+typedef struct {
+    int64_t batch, length, slots, channels, mean;
+    int64_t *slot;          /* (batch, length), contiguous, as are the others */
+    float *src, *weight;    /* (batch, length, channels), and (batch, length) or absent */
+    float *dst;             /* (batch, slots, channels) */
+    int64_t *wrong;         /* as above */
+} merge_job;
+
 typedef struct {
     int64_t outer, count, inner;
     float *src, *dst; /* (outer, count, inner) -> (outer, inner) */
@@ -117,7 +135,7 @@ typedef struct {
     int64_t kind, bytes; /* of the job */
 } header;
 
-enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH };
+enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, SLOTS, MERGE };
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t blocks_per_group(const scan_job *j) { return ceil_div(j->channels / j->groups, BLOCK); }
@@ -259,8 +277,28 @@ EXPORT int mtr_best_level(void) {
 /* So that Python can refuse a library whose structs or tiling differ from what it packs. */
 EXPORT int64_t mtr_layout(void) {
     size_t jobs = sizeof(header) + sizeof(scan_job) + sizeof(conv_job) + sizeof(project_job) + sizeof(pack_job)
-                  + sizeof(norm_job) + sizeof(match_job) + sizeof(sum_job) + sizeof(softplus_job) + sizeof(mixer_job);
+                  + sizeof(norm_job) + sizeof(match_job) + sizeof(sum_job) + sizeof(softplus_job)
+                  + sizeof(mixer_job) + sizeof(slots_job) + sizeof(merge_job);
     return (int64_t)jobs + 10000 * TILE + 1000000 * BLOCK + 100000000 * TEAM_BLOCKS + INT64_C(1000000000) * MIXER_JOBS;
+}
+
+static void slots_task(const void *job, int64_t b, float *scratch) {
+    const slots_job *j = job;
+    const int64_t *keep = j->keep + b * j->kept, *merge = j->merge + b * j->merged, *target = j->target + b * j->merged;
+    int64_t *slot = j->slot + b * j->length, *sequence = j->sequence + b * j->kept, number = 0;
+    (void)scratch;
+    for (int64_t t = 0; t < j->length; t++) slot[t] = -1;
+    for (int64_t i = 0; i < j->kept; i++) {
+        if (keep[i] < 0 || keep[i] >= j->length) *j->wrong = 1;
+        else slot[keep[i]] = i;
+        sequence[i] = keep[i];
+    }
+    for (int64_t t = 0; t < j->length && j->ordered; t++)
+        if (slot[t] >= 0) sequence[number] = t, slot[t] = number++;
+    for (int64_t i = 0; i < j->merged; i++) {
+        if (merge[i] < 0 || merge[i] >= j->length || target[i] < 0 || target[i] >= j->length) *j->wrong = 1;
+        else slot[merge[i]] = slot[target[i]];
+    }
 }
 
 typedef void (*task_fn)(const void *job, int64_t task, float *scratch);
@@ -278,6 +316,7 @@ static const task_fn project[] = LEVELS(project_task);
 static const task_fn pack[] = LEVELS(pack_task);
 static const task_fn norm[] = LEVELS(norm_task);
 static const task_fn match[] = LEVELS(match_task);
+static const task_fn merge[] = LEVELS(merge_task);
 static const task_fn add_up[] = LEVELS(sum_task);
 static const task_fn softplus[] = LEVELS(softplus_task);
 
@@ -292,6 +331,8 @@ static task_fn pick_task(int kind, int level) {
     case PACK: return pack[level];
     case NORM: return norm[level];
     case MATCH: return match[level];
+    case SLOTS: return slots_task;
+    case MERGE: return merge[level];
     default: return add_up[level];
     }
 }
@@ -306,6 +347,8 @@ static void measure(int kind, const void *job, int64_t *tasks, int64_t *scratch)
     const pack_job *k = job;
     const norm_job *n = job;
     const match_job *m = job;
+    const slots_job *o = job;
+    const merge_job *g = job;
     switch (kind) {
     case SCAN_FORWARD:
         *tasks = s->batch * s->groups * blocks_per_group(s);
@@ -340,6 +383,14 @@ static void measure(int kind, const void *job, int64_t *tasks, int64_t *scratch)
     case MATCH:
         *tasks = m->batch;
         *scratch = (ceil_div(m->targets, BLOCK) + 1) * BLOCK * m->channels + ceil_div(m->targets, BLOCK) * BLOCK * BLOCK;
+        break;
+    case SLOTS:
+        *tasks = o->batch;
+        *scratch = BLOCK;
+        break;
+    case MERGE:
+        *tasks = g->batch;
+        *scratch = 2 * g->slots + BLOCK;
         break;
     default:
         *tasks = r->outer * ceil_div(r->inner, SUM_SPAN);

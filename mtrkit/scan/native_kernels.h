@@ -656,6 +656,30 @@ static TARGET void FN(match_task)(const void *job, int64_t b, float *scratch) {
     }
 }
 
+static TARGET void FN(merge_task)(const void *job, int64_t b, float *scratch) {
+    const merge_job *j = job;
+    const int64_t *slot = j->slot + b * j->length;
+    const float *weight = j->weight == NULL ? NULL : j->weight + b * j->length;
+    int64_t K = j->channels;
+    float *dst = j->dst + b * j->slots * K, *total = scratch, *met = scratch + j->slots;
+    memset(dst, 0, (size_t)(j->slots * K) * sizeof(float));
+    memset(scratch, 0, (size_t)(2 * j->slots) * sizeof(float));
+    for (int64_t t = 0; t < j->length; t++) {
+        if (slot[t] >= j->slots) *j->wrong = 1;
+        else if (slot[t] >= 0) total[slot[t]] += weight == NULL ? 1.0f : weight[t];
+    }
+    for (int64_t t = 0; t < j->length; t++) {
+        if (slot[t] < 0 || slot[t] >= j->slots) continue;
+        const float *from = j->src + (b * j->length + t) * K;
+        float *to = dst + slot[t] * K, share = weight == NULL ? 1.0f : weight[t] / total[slot[t]];
+        /* The first is written, not added to zero, so that a token alone keeps every bit. */
+        if (met[slot[t]]++ == 0.0f) for (int64_t c = 0; c < K; c++) to[c] = share * from[c];
+        else for (int64_t c = 0; c < K; c++) to[c] += share * from[c];
+    }
+    for (int64_t s = 0; s < j->slots && j->mean && weight == NULL; s++)
+        for (int64_t c = 0; c < K && total[s] > 1.0f; c++) dst[s * K + c] /= total[s];
+}
+
 /* ---- sums in a fixed order --------------------------------------------------------------------------------- */
 
 static TARGET void FN(sum_task)(const void *job, int64_t task, float *scratch) {

@@ -1,0 +1,62 @@
+"""Numbering slots and merging tokens by the compiled library, one call for a dozen operators of torch."""
+
+import torch
+from torch import Tensor
+
+from mtrkit.errors import InputError
+from mtrkit.scan import jobs, library
+from mtrkit.scan.eager import fuses, inference_fuses, unwatched
+
+
+def can_merge(tokens: Tensor) -> bool:
+    """Whether :func:`merge` takes these tokens: float32 on a CPU, and nobody wants a derivative or looks on."""
+    return inference_fuses(tokens) and unwatched(tokens)
+
+
+def merge(tokens: Tensor, slot: Tensor, slots: int, weight: Tensor | None = None, mean: bool = True) -> Tensor:
+    """(B, slots, D): at each slot the mean, or the sum, of the tokens (B, L, D) whose ``slot`` (B, L) it is.
+
+    Args:
+        tokens: (B, L, D).
+        slot: (B, L) int64; tokens of slot −1 are lost.
+        slots: L', their number.
+        weight: (B, L, 1), of each token in the mean. Default: all equal.
+        mean: Whether to divide by the number of tokens that meet.
+    """
+    tokens, slot, weight = jobs.dense(tokens), slot.contiguous(), weight if weight is None else jobs.dense(weight)
+    merged, wrong = tokens.new_empty((tokens.shape[0], slots, tokens.shape[2])), slot.new_zeros(1)
+    places = [jobs.address(tensor) for tensor in (slot, tokens, weight, merged, wrong)]
+    job = jobs.MERGE.pack(*tokens.shape[:2], slots, tokens.shape[2], mean, *places)
+    _run(library.MERGE, job, wrong, slots)
+    return merged
+
+
+def can_number(kept: Tensor) -> bool:
+    """Whether :func:`number` takes these positions."""
+    return kept.is_cpu and kept.dtype is torch.int64 and fuses() and unwatched(kept)
+
+
+def number(num_tokens: int, kept: Tensor, merged: Tensor, target: Tensor, ordered: bool) -> tuple[Tensor, Tensor]:
+    """Slots (B, L) of all tokens, −1 for those that are lost, and the kept ones (B, L') in the order of their slots.
+
+    Args:
+        num_tokens: L.
+        kept: (B, L') int64, each token once.
+        merged: (B, m) int64, tokens that get the slot of ...
+        target: ... (B, m) int64, these kept ones.
+        ordered: Whether slots follow the sequence; otherwise the order of ``kept``.
+    """
+    kept, merged, target = kept.contiguous(), merged.contiguous(), target.contiguous()
+    slot, sequence, wrong = kept.new_empty((len(kept), num_tokens)), torch.empty_like(kept), kept.new_zeros(1)
+    places = [tensor.data_ptr() for tensor in (kept, merged, target, slot, sequence, wrong)]
+    job = jobs.SLOTS.pack(len(kept), num_tokens, kept.shape[1], merged.shape[1], ordered, *places)
+    _run(library.SLOTS, job, wrong, num_tokens)
+    return slot, sequence
+
+
+def _run(kind: int, job: bytes, wrong: Tensor, limit: int) -> None:
+    library.library().run((kind, job))
+    if wrong.item():
+        raise InputError(
+            f"a reduction names a token or slot outside of 0 … {limit - 1}; give positions in the sequence"
+        )
