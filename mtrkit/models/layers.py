@@ -5,6 +5,7 @@ from typing import overload
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from mtrkit.errors import InputError, OptionError
 from mtrkit.scan import fused
@@ -23,6 +24,13 @@ def init_weights(layer: nn.Linear | nn.Conv2d | nn.Conv3d, std: float) -> None:
     nn.init.trunc_normal_(layer.weight, std=std)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
+    """Whether calling the module runs ``cls.forward`` and nothing else: no subclass, no hook, no forward of its own."""
+    own = vars(module)
+    hooks = own["_forward_hooks"] or own["_forward_pre_hooks"] or _global_forward_hooks or _global_forward_pre_hooks
+    return type(module) is cls and not hooks and "forward" not in own
 
 
 class RMSNorm(nn.Module):

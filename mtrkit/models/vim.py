@@ -18,11 +18,13 @@ from torch.utils.checkpoint import checkpoint
 from mtrkit.errors import CheckpointError, OptionError
 from mtrkit.models.foreign import family_of
 from mtrkit.models.intermediates import as_map, pick_blocks
-from mtrkit.models.layers import DropPath, PatchEmbed, RMSNorm, Size, init_weights
+from mtrkit.models.layers import DropPath, PatchEmbed, RMSNorm, Size, init_weights, is_plain
 from mtrkit.models.loading import load_checkpoint
 from mtrkit.models.mixer import MambaMixer
 from mtrkit.models.positions import ClassToken, class_index, insert_at, resize_positions, square_grid, without
 from mtrkit.ops import stream_tokens
+from mtrkit.scan import fused
+from mtrkit.scan.eager import inference_fuses, unwatched
 from mtrkit.types import Gaps
 
 Pool = Literal["token", "avg", ""]
@@ -48,9 +50,18 @@ class Block(nn.Module):
         if residual is None:
             residual = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
             normed = self.norm(residual)
+        elif gaps is None and self._runs_as_one(hidden_states, residual):
+            norm = self.norm.weight, self.norm.eps
+            return fused.norm_and_mixer(hidden_states, residual, *norm, self.mixer.weights())
         else:
             normed, residual = self.norm(self.drop_path(hidden_states), residual)
         return self.mixer(normed.to(hidden_states.dtype), gaps), residual
+
+    def _runs_as_one(self, hidden_states: Tensor, residual: Tensor) -> bool:
+        """Whether norm and mixer may be one call: nobody hooks or replaces what is between them, or looks on."""
+        if self.training or not (is_plain(self.norm, RMSNorm) and is_plain(self.mixer, MambaMixer)):
+            return False
+        return residual.dtype is hidden_states.dtype and inference_fuses(hidden_states) and unwatched(hidden_states)
 
 
 class VisionMamba(nn.Module):

@@ -116,7 +116,20 @@ def mixer(hidden: Tensor, weights: MixerWeights, reads: Sequence[str] = ()) -> l
         B, L, R + 2N); and either ``"delta"``, the directions' Δ, summed, (B, L, E), or ``"delta_sums"``, its sums over
         blocks of channels, (B, blocks, L).
     """
-    scale = 0.5 if weights.halve else 1.0  # on the weight gives the same bits as on the sum
+    scale = _scale(weights)
     if unwatched(hidden):
         return _mix(hidden, weights.in_proj, weights.out_proj, weights.directions, scale, reads)
     return _run_mixer(hidden, weights.in_proj, weights.out_proj, _together(weights.directions), scale, " ".join(reads))
+
+
+def norm_and_mixer(
+    x: Tensor, residual: Tensor, norm_weight: Tensor, eps: float, weights: MixerWeights
+) -> tuple[Tensor, Tensor]:
+    """:func:`mixer` of the norm of :func:`add_rms_norm`, and the sum: to the same bits, for calls nobody watches."""
+    outer = weights.in_proj, weights.out_proj
+    return pipeline.norm_and_mix(x, residual, norm_weight, eps, *outer, weights.directions, _scale(weights))
+
+
+def _scale(weights: MixerWeights) -> float:
+    """Halving, which gives the same bits on a weight as on the sum."""
+    return 0.5 if weights.halve else 1.0

@@ -10,7 +10,7 @@ import os
 import struct
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -40,6 +40,9 @@ _LAYOUT = _JOB_BYTES + 10000 * TILE + 1000000 * BLOCK + 100000000 * TEAM_BLOCKS 
 _level: int | None = None  # set by tests to run the code of a weaker CPU
 
 
+Job = tuple[int, bytes]  # its kind, and what jobs.py packed
+
+
 class Library:
     """The loaded library, or the reason why there is none in ``missing``."""
 
@@ -54,14 +57,16 @@ class Library:
         self.best_level: int = self._handle.mtr_best_level()
         self._parallel = _openmp_parallel()
 
-    def run(self, *jobs: tuple[int, bytes]) -> None:
-        """Run packed jobs, given with their kinds, one after the other on as many threads as torch uses."""
-        self._run(b"".join([_HEADER.pack(kind, len(job)) + job for kind, job in jobs]), len(jobs))
+    def run(self, *jobs: Job) -> None:
+        """Run packed jobs one after the other on as many threads as torch uses."""
+        self._run(_lay_out(jobs), len(jobs))
 
-    def run_mixer(self, mixer: bytes) -> None:
-        """Run a packed mixer like :meth:`run`."""
-        jobs = ctypes.create_string_buffer(_MIXER_BYTES)
-        self._run(jobs, self._handle.mtr_mixer_jobs(mixer, jobs))
+    def run_mixer(self, mixer: bytes, *before: Job) -> None:
+        """Run a packed mixer like :meth:`run`, after other jobs."""
+        first = _lay_out(before)
+        jobs = ctypes.create_string_buffer(first, len(first) + _MIXER_BYTES)
+        count = self._handle.mtr_mixer_jobs(mixer, ctypes.byref(jobs, len(first)))
+        self._run(jobs, len(before) + count)
 
     def _run(self, jobs: Any, count: int) -> None:
         level, threads = current_level(), torch.get_num_threads()
@@ -72,6 +77,10 @@ class Library:
             _run_on_pool(lambda: self._handle.mtr_join(level, jobs, count, shared), threads)
         if shared[0]:
             raise MemoryError("mtrkit: no memory for the scratch buffers of a scan")
+
+
+def _lay_out(jobs: Sequence[Job]) -> bytes:
+    return b"".join([_HEADER.pack(kind, len(job)) + job for kind, job in jobs])
 
 
 @lru_cache(maxsize=1)
@@ -98,7 +107,7 @@ def _open() -> Any:
     handle.mtr_join.argtypes = joining
     handle.mtr_run.argtypes = (*joining, ctypes.c_void_p, ctypes.c_int)
     handle.mtr_join.restype = handle.mtr_run.restype = None
-    handle.mtr_mixer_jobs.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
+    handle.mtr_mixer_jobs.argtypes = (ctypes.c_char_p, ctypes.c_void_p)
     handle.mtr_mixer_jobs.restype = ctypes.c_int64
     return handle
 

@@ -25,12 +25,13 @@ def mix(
     directions: Sequence[DirectionWeights],
     scale: float = 1.0,
     reads: Sequence[str] = (),
+    before: Sequence[lib.Job] = (),
 ) -> list[Tensor]:
     """Mixer output (B, L, D) for normalised tokens (B, L, D), scaled, and what is read on the way, in its order.
 
     ``"projected"`` is what x_proj gave, (directions, B, L, R + 2N); ``"delta"`` the directions' Δ, summed, (B, L, E);
     ``"delta_sums"`` in its place the sums of that over blocks of channels, (B, blocks, L). The second direction runs
-    backward.
+    backward. Jobs ``before`` may be what writes the tokens.
     """
     weights = [in_proj, out_proj, *(weight for way in directions for weight in way)]
     sizes, own = _layout(hidden.shape, *[None if weight is None else weight.shape for weight in weights])
@@ -40,7 +41,7 @@ def mix(
     given = [None if x is None else dense(x) for x in (hidden, *weights)]
     places = [address(x) for x in (out, projected, next(iter(deltas.values()), None), *between, *given)]
     missing = [0] * (_PLACES - len(places))  # where there is one direction
-    lib.library().run_mixer(MIXER.pack(*sizes, "delta_sums" in deltas, scale, *places, *missing))
+    lib.library().run_mixer(MIXER.pack(*sizes, "delta_sums" in deltas, scale, *places, *missing), *before)
     read = [deltas[n] if n in deltas else _columns(projected, rank + 2 * states) for n in reads]
     return [_columns(out, width), *read]
 
@@ -54,11 +55,33 @@ def delta_shape(name: str, tokens: Sequence[int], inner: int) -> tuple[int, int,
 def add_and_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Root-mean-square norm of ``residual + x`` (..., D), times ``weight``, and that sum."""
     x, residual, weight = dense(x), dense(residual), dense(weight)
+    job, normed, total = _norm(x, residual, weight, eps)
+    lib.library().run(job)
+    return normed, total
+
+
+def norm_and_mix(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    eps: float,
+    in_proj: Tensor,
+    out_proj: Tensor,
+    directions: Sequence[DirectionWeights],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """:func:`mix` of the norm of :func:`add_and_norm`, and the sum."""
+    x, residual, weight = dense(x), dense(residual), dense(weight)
+    job, normed, total = _norm(x, residual, weight, eps)
+    return mix(normed, in_proj, out_proj, directions, scale, before=(job,))[0], total
+
+
+def _norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[lib.Job, Tensor, Tensor]:
+    """The job, and the norm and the sum that it will write; all are dense, and the caller holds them until then."""
     total, normed = torch.empty_like(x), torch.empty_like(x)
     rows = x.numel() // max(1, x.shape[-1])
     places = (address(tensor) for tensor in (x, residual, weight, total, normed))
-    lib.library().run((lib.NORM, NORM.pack(rows, x.shape[-1], eps, *places)))
-    return normed, total
+    return (lib.NORM, NORM.pack(rows, x.shape[-1], eps, *places)), normed, total
 
 
 @lru_cache(maxsize=256)

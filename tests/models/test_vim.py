@@ -259,3 +259,25 @@ def test_mixer_weights_are_what_forward_uses():
     assert torch.allclose(out, mixer(tokens), atol=1e-6)
     assert weights.halve and len(weights.directions) == 2
     assert signals.delta.shape == signals.y.shape == (2, 7, 64)
+
+
+@torch.inference_mode()
+def test_blocks_run_in_one_call_unless_somebody_looks_between():
+    model, images, seen = tiny(), IMAGES, []
+    expected, block = model(images), model.layers[1]
+
+    def look(module, *rest):
+        seen.append(type(module).__name__)
+
+    for register, found in (
+        (block.mixer.register_forward_hook, "MambaMixer"),
+        (block.mixer.register_forward_pre_hook, "MambaMixer"),
+        (block.norm.register_forward_hook, "RMSNorm"),
+        (torch.nn.modules.module.register_module_forward_hook, "RMSNorm"),
+    ):
+        handle = register(look)
+        assert torch.equal(model(images), expected) and found in seen
+        handle.remove()
+        seen.clear()
+    block.norm.forward = lambda x, residual: (look(block.norm), type(block.norm).forward(block.norm, x, residual))[1]
+    assert torch.equal(model(images), expected) and seen == ["RMSNorm"]
