@@ -96,6 +96,8 @@ class Adapter(ABC):
         del block, tokens, reads
         return None
 
+    takes_stream = False  # whether what follows the last block takes the reduced stream, and restores the sequence
+
     entries: tuple[str, ...] = ()  # methods through which the model is called, if calls can be wrong
 
     def refusal_of_call(self, entry: str, *args: Any, **kwargs: Any) -> str | None:

@@ -21,6 +21,7 @@ class VimAdapter(IsotropicMamba):
         return f"has no `{missing}`" if missing else super().mismatch(model)
 
     side_channel = "gaps"
+    takes_stream = True
 
     def input_size(self, model: Any) -> tuple[int, ...]:
         """Of images (C, H, W) or clips (C, T, H, W)."""

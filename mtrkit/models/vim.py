@@ -22,10 +22,10 @@ from mtrkit.models.layers import DropPath, PatchEmbed, RMSNorm, Size, init_weigh
 from mtrkit.models.loading import load_checkpoint
 from mtrkit.models.mixer import MambaMixer
 from mtrkit.models.positions import ClassToken, class_index, insert_at, resize_positions, square_grid, without
-from mtrkit.ops import stream_tokens
+from mtrkit.ops import nothing_dropped, stream_tokens, take
 from mtrkit.scan import fused
 from mtrkit.scan.eager import inference_fuses, unwatched
-from mtrkit.types import Gaps
+from mtrkit.types import Gaps, ReducedStream
 
 Pool = Literal["token", "avg", ""]
 
@@ -59,9 +59,9 @@ class Block(nn.Module):
 
     def _runs_as_one(self, hidden_states: Tensor, residual: Tensor) -> bool:
         """Whether norm and mixer may be one call: nobody hooks or replaces what is between them, or looks on."""
-        if self.training or not (is_plain(self.norm, RMSNorm) and is_plain(self.mixer, MambaMixer)):
+        if self.training or residual.dtype is not hidden_states.dtype or not unwatched(hidden_states):
             return False
-        return residual.dtype is hidden_states.dtype and inference_fuses(hidden_states) and unwatched(hidden_states)
+        return inference_fuses(hidden_states) and is_plain(self.norm, RMSNorm) and is_plain(self.mixer, MambaMixer)
 
 
 class VisionMamba(nn.Module):
@@ -167,7 +167,11 @@ class VisionMamba(nn.Module):
 
     def _finish(self, hidden: Tensor, residual: Any) -> Tensor:
         """The last sum, normalised: (B, L, D)."""
-        return self.norm_f(stream_tokens(self.drop_path(hidden), residual)).to(hidden.dtype)
+        hidden, norm = self.drop_path(hidden), self.norm_f
+        if isinstance(residual, ReducedStream) and nothing_dropped(residual.stages) and is_plain(norm, RMSNorm):
+            # A norm of each token by itself: of the few first, then where they stand for others.
+            return take(norm(hidden, residual.residual)[0], residual.slot).to(hidden.dtype)
+        return norm(stream_tokens(hidden, residual)).to(hidden.dtype)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to all normalised tokens (B, L, D), the class token at :attr:`class_index`."""

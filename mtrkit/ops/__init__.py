@@ -26,6 +26,7 @@ from mtrkit.ops.rows import take
 from mtrkit.ops.score import ChannelReduction, channel_score, class_score, standardize
 from mtrkit.ops.stream import (
     continue_stream,
+    nothing_dropped,
     open_stream,
     reduce_stream,
     reduce_sum,
@@ -54,6 +55,7 @@ __all__ = [
     "middle_slots",
     "move_special",
     "noise",
+    "nothing_dropped",
     "open_stream",
     "pair_similarity",
     "pass_over",

@@ -35,7 +35,7 @@ def reduce_stream(
     """
     stage = Stage(token_map, hidden, stream.residual) if token_map.drops else Stage(token_map, None, None)
     merger, stages = Merger(token_map), (*stream.stages, stage)
-    slot = token_map.slot.gather(1, stream.slot) if _nothing_dropped(stages) else token_map.follow(stream.slot)
+    slot = token_map.slot.gather(1, stream.slot) if nothing_dropped(stages) else token_map.follow(stream.slot)
     residual, size = merger.tokens(stream.residual), merger.sizes(stream.size)
     reduced = ReducedStream(residual, size, slot, stages, stream.passed)
     return (merger if hidden_map is None else Merger(hidden_map)).tokens(hidden), reduced
@@ -72,7 +72,7 @@ def restore_stream(hidden: Tensor, stream: ReducedStream) -> tuple[Tensor, Tenso
     A merged token's features go to all places they were merged from, a dropped one keeps its last.
     """
     residual = stream.residual
-    if stream.stages and _nothing_dropped(stream.stages):  # all the way at once
+    if stream.stages and nothing_dropped(stream.stages):  # all the way at once
         return take(hidden, stream.slot), take(residual, stream.slot)
     for stage in reversed(stream.stages):
         hidden = unmerge_tokens(hidden, stage.token_map, stage.hidden)
@@ -80,7 +80,7 @@ def restore_stream(hidden: Tensor, stream: ReducedStream) -> tuple[Tensor, Tenso
     return hidden, residual
 
 
-def _nothing_dropped(stages: tuple[Stage, ...]) -> bool:
+def nothing_dropped(stages: tuple[Stage, ...]) -> bool:
     """Whether every token of the first sequence has a slot in the last; known from the shapes alone."""
     return not any(stage.token_map.drops for stage in stages)
 

@@ -110,7 +110,7 @@ class PatchedBlock:
         self.block, self.index, self.reduction = block, index, reduction
         self.previous = vars(block).get("forward")
         self.reduces = index + 1 in reduction.plan.layers
-        self.last = index + 1 == reduction.plan.shape.depth
+        self.restores = index + 1 == reduction.plan.shape.depth and not reduction.adapter.takes_stream
 
     def extra_repr(self) -> str:
         """What printing the model shows for this block."""
@@ -149,7 +149,7 @@ class ReducedBlock(PatchedBlock):
             stream = continue_stream(inner, stream)
         if stream is None:
             return hidden, inner
-        return restore_stream(hidden, stream) if self.last else (hidden, stream)
+        return restore_stream(hidden, stream) if self.restores else (hidden, stream)
 
     def _reduce(
         self, hidden: Tensor, residual: Tensor, signals: Signals, stream: ReducedStream | None
@@ -187,7 +187,7 @@ class SingleStreamBlock(PatchedBlock):
             return tokens
         if self.reduces:
             stream = self._shorten(hidden, residual, signals, stream)
-        return restore_sum(stream) if self.last else stream
+        return restore_sum(stream) if self.restores else stream
 
     def _run(self, tokens: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, Signals]:
         """Mixer output and residual, or the tokens and nothing beside them where they are no such sum."""
