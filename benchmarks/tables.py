@@ -150,6 +150,22 @@ TABLES = (
         tunes=True,
     ),
     Table(
+        "hsa_state",
+        "Whether the state is carried over dropped tokens or decays (HSA), and by which step",
+        ("hsa", "hsa:state=decay", "hsa:state=decay,removed_delta=last"),
+        tunes=True,
+    ),
+    Table(
+        "link_importance",
+        "Links ranked by similarity minus a multiple of the source's importance",
+        tuple(
+            f"{method}:importance_weight={weight}" if weight else method
+            for method in ("rmeeto", "neighbor")
+            for weight in (0, 0.1, 0.3)
+        ),
+        tunes=True,
+    ),
+    Table(
         "rmeeto_operation",
         "Merging against pruning, even and odd blocks (R-MeeTo, figure of ratios)",
         (

@@ -23,6 +23,8 @@ def merge(tokens: Tensor, slot: Tensor, slots: int, weight: Tensor | None = None
         weight: (B, L, 1), of each token in the mean. Default: all equal.
         mean: Whether to divide by the number of tokens that meet.
     """
+    if slot.shape != tokens.shape[:2] or (weight is not None and weight.shape != (*slot.shape, 1)):
+        raise InputError(f"slots of shape {tuple(slot.shape)} do not fit tokens of shape {tuple(tokens.shape)}")
     tokens, slot, weight = jobs.dense(tokens), slot.contiguous(), weight if weight is None else jobs.dense(weight)
     merged, wrong = tokens.new_empty((tokens.shape[0], slots, tokens.shape[2])), slot.new_zeros(1)
     places = [jobs.address(tensor) for tensor in (slot, tokens, weight, merged, wrong)]
@@ -46,6 +48,9 @@ def number(num_tokens: int, kept: Tensor, merged: Tensor, target: Tensor, ordere
         target: ... (B, m) int64, these kept ones.
         ordered: Whether slots follow the sequence; otherwise the order of ``kept``.
     """
+    if merged.shape != target.shape or len(merged) != len(kept):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (kept, merged, target))
+        raise InputError(f"kept, merged and target tokens have shapes {shapes}; the last two must be equal")
     kept, merged, target = kept.contiguous(), merged.contiguous(), target.contiguous()
     slot, sequence, wrong = kept.new_empty((len(kept), num_tokens)), torch.empty_like(kept), kept.new_zeros(1)
     places = [tensor.data_ptr() for tensor in (kept, merged, target, slot, sequence, wrong)]

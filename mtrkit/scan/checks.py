@@ -73,6 +73,13 @@ def check_mixer(width: int, in_proj: Any, out_proj: Any, directions: Sequence[An
     return inner, states, rank, taps
 
 
+def check_norm(x: Any, residual: Any, weight: Any) -> None:
+    """Raise :class:`InputError` unless a residual has the shape of x (..., D) and a norm's weight (D,)."""
+    if residual != x or weight != x[-1:]:
+        found = f"residual {tuple(residual)}, weight of the norm {tuple(weight)}"
+        raise InputError(f"shapes do not fit: hidden states {tuple(x)}, {found}")
+
+
 def _check_sequence(name: str, x: Tensor) -> None:
     if x.dim() != 3 or x.shape[1] < 1 or x.shape[2] < 1:
         shape = tuple(x.shape)

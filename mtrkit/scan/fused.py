@@ -109,7 +109,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 def mixer(hidden: Tensor, weights: MixerWeights, reads: Sequence[str] = ()) -> list[Tensor]:
-    """Run a mixer that :func:`fuses` and has no biases outside its directions.
+    """Run a mixer without biases outside its directions, where :func:`mtrkit.scan.eager.inference_fuses`.
 
     Returns:
         The mixer output (B, L, D), and what is read, in its order: ``"projected"``, what x_proj gave, (directions,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mtrkit.scan import library as lib
-from mtrkit.scan.checks import check_mixer
+from mtrkit.scan.checks import check_mixer, check_norm
 from mtrkit.scan.jobs import MIXER, NORM, address, dense
 from mtrkit.scan.weights import DirectionWeights
 
@@ -78,6 +78,7 @@ def norm_and_mix(
 
 def _norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[lib.Job, Tensor, Tensor]:
     """The job, and the norm and the sum that it will write; all are dense, and the caller holds them until then."""
+    check_norm(x.shape, residual.shape, weight.shape)
     total, normed = torch.empty_like(x), torch.empty_like(x)
     rows = x.numel() // max(1, x.shape[-1])
     places = (address(tensor) for tensor in (x, residual, weight, total, normed))

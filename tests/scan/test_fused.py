@@ -189,6 +189,14 @@ def test_weights_that_do_not_fit_are_named(calls, name):
         mixer_forward(torch.randn(2, 5, 24), weights._replace(directions=(ahead, behind._replace(**{name: away}))))
 
 
+@torch.no_grad()
+def test_a_norm_that_does_not_fit_is_refused(calls):
+    norm, tokens = RMSNorm(24), torch.randn(2, 5, 24)
+    for x, residual in ((tokens, tokens[:, :1]), (tokens[..., :20], tokens[..., :20])):
+        with pytest.raises(InputError, match="shapes do not fit"):
+            norm(x, residual)
+
+
 class Watch(TorchDispatchMode):
     """Sees every operator."""
 
