@@ -5,9 +5,9 @@
 
 All rows are measured in turns within one run, since timings on a shared machine drift: a round times each
 once, and the table shows medians over rounds. Models are untrained (speed does not depend on the weights),
-float32. The reference is the scan as mamba_ssm's ``selective_scan_ref`` computes it: exp(ΔA) and ΔBu are
-materialised as (B, E, L, N), then a Python loop runs over the tokens. Only the scan differs between the rows
-of Vim-Ti.
+float32. The reference is the scan as mamba_ssm's ``selective_scan_ref`` computes it, on the whole batch and in the
+memory order in which mamba_ssm's mixers call it, tokens being neighbours: exp(ΔA) and ΔBu are materialised as
+(B, E, L, N), then a Python loop runs over the tokens.
 """
 
 import argparse
@@ -196,7 +196,7 @@ def main() -> None:
     BACKENDS.add(
         "materialised",
         Backend("materialised", lambda: (True, "torch"), lambda device, dtype: "", materialised_scan,
-                BACKENDS.get("native").conv),
+                BACKENDS.get("native").conv, length_last=True),
     )  # fmt: skip
     results = {**conditions(args.threads, args.rounds), **run(args.batch, args.train_batch, args.rounds)}
     show(results)
