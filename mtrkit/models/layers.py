@@ -28,7 +28,7 @@ def init_weights(layer: nn.Linear | nn.Conv2d | nn.Conv3d, std: float) -> None:
 
 def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
     """Whether calling the module runs ``cls.forward`` and nothing else: no subclass, no hook, no forward of its own."""
-    own = vars(module)
+    own = module.__dict__
     hooks = own["_forward_hooks"] or own["_forward_pre_hooks"] or _global_forward_hooks or _global_forward_pre_hooks
     return type(module) is cls and not hooks and "forward" not in own
 

@@ -1,6 +1,5 @@
 """Apply a token map to features, and the way back to the sequence as it was."""
 
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -31,11 +30,13 @@ class Merger:
 
     def __init__(self, token_map: TokenMap) -> None:
         self.map = token_map
+        self._bags: _Bags | None = None
 
-    @cached_property
     def bags(self) -> "_Bags":
         """What the sums of torch need."""
-        return _bags(self.map)
+        if self._bags is None:
+            self._bags = _bags(self.map)
+        return self._bags
 
     def tokens(self, tokens: Tensor) -> Tensor:
         """(B, L, D) to (B, L', D)."""
@@ -47,8 +48,8 @@ class Merger:
         if compiled.can_merge(tokens):
             return compiled.merge(tokens, token_map.slot, token_map.num_kept, token_map.weight)
         if token_map.weight is None:
-            return _gather_up(tokens, self.bags, "mean")
-        return _gather_up(tokens, self.bags, "sum", _shares(token_map, self.bags))
+            return _gather_up(tokens, self.bags(), "mean")
+        return _gather_up(tokens, self.bags(), "sum", _shares(token_map, self.bags()))
 
     def sizes(self, size: Tensor) -> Tensor:
         """(B, L, 1) to (B, L', 1)."""
@@ -57,7 +58,7 @@ class Merger:
             return take(size, token_map.kept)
         if compiled.can_merge(size):
             return compiled.merge(size, token_map.slot, token_map.num_kept, mean=False)
-        return _gather_up(size, self.bags, "sum")
+        return _gather_up(size, self.bags(), "sum")
 
 
 class _Bags(NamedTuple):
