@@ -1,6 +1,6 @@
 """A whole mixer, and the norm before it, as one operator each, for inference where nobody looks inside."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,21 +21,13 @@ _lib.define("add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps) -
 def _mixer(
     hidden: Tensor, in_proj: Tensor, out_proj: Tensor, directions: list[Tensor], scale: float, reads: str
 ) -> list[Tensor]:
-    """:func:`_mix`, the directions' weights one behind the other, and so the names of what is read."""
-    return _mix(hidden, in_proj, out_proj, _apart(directions), scale, reads.split())
+    """The mixer, the directions' weights one behind the other, and so the names of what is read."""
+    return _mix_for(hidden)(hidden, in_proj, out_proj, _apart(directions), scale, reads.split())
 
 
-def _mix(
-    hidden: Tensor,
-    in_proj: Tensor,
-    out_proj: Tensor,
-    directions: Sequence[DirectionWeights],
-    scale: float,
-    reads: Sequence[str],
-) -> list[Tensor]:
-    """What :func:`mtrkit.scan.pipeline.mix` gives."""
-    run = pipeline.mix if ops.runs_compiled(hidden) and hidden.dtype == torch.float32 else _step_by_step
-    return run(hidden, in_proj, out_proj, directions, scale, reads)
+def _mix_for(hidden: Tensor) -> Callable[..., list[Tensor]]:
+    """:func:`mtrkit.scan.pipeline.mix`, or what stands in for it where the compiled library cannot run."""
+    return pipeline.mix if ops.runs_compiled(hidden) and hidden.dtype == torch.float32 else _step_by_step
 
 
 def _together(directions: Sequence[DirectionWeights]) -> list[Tensor]:
@@ -57,7 +49,7 @@ def _step_by_step(
     scale: float,
     reads: Sequence[str],
 ) -> list[Tensor]:
-    """The same with the single operators, where the compiled library cannot run."""
+    """:func:`mtrkit.scan.pipeline.mix` with the single operators."""
     x, z = F.linear(hidden, in_proj).transpose(1, 2).chunk(2, dim=1)
     y, total, seen = torch.zeros_like(x), torch.zeros_like(x), []
     for i, (conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A_log, D) in enumerate(directions):
@@ -118,7 +110,7 @@ def mixer(hidden: Tensor, weights: MixerWeights, reads: Sequence[str] = ()) -> l
     """
     scale = _scale(weights)
     if unwatched(hidden):
-        return _mix(hidden, weights.in_proj, weights.out_proj, weights.directions, scale, reads)
+        return _mix_for(hidden)(hidden, weights.in_proj, weights.out_proj, weights.directions, scale, reads)
     return _run_mixer(hidden, weights.in_proj, weights.out_proj, _together(weights.directions), scale, " ".join(reads))
 
 
