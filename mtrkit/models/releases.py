@@ -33,7 +33,8 @@ OFFICIAL |= {
     "videomamba_middle_patch16_224": Release(_VIDEOMAMBA, "videomamba_m16_in1k_res224.pth", 82.8),
     "videomamba_base_patch16_224": Release(_VIDEOMAMBA, "videomamba_b16_in1k_res224.pth", 82.7),
 }
-_CLIPS_TOP1 = {  # by 8, 16, 32 and 64 frames
+CLIP_FRAMES = (8, 16, 32, 64)
+_CLIPS_TOP1 = {  # by these
     "tiny": (76.9, 78.1, 78.8, 79.6),
     "small": (79.3, 80.8, 81.5, 81.8),
     "middle": (80.6, 81.9, 82.4, 82.8),
@@ -43,7 +44,7 @@ OFFICIAL |= {
         _VIDEOMAMBA, f"videomamba_{size[0]}16_k400_f{frames}_res224.pth", top1
     )
     for size, row in _CLIPS_TOP1.items()
-    for frames, top1 in zip((8, 16, 32, 64), row, strict=True)
+    for frames, top1 in zip(CLIP_FRAMES, row, strict=True)
 }
 
 

@@ -1,6 +1,7 @@
 """The models by name: what each is built from, how images are prepared for it, and where its weights are."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from mtrkit.errors import OptionError
 from mtrkit.models.mambar import MambaReg
 from mtrkit.models.registry import register_model
-from mtrkit.models.releases import BUNDLED, OFFICIAL
+from mtrkit.models.releases import BUNDLED, CLIP_FRAMES, OFFICIAL
 from mtrkit.models.videomamba import VideoMamba
 from mtrkit.models.vim import VisionMamba
 
@@ -172,16 +173,22 @@ def videomamba_base_patch16_224(**options: Any) -> VisionMamba:
 
 def _register_clips(size: str, short: str, parameters: str, **variant: Any) -> None:
     """Make VideoMamba of one size known for every length of clip that it was released for."""
-    for frames in (8, 16, 32, 64):
+    for frames in CLIP_FRAMES:
         name = f"videomamba_{size}_patch16_224_f{frames}"
         _configure((name,), "2403.06977", _IMAGENET | {"num_classes": 400})
-
-        def build(name: str = name, frames: int = frames, **options: Any) -> VisionMamba:
-            return _create(VideoMamba, name, options, num_frames=frames, num_classes=400, **variant)
-
-        build.__name__ = name
+        build = _clip_builder(name, {"num_frames": frames, "num_classes": 400} | variant)
         build.__doc__ = f"VideoMamba-{short} for clips of {frames} frames, {parameters} parameters."
         register_model(build)
+
+
+def _clip_builder(name: str, variant: dict[str, Any]) -> Callable[..., VisionMamba]:
+    """A function of the model's name, which takes nothing but options of the model."""
+
+    def build(**options: Any) -> VisionMamba:
+        return _create(VideoMamba, name, options, **variant)
+
+    build.__name__ = name
+    return build
 
 
 _register_clips("tiny", "Ti", "7.0 M", embed_dim=192)

@@ -24,8 +24,8 @@ LEVELS = ("baseline", "avx2", "avx512")
 BLOCK = 16  # channels handled together in C
 TILE = 16  # time steps handled together in C; states are checkpointed once per tile
 TEAM_BLOCKS = 4  # channel blocks whose gradients of B and C are summed in one task
-SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH = range(10)
-SLOTS, MERGE = 10, 11
+SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS = range(6)  # kinds of jobs
+PROJECT, PACK, NORM, MATCH, SLOTS, MERGE = range(6, 12)
 
 _CONV_WORDS = 6 + 4 * 4 + 3  # of the structs of native.c
 _HEADER = struct.Struct("2q")

@@ -121,6 +121,8 @@ def test_published_reduction_of_kinetics(tokens_left, r):
 
 
 def test_mistakes():
+    with pytest.raises(OptionError, match="no option frames"):
+        mtrkit.create_model("videomamba_tiny_patch16_224_f8", frames=16)
     with pytest.raises(OptionError, match="multiple of tubelet_size"):
         small(num_frames=3, tubelet_size=2)
     with pytest.raises(OptionError, match="do not overlap"):
