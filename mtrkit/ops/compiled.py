@@ -25,7 +25,7 @@ def merge(tokens: Tensor, slot: Tensor, slots: int, weight: Tensor | None = None
     """
     if slot.shape != tokens.shape[:2] or (weight is not None and weight.shape != (*slot.shape, 1)):
         raise InputError(f"slots of shape {tuple(slot.shape)} do not fit tokens of shape {tuple(tokens.shape)}")
-    tokens, slot, weight = jobs.dense(tokens), slot.contiguous(), weight if weight is None else jobs.dense(weight)
+    tokens, slot, weight = jobs.dense(tokens), _positions(slot), weight if weight is None else jobs.dense(weight)
     merged, wrong = tokens.new_empty((tokens.shape[0], slots, tokens.shape[2])), slot.new_zeros(1)
     places = [jobs.address(tensor) for tensor in (slot, tokens, weight, merged, wrong)]
     job = jobs.MERGE.pack(*tokens.shape[:2], slots, tokens.shape[2], mean, *places)
@@ -51,12 +51,19 @@ def number(num_tokens: int, kept: Tensor, merged: Tensor, target: Tensor, ordere
     if merged.shape != target.shape or len(merged) != len(kept):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (kept, merged, target))
         raise InputError(f"kept, merged and target tokens have shapes {shapes}; the last two must be equal")
-    kept, merged, target = kept.contiguous(), merged.contiguous(), target.contiguous()
+    kept, merged, target = _positions(kept), _positions(merged), _positions(target)
     slot, sequence, wrong = kept.new_empty((len(kept), num_tokens)), torch.empty_like(kept), kept.new_zeros(1)
     places = [tensor.data_ptr() for tensor in (kept, merged, target, slot, sequence, wrong)]
     job = jobs.SLOTS.pack(len(kept), num_tokens, kept.shape[1], merged.shape[1], ordered, *places)
     _run(library.SLOTS, job, wrong, num_tokens)
     return slot, sequence
+
+
+def _positions(x: Tensor) -> Tensor:
+    """Contiguous; the compiled library takes them for what they should be."""
+    if x.dtype is not torch.int64 or not x.is_cpu:
+        raise InputError(f"positions are {x.dtype} on {x.device}; give int64 on the CPU, where the tokens are")
+    return x.contiguous()
 
 
 def _run(kind: int, job: bytes, wrong: Tensor, limit: int) -> None:

@@ -60,6 +60,9 @@ def test_positions_outside_of_the_sequence_are_refused():
             token_map(7, kept, merged, target)
     with pytest.raises(InputError, match="outside of 0 … 2"):
         compiled.merge(torch.randn(1, 3, 4), torch.tensor([[0, 3, 1]]), 3)
+    for wrong in (TARGET.int(), TARGET.to("meta")):
+        with pytest.raises(InputError, match="positions are"):
+            token_map(7, KEPT, MERGED, wrong)
     with pytest.raises(InputError, match="must be equal"):
         token_map(7, KEPT, MERGED, TARGET[:, :1])
     with pytest.raises(InputError, match="do not fit tokens"):
