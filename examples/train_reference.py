@@ -5,7 +5,8 @@
 DATA is an ImageFolder with train/ and val/. Most epochs run on coarse patches (a fourth of the tokens and of the
 time), the last ones on the model's own; positions are interpolated in between. The learning rate is constant until
 it falls to zero over the last epochs, so a run that is still before the fall can be made longer, and a finished one
-can be the start of another (``--initial-checkpoint``). With ``--teacher`` half of the lesson is what an exported
+can be the start of another (``--initial-checkpoint``), as can one of a deeper model or of one that has a class token
+where this has none. With ``--teacher`` half of the lesson is what an exported
 program, such as that of train_teacher.py, says to the same images. The same command again goes on where an
 interrupted run stopped. Training images at even distances are held out, to watch progress
 on and for whoever wants to tune a reduction (``mtrkit eval --data cifar10/train --limit 2000``); ``val`` is looked
@@ -38,7 +39,8 @@ from mtrkit.measure import (
     preprocess_for,
     score,
 )
-from mtrkit.models import VisionMamba
+from mtrkit.models import VisionMamba, load_state_dict
+from mtrkit.models.positions import class_index, without
 
 
 def parse() -> argparse.Namespace:
@@ -101,6 +103,23 @@ class Batches:
         return images, torch.tensor([self.images.labels[index] for index in chosen])
 
 
+def inherited(weights: dict[str, Tensor], model: VisionMamba) -> dict[str, Tensor]:
+    """Weights as ``model`` can take them: of a deeper one, blocks at even distances; no class token without need."""
+    depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("layers."))
+    steps = max(1, len(model.layers) - 1)
+    taken = {f"layers.{round(i * (depth - 1) / steps)}.": f"layers.{i}." for i in range(len(model.layers))}
+    found = {name: value for name, value in weights.items() if not name.startswith("layers.")}
+    for name, value in weights.items():
+        block = ".".join(name.split(".", 2)[:2]) + "."
+        if block in taken:
+            found[taken[block] + name.removeprefix(block)] = value
+    if model.class_token == "none" and found.pop("cls_token", None) is not None:
+        index = class_index("middle", found["pos_embed"].shape[1] - 1)
+        assert index is not None
+        found["pos_embed"] = without(found["pos_embed"], index)
+    return found
+
+
 class Run:
     """The state of one training: model, averaged model and optimiser, on disk every now and then."""
 
@@ -123,9 +142,11 @@ class Run:
         args, self.coarse = self.args, coarse
         random_seed(args.seed)
         stride = {"stride": args.coarse_stride} if coarse else {}
-        start = args.initial_checkpoint if self.state is None else None
-        model = mtrkit.create_model(args.model, start, drop_path_rate=args.drop_path, **stride)
+        model = mtrkit.create_model(args.model, drop_path_rate=args.drop_path, **stride)
         assert isinstance(model, VisionMamba)
+        if self.state is None and args.initial_checkpoint is not None:
+            weights = inherited(load_state_dict(args.initial_checkpoint), model)
+            model.load_state_dict(model.adapt_state_dict(weights))
         self.model = model.to(args.device)
         self.ema = ModelEmaV3(self.model, decay=args.ema, use_warmup=True)
         self.optimizer = create_optimizer_v2(

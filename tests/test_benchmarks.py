@@ -1,12 +1,15 @@
 """The commands that redo the papers' tables run, on the bundled model and a few images."""
 
+import dataclasses
 import importlib
 import json
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
+import mtrkit
 from mtrkit.models.releases import BUNDLED, Release
 
 ROOT = Path(__file__).parents[1]
@@ -28,18 +31,36 @@ def run(monkeypatch, tmp_path, photos):
 
 
 def test_laboratory_writes_rows_and_tables(run, tmp_path):
-    assert run("laboratory", "--only", "mtr_operation", "--limit", "10") == 0
-    rows = json.loads((tmp_path / f"benchmarks/results/laboratory/{MODEL}/mtr_operation.json").read_text())
-    assert len(rows) == 10 and {row["n"] for row in rows} == {10}
+    shared = ("mtr_operation", "mtr_indicator")
+    assert run("laboratory", "--model", MODEL, "--only", *shared, "--limit", "10") == 0
+    rows = json.loads((tmp_path / f"benchmarks/results/laboratory/{MODEL}/ablations.json").read_text())
+    assert len(rows) == 1 + 3 * (2 + 5) and {row["n"] for row in rows} == {10}  # dense and mtr are in both
     table = (tmp_path / f"docs/laboratory/{MODEL}/mtr_operation.md").read_text()
-    assert "| mtr:operation=prune |" in table and "mtrkit compare" in table
+    assert "| mtr:operation=prune |" in table and "mtrkit compare" in table and "mtr_operation.md" in table
+
+
+def test_laboratory_measures_the_methods_of_every_model(run, monkeypatch, tmp_path):
+    laboratory = pytest.importorskip("laboratory", exc_type=ImportError)
+    few = dataclasses.replace(laboratory.METHODS, methods=("mtr", "random"), ratios=(0.2,))
+    monkeypatch.setattr(laboratory, "METHODS", few)
+    monkeypatch.setattr(laboratory, "TABLES", (few,))
+    nano = "vim_nano_patch4_stride2_32"
+    save_file(mtrkit.create_model(nano).state_dict(), tmp_path / "nano.safetensors")
+    given = (MODEL, f"{nano}={tmp_path / 'nano.safetensors'}")
+    assert run("laboratory", "--model", *given, "--only", "methods", "--limit", "4", "--main-limit", "6") == 0
+    found = [tmp_path / f"benchmarks/results/laboratory/{model}/methods.json" for model in (MODEL, nano)]
+    counts = [json.loads(file.read_text()) for file in found]
+    assert [len(rows) for rows in counts] == [4, 3] and [rows[0]["n"] for rows in counts] == [6, 4]
+    plot = (tmp_path / f"docs/laboratory/{MODEL}/speed.svg").read_text()
+    assert nano in plot
 
 
 def test_laboratory_tunes_on_other_images(run, tmp_path, photos):
-    assert run("laboratory", "--only", "mtr_layers", "mtr_operation", "--limit", "4", "--tuning-data", str(photos)) == 0
-    folder = tmp_path / "benchmarks/results/laboratory" / MODEL
-    assert {file.name for file in folder.glob("*.json")} == {"mtr_layers.json", "mtr_operation.json"}
-    assert [file.name for file in (folder / "tuning").iterdir()] == ["mtr_layers.json"]
+    chosen = ("--only", "mtr_layers", "mtr_operation", "--limit", "4", "--tuning-data", str(photos))
+    assert run("laboratory", "--model", MODEL, *chosen) == 0
+    folder = tmp_path / "docs/laboratory" / MODEL
+    assert {file.name for file in folder.glob("*.md")} == {"mtr_layers.md", "mtr_operation.md"}
+    assert [file.name for file in (folder / "tuning").iterdir()] == ["mtr_layers.md"]
 
 
 def test_imagenet_stands_beside_what_is_published(run, monkeypatch, capsys):

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import mtrkit
 from tests.running import ROOT, run_python
@@ -86,6 +86,23 @@ def test_train_with_a_teacher_and_go_on(dataset, tmp_path):
     assert same(train("first", *lesson)[0], first)  # it had ended, and nothing is left to do
     start = ("--initial-checkpoint", tmp_path / "first" / f"{NAME}.safetensors")
     assert not same(train("second", *lesson, *start)[0], first) and not same(train("alone")[0], first)
+
+
+@pytest.mark.parametrize("name", [NAME, "vim_micro_patch4_stride2_avgpool_32"])
+def test_train_from_a_relative(name, dataset, tmp_path):
+    relative = mtrkit.create_model("vim_micro_patch4_stride2_32")
+    save_file(relative.state_dict(), tmp_path / "relative.safetensors")
+    recipe = ("--coarse-epochs", "0", "--fine-epochs", "0.25", "--batch-size", "4", "--holdout", "4", "--lr", "0")
+    start = ("--initial-checkpoint", tmp_path / "relative.safetensors")
+    done = run("train_reference.py", name, "--data", dataset, "--out", tmp_path, *recipe, *start)
+    assert done.returncode == 0, done.stderr
+    model = mtrkit.create_model(name, tmp_path / f"{name}.safetensors")
+    pairs = list(zip((0, 2, 3, 5, 6, 8, 9, 11) if name == NAME else range(12), model.layers, strict=True))
+    assert all(same(block.state_dict(), relative.layers[place].state_dict()) for place, block in pairs)
+    table = (
+        relative.pos_embed if name == NAME else torch.cat([relative.pos_embed[:, :112], relative.pos_embed[:, 113:]], 1)
+    )
+    assert torch.equal(model.pos_embed, table)
 
 
 def same(weights, others):

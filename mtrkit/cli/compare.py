@@ -107,7 +107,8 @@ def _report(args: argparse.Namespace, rows: list[Row]) -> None:
         say(f"{len(rows)} configurations are in {args.out}")
     if args.table:
         head = f"## {args.title}\n\n" if args.title else ""
-        args.table.write_text(head + as_markdown(columns, cells) + f"\n{caption(rows, reference)}\n", encoding="utf-8")
+        text = head + as_markdown(columns, cells) + f"\n{caption(rows, reference, args.command_line)}\n"
+        args.table.write_text(text, encoding="utf-8")
     for files, cost, unit in ((args.plot, "gflops", "GFLOPs"), (args.speed_plot, "images_per_second", "images/s")):
         if files:
             _plot(rows, cost, unit, files, args.title)
@@ -146,8 +147,8 @@ def as_markdown(columns: list[str], cells: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def caption(rows: list[Row], reference: str) -> str:
-    """What the numbers are, and how to get them again."""
+def caption(rows: list[Row], reference: str, command: str) -> str:
+    """What the numbers are, and the command that gives them again."""
     first = rows[0]
     layers: list[int] = next((row["layers"] for row in rows if row["method"] == reference), [])
     return (
@@ -155,7 +156,7 @@ def caption(rows: list[Row], reference: str) -> str:
         f"per layer); behind it the paired difference from `{reference}` on the same images with its 95 % interval, "
         f"starred where that leaves out zero. {first['model']}, layers {layers} unless a method says "
         f"otherwise; {first['device']}, torch {first['torch']}, mtrkit {first['mtrkit']} at {first['commit']}.\n\n"
-        f"    {first['command']}"
+        f"    {command}"
     )
 
 
