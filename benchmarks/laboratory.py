@@ -3,15 +3,17 @@
     python benchmarks/laboratory.py --data cifar10/val --tuning-data cifar10/train        # in the repository's root
     python benchmarks/laboratory.py --data cifar10/val --only methods mtr_indicator
 
-Every table is one ``mtrkit compare``. The table of methods is made of each model, with those behind it beside
-it as they are; the ablations of the first; those by which a default is chosen on images for tuning as well, into a
-folder of their own. Raw rows go to benchmarks/results/laboratory/, tables and plots to docs/laboratory/. What is
-measured already, for this or another table, is not measured again: remove a result file to redo it.
+Every table is one ``mtrkit compare``, but for leave_one_out, which is the script of that name. The table of methods
+is made of each model, with those behind it beside it as they are; the rest, and speeds, of the first; the ablations
+by which a default is chosen on images for tuning as well, into a folder of their own. Raw rows go to
+benchmarks/results/laboratory/, tables and plots to docs/laboratory/. What is measured already, for this or another
+table, is not measured again: remove a result file to redo it.
 """
 
 import argparse
 from pathlib import Path
 
+import leave_one_out
 from tables import METHODS, TABLES, Table
 
 from mtrkit.cli.main import main as mtrkit
@@ -31,9 +33,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="folder per class: images that nothing was tuned on")
     parser.add_argument("--tuning-data", help="the same: training images that the models did not see")
     parser.add_argument("--model", nargs="+", default=MODELS, help="NAME[=CHECKPOINT], the largest first")
-    parser.add_argument("--limit", type=int, default=1500, help="images for each table (default: 1500)")
-    parser.add_argument("--main-limit", type=int, default=3000, help="for the first model's methods (default: 3000)")
-    parser.add_argument("--only", nargs="+", choices=[table.name for table in TABLES], help="default: all")
+    parser.add_argument("--limit", type=int, default=1250, help="images for each table (default: 1250)")
+    parser.add_argument("--main-limit", type=int, default=2500, help="for the first model's methods (default: 2500)")
+    names = [table.name for table in TABLES] + [leave_one_out.__name__]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="default: all")
     return parser.parse_args()
 
 
@@ -53,13 +56,12 @@ def compare(table: Table, results: Path, docs: Path, models: list[str], data: st
     return command + (["--r", *map(str, table.removals)] if not table.ratios else [])
 
 
-def methods(models: list[str], data: str, limit: int) -> list[str]:
-    """Every method on the first of the models, with its speed and with plots."""
+def methods(models: list[str], data: str, limit: int, timed: bool) -> list[str]:
+    """Every method on the first of the models, with plots."""
     results, docs = folders(models[0].partition("=")[0])
     command = compare(METHODS, results / "methods.json", docs, models, data, limit)
-    for flag, stem in (("--plot", docs / "flops"), ("--speed-plot", docs / "speed")):
-        command += [flag, f"{stem}.png", f"{stem}.svg"]
-    return command
+    command += ["--plot", f"{docs}/flops.png", f"{docs}/flops.svg"]
+    return command + (["--speed-plot", f"{docs}/speed.png", f"{docs}/speed.svg"] if timed else ["--rounds", "0"])
 
 
 def ablation(table: Table, model: str, data: str, limit: int, part: str = "") -> list[str]:
@@ -68,20 +70,31 @@ def ablation(table: Table, model: str, data: str, limit: int, part: str = "") ->
     return [*compare(table, results / "ablations.json", docs, [model], data, limit), "--rounds", "0"]
 
 
+def worth_of_tokens(model: str, data: str, limit: int) -> int:
+    """The table of leave_one_out.py, unless it is there; a fiftieth of the images does, each a sample of its tokens."""
+    results, docs = folders(model.partition("=")[0])
+    out, table = results / "leave_one_out.json", docs / "leave_one_out.md"
+    wanted = ["--model", model, "--data", data, "--limit", str(limit // 50), "--out", str(out), "--table", str(table)]
+    return 0 if out.exists() else leave_one_out.main(wanted)
+
+
 def main() -> int:
     """Make the tables that were asked for."""
     args = parse()
-    wanted = [table for table in TABLES if args.only is None or table.name in args.only]
+    wanted = [table for table in TABLES if table.name in args.only]
     commands, models = [], list(args.model)
     if METHODS in wanted:
-        limits = [args.main_limit] + [args.limit] * len(models)
-        commands += [methods(models[i:], args.data, limits[i]) for i in range(len(models))]
+        commands.append(methods(models, args.data, args.main_limit, timed=True))
+        commands += [methods(models[i:], args.data, args.limit, timed=False) for i in range(1, len(models))]
     for table in wanted:
         if table.tunes and args.tuning_data:
             commands.append(ablation(table, models[0], args.tuning_data, args.limit, "tuning"))
         if table is not METHODS:
             commands.append(ablation(table, models[0], args.data, args.limit))
-    return next((code for code in map(mtrkit, commands) if code), 0)
+    failed = next((code for code in map(mtrkit, commands) if code), 0)
+    if failed or leave_one_out.__name__ not in args.only:
+        return failed
+    return worth_of_tokens(models[0], args.data, args.limit)
 
 
 if __name__ == "__main__":

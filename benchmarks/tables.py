@@ -141,6 +141,7 @@ TABLES = (
             "mtr:channels=norm",
             "mtr:average=successive",
         ),
+        ratios=(0.2, 0.4),
         tunes=True,
     ),
     Table(
@@ -154,6 +155,7 @@ TABLES = (
         "hsa_state",
         "Whether the state is carried over dropped tokens or decays (HSA), and by which step",
         ("hsa", "hsa:state=decay", "hsa:state=decay,removed_delta=last"),
+        ratios=(0.2, 0.4),
         tunes=True,
     ),
     Table(
@@ -164,6 +166,7 @@ TABLES = (
             for method in ("rmeeto", "neighbor")
             for weight in (0, 0.1, 0.3)
         ),
+        ratios=(0.2, 0.4),
         tunes=True,
     ),
     Table(

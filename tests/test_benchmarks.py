@@ -63,6 +63,16 @@ def test_laboratory_tunes_on_other_images(run, tmp_path, photos):
     assert [file.name for file in (folder / "tuning").iterdir()] == ["mtr_layers.md"]
 
 
+def test_laboratory_drops_every_token_alone(run, tmp_path):
+    assert run("laboratory", "--model", MODEL, "--only", "leave_one_out", "--limit", "100") == 0
+    file = tmp_path / f"benchmarks/results/laboratory/{MODEL}/leave_one_out.json"
+    rows = json.loads(file.read_text())
+    assert {row["layer"] for row in rows} == {3, 6, 9} and len(rows) == 3 * 7 and {row["n"] for row in rows} == {2}
+    assert all(-1 < value < 1 for row in rows for value in row["values"])
+    written = file.stat().st_mtime_ns
+    assert run("laboratory", "--model", MODEL, "--only", "leave_one_out") == 0 and file.stat().st_mtime_ns == written
+
+
 def test_imagenet_stands_beside_what_is_published(run, monkeypatch, capsys):
     tables = pytest.importorskip("tables", exc_type=ImportError)
     imagenet = importlib.import_module("imagenet")
