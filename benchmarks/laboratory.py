@@ -3,7 +3,7 @@
     python benchmarks/laboratory.py --data cifar10/val --tuning-data cifar10/train        # in the repository's root
     python benchmarks/laboratory.py --data cifar10/val --only methods mtr_indicator
 
-Every table is one ``mtrkit compare``, but for leave_one_out, which is the script of that name. The table of methods
+Every table is one ``mtrkit compare``, but for leave_one_out, the script of that name. The table of methods
 is made of each model, with those behind it beside it as they are; the rest, and speeds, of the first; the ablations
 by which a default is chosen on images for tuning as well, into a folder of their own. Raw rows go to
 benchmarks/results/laboratory/, tables and plots to docs/laboratory/. What is measured already, for this or another
@@ -18,6 +18,7 @@ from tables import METHODS, TABLES, Table
 
 from mtrkit.cli.main import main as mtrkit
 
+PICTURE = "tokens"
 RESULTS, DOCS = Path("benchmarks/results/laboratory"), Path("docs/laboratory")
 MODELS = (
     "vim_micro_patch4_stride2_32",
@@ -34,8 +35,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tuning-data", help="the same: training images that the models did not see")
     parser.add_argument("--model", nargs="+", default=MODELS, help="NAME[=CHECKPOINT], the largest first")
     parser.add_argument("--limit", type=int, default=1250, help="images for each table (default: 1250)")
-    parser.add_argument("--main-limit", type=int, default=2500, help="for the first model's methods (default: 2500)")
-    names = [table.name for table in TABLES] + [leave_one_out.__name__]
+    parser.add_argument("--main-limit", type=int, default=2000, help="for the first model's methods (default: 2000)")
+    parser.add_argument(
+        "--tuning-limit", type=int, default=2000, help="for tuning: what training holds out (default: 2000)"
+    )
+    names = [*(table.name for table in TABLES), PICTURE, leave_one_out.__name__]
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="default: all")
     return parser.parse_args()
 
@@ -70,6 +74,14 @@ def ablation(table: Table, model: str, data: str, limit: int, part: str = "") ->
     return [*compare(table, results / "ablations.json", docs, [model], data, limit), "--rounds", "0"]
 
 
+def picture(model: str, data: str) -> list[str]:
+    """What each method does to three of the images (MTR, figure 3)."""
+    name, _, checkpoint = model.partition("=")
+    images = sorted(map(str, Path(data).glob("*/*")))
+    command = ["draw", name, "--checkpoint", checkpoint or "pretrained", *images[:: len(images) // 3 + 1]]
+    return [*command, "--method", "evit", "pumer", "utr", "hsa", "mtr", "--out", f"{folders(name)[1]}/{PICTURE}.png"]
+
+
 def worth_of_tokens(model: str, data: str, limit: int) -> int:
     """The table of leave_one_out.py, unless it is there; a fiftieth of the images does, each a sample of its tokens."""
     results, docs = folders(model.partition("=")[0])
@@ -88,9 +100,11 @@ def main() -> int:
         commands += [methods(models[i:], args.data, args.limit, timed=False) for i in range(1, len(models))]
     for table in wanted:
         if table.tunes and args.tuning_data:
-            commands.append(ablation(table, models[0], args.tuning_data, args.limit, "tuning"))
+            commands.append(ablation(table, models[0], args.tuning_data, args.tuning_limit, "tuning"))
         if table is not METHODS:
             commands.append(ablation(table, models[0], args.data, args.limit))
+    if PICTURE in args.only:
+        commands.append(picture(models[0], args.data))
     failed = next((code for code in map(mtrkit, commands) if code), 0)
     if failed or leave_one_out.__name__ not in args.only:
         return failed

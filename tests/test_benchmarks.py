@@ -56,11 +56,17 @@ def test_laboratory_measures_the_methods_of_every_model(run, monkeypatch, tmp_pa
 
 
 def test_laboratory_tunes_on_other_images(run, tmp_path, photos):
-    chosen = ("--only", "mtr_layers", "mtr_operation", "--limit", "4", "--tuning-data", str(photos))
+    chosen = ("--only", "mtr_layers", "mtr_operation", "--limit", "4", "--tuning-limit", "2")
+    chosen += ("--tuning-data", str(photos))
     assert run("laboratory", "--model", MODEL, *chosen) == 0
     folder = tmp_path / "docs/laboratory" / MODEL
     assert {file.name for file in folder.glob("*.md")} == {"mtr_layers.md", "mtr_operation.md"}
     assert [file.name for file in (folder / "tuning").iterdir()] == ["mtr_layers.md"]
+
+
+def test_laboratory_draws(run, tmp_path):
+    assert run("laboratory", "--model", MODEL, "--only", "tokens") == 0
+    assert (tmp_path / f"docs/laboratory/{MODEL}/tokens.png").stat().st_size > 10_000
 
 
 def test_laboratory_drops_every_token_alone(run, tmp_path):
