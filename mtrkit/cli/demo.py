@@ -40,7 +40,7 @@ EPILOG = """examples:
   mtrkit demo --out tokens.png
 """
 
-MODEL = "vim_micro_patch4_32"
+MODEL = "vim_micro_patch4_stride2_32"
 RATIOS = (0.2, 0.3, 0.4)
 DRAWN = 6  # images in the picture
 _BATCH = 64

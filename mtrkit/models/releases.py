@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from mtrkit.errors import CheckpointError
 
-BUNDLED = {"vim_micro_patch4_32": Path(__file__).parents[1] / "data" / "vim_micro_patch4_32.safetensors"}
+_DATA = Path(__file__).parents[1] / "data"
+BUNDLED = {name: _DATA / f"{name}.safetensors" for name in ("vim_micro_patch4_stride2_32", "vim_micro_patch4_32")}
 
 
 class Release(NamedTuple):
