@@ -34,10 +34,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="folder per class: images that nothing was tuned on")
     parser.add_argument("--tuning-data", help="the same: training images that the models did not see")
     parser.add_argument("--model", nargs="+", default=MODELS, help="NAME[=CHECKPOINT], the largest first")
-    parser.add_argument("--limit", type=int, default=1250, help="images for each table (default: 1250)")
+    parser.add_argument("--limit", type=int, default=1000, help="images for each table (default: 1000)")
     parser.add_argument("--main-limit", type=int, default=2000, help="for the first model's methods (default: 2000)")
     parser.add_argument(
-        "--tuning-limit", type=int, default=2000, help="for tuning: what training holds out (default: 2000)"
+        "--tuning-limit", type=int, default=1000, help="for tuning, of the 2000 that training holds out (default: 1000)"
     )
     names = [*(table.name for table in TABLES), PICTURE, leave_one_out.__name__]
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="default: all")
