@@ -10,7 +10,7 @@ from mtrkit.data import bundled_images
 from mtrkit.measure import preprocess_for
 
 # A pretrained Vision Mamba and eight real images: both come with the package.
-model = mtrkit.create_model("vim_micro_patch4_32", "pretrained")
+model = mtrkit.create_model("vim_micro_patch4_stride2_32", "pretrained")
 pixels, labels, classes = bundled_images()
 normalise = preprocess_for(model.pretrained_cfg).tensor
 images = torch.stack([normalise(image) for image in pixels[::125]])

@@ -17,7 +17,7 @@ parser.add_argument("--loss", type=float, default=0.05, help="accuracy that may 
 parser.add_argument("--limit", type=int, default=400, help="images to use (default: 400)")
 args = parser.parse_args()
 
-model = mtrkit.create_model("vim_micro_patch4_32", "pretrained")  # your model here
+model = mtrkit.create_model("vim_micro_patch4_stride2_32", "pretrained")  # your model here
 images = open_images(args.data).spread(args.limit)
 preprocess = preprocess_for(model.pretrained_cfg)
 

@@ -1,7 +1,7 @@
 """mtrkit: make pretrained Vision Mamba models faster by reducing their tokens, without training.
 
 >>> import mtrkit
->>> model = mtrkit.create_model("vim_micro_patch4_32").eval()
+>>> model = mtrkit.create_model("vim_micro_patch4_stride2_32").eval()
 >>> model = mtrkit.apply_reduction(model, method="mtr", ratio=0.3)
 >>> mtrkit.reduction_info(model).layers
 (3, 6, 9)

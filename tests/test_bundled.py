@@ -1,8 +1,10 @@
-"""The bundled pretrained model on bundled real images: the answer changes more the more is removed."""
+"""The bundled pretrained models on bundled real images: they know them, and answers change more the more is removed."""
 
+import pytest
 import torch
 
 import mtrkit
+from mtrkit.models.releases import BUNDLED
 from tests.models.shared import real_images
 
 FLOORS = {0.05: 15.4, 0.2: 8.4, 0.5: 2.4}  # dB of the dense logits over the difference, 1 below those seen
@@ -21,3 +23,12 @@ def test_logits_lose_more_the_more_is_removed():
         assert decibels[-1] > floor, (ratio, decibels)
     assert decibels == sorted(decibels, reverse=True)
     assert torch.equal(mtrkit.remove_reduction(model)(images), dense)
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+@torch.inference_mode()
+def test_every_bundled_model_knows_the_images(name):
+    images, labels = real_images(10)
+    model = mtrkit.create_model(name, checkpoint="pretrained")
+    assert (model(images).argmax(dim=1) == labels).float().mean() > 0.65
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())

@@ -25,7 +25,7 @@ from mtrkit.measure.throughput import Pass
 EPILOG = """examples:
   mtrkit bench vim_tiny_patch16_224 --batch-size 16 --ratio 0.2 0.3 0.4
   mtrkit bench vim_small_patch16_224 --batch-size 1 16 64 --dtype float16 --out bench.json
-  mtrkit bench vim_micro_patch4_32 --ratio 0.05 0.3 --rounds 30 --compile
+  mtrkit bench vim_micro_patch4_stride2_32 --ratio 0.05 0.3 --rounds 30 --compile
   mtrkit bench videomamba_tiny_patch16_224_f8 --batch-size 4 --input clip.mp4 --method rmeeto --layers even
 """
 

@@ -24,7 +24,7 @@ from mtrkit.models import create_model
 from mtrkit.vis.curves import Point, draw_curves
 
 EPILOG = """examples:
-  mtrkit compare --model vim_micro_patch4_32 --data bundled --method mtr rmeeto random --ratio 0.2 0.3 0.4
+  mtrkit compare --model vim_micro_patch4_stride2_32 --data bundled --method mtr rmeeto random --ratio 0.2 0.3 0.4
   mtrkit compare --model vim_small_patch16_224=vim_s.pth vim_tiny_patch16_224=vim_t.pth --data imagenet/val \\
       --method mtr rmeeto utr hsa evit pumer --out compare.json --table compare.md --plot compare.png compare.svg
   mtrkit compare --model MODEL=FILE --data FOLDER --method rmeeto:layers=even rmeeto:layers=odd --ratio 0 --r 5 11

@@ -16,7 +16,7 @@ from mtrkit.measure import Accuracy, Precision
 from mtrkit.measure.images import BUNDLED
 
 EPILOG = """examples:
-  mtrkit eval vim_micro_patch4_32 --data bundled
+  mtrkit eval vim_micro_patch4_stride2_32 --data bundled
   mtrkit eval vim_tiny_patch16_224 --checkpoint vim_t_midclstok_76p1acc.pth --data imagenet/val --out vim_t.csv
   mtrkit eval MODEL --checkpoint FILE --data FOLDER --ratio 0 0.2 0.3 --batch-size 128 --dtype amp-bfloat16
 """

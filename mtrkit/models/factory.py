@@ -47,7 +47,7 @@ def create_model(
         OptionError: No such option, or a value out of range.
         CheckpointError: The checkpoint is not there, unreadable, unsafe, or of another model.
 
-    >>> model = create_model("vim_micro_patch4_32", "pretrained")
+    >>> model = create_model("vim_micro_patch4_stride2_32", "pretrained")
     >>> model.num_classes, model.training
     (10, False)
     """

@@ -6,7 +6,15 @@ from typing import NamedTuple
 from mtrkit.errors import CheckpointError
 
 _DATA = Path(__file__).parents[1] / "data"
-BUNDLED = {name: _DATA / f"{name}.safetensors" for name in ("vim_micro_patch4_stride2_32", "vim_micro_patch4_32")}
+BUNDLED = {
+    name: _DATA / f"{name}.safetensors"
+    for name in (
+        "vim_micro_patch4_stride2_32",
+        "vim_micro_patch4_stride2_avgpool_32",
+        "vim_nano_patch4_stride2_32",
+        "vim_micro_patch4_32",
+    )
+}
 
 
 class Release(NamedTuple):
