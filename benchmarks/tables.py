@@ -50,7 +50,7 @@ _VIM_T, _VIM_S, _VIM_B = (f"vim_{size}_patch16_224" for size in ("tiny", "small"
 
 METHODS = Table(
     "methods",
-    "Every method at the same share of the FLOPs (MTR, table 1, and those that it does not have)",
+    "Every method at the same share of the FLOPs (MTR, table 1, and more)",
     ("mtr", "evit", "pumer", "utr", "hsa", "tome", "rmeeto", "neighbor", "random", "random:operation=merge"),
     published={
         _VIM_S: Published(

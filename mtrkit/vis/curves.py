@@ -42,16 +42,24 @@ def draw_curves(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise OptionError("plots need matplotlib: pip install 'mtrkit[vis]'") from error
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
     for index, (name, points) in enumerate(lines.items()):
         _errorbar(axes, sorted(points), name, marker=_MARKERS[index % len(_MARKERS)], linewidth=1.2)
-    for name, point in dense.items():
-        _errorbar(axes, [point], name, marker="s", markersize=8, markerfacecolor="none", color="black")
+    for index, (name, point) in enumerate(dense.items()):
+        _errorbar(
+            axes,
+            [point],
+            name,
+            marker=_MARKERS[index % len(_MARKERS)],
+            markersize=8,
+            markerfacecolor="none",
+            color="black",
+        )
     axes.set(xlabel=cost, ylabel="top-1 accuracy (%)")
     axes.set_title(title, fontsize="medium", wrap=True)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", ncols=2)
+    figure.legend(loc="outside right upper", fontsize="small")
     with rc_context({"svg.hashsalt": title}):  # without dates and with fixed ids the same points give the same bytes
         for file in files:
             figure.savefig(file, dpi=150, metadata={"Date": None} if Path(file).suffix == ".svg" else None)
