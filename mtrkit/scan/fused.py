@@ -52,16 +52,19 @@ def _step_by_step(
     """:func:`mtrkit.scan.pipeline.mix` with the single operators."""
     x, z = F.linear(hidden, in_proj).transpose(1, 2).chunk(2, dim=1)
     y, total, seen = torch.zeros_like(x), torch.zeros_like(x), []
+    gate = None if "y" in reads else z
     for i, (conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A_log, D) in enumerate(directions):
         u = ops.causal_conv1d(x, conv_weight.flatten(1), conv_bias, True, i == 1)
         seen.append(F.linear(u.transpose(1, 2), x_proj))
         dt, B, C = seen[-1].split([dt_weight.shape[1], A_log.shape[1], A_log.shape[1]], dim=-1)
         delta, B, C = F.linear(dt, dt_weight).transpose(1, 2), B.transpose(1, 2)[:, None], C.transpose(1, 2)[:, None]
-        y += ops.selective_scan(u, delta, decay_rates(A_log), B, C, D.float(), z, dt_bias, True, i == 1, False)[0]
+        y += ops.selective_scan(u, delta, decay_rates(A_log), B, C, D.float(), gate, dt_bias, True, i == 1, False)[0]
         total += ops.delta_softplus(delta, dt_bias)
     blocks = F.pad(total, (0, 0, 0, -total.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK)).sum(dim=2)
-    found = {"projected": torch.stack(seen), "delta": total.transpose(1, 2), "delta_sums": blocks}
-    return [F.linear(y.transpose(1, 2), out_proj * scale), *(found[name].contiguous() for name in reads)]
+    deltas = {"delta": total.transpose(1, 2), "delta_sums": blocks}
+    found = deltas | {"projected": torch.stack(seen), "y": y.transpose(1, 2)}
+    gated = y if gate is not None else y * F.silu(z)
+    return [F.linear(gated.transpose(1, 2), out_proj * scale), *(found[name].contiguous() for name in reads)]
 
 
 def _shapes(
@@ -69,7 +72,7 @@ def _shapes(
 ) -> list[Tensor]:
     ways, tokens, inner = _apart(directions), hidden.shape[:2], out_proj.shape[1]
     projected = (len(ways), *tokens, ways[0].x_proj.shape[0])
-    found = [projected if name == "projected" else pipeline.delta_shape(name, tokens, inner) for name in reads.split()]
+    found = [projected if name == "projected" else pipeline.seen_shape(name, tokens, inner) for name in reads.split()]
     return [hidden.new_empty(shape) for shape in (hidden.shape, *found)]
 
 
@@ -105,8 +108,8 @@ def mixer(hidden: Tensor, weights: MixerWeights, reads: Sequence[str] = ()) -> l
 
     Returns:
         The mixer output (B, L, D), and what is read, in its order: ``"projected"``, what x_proj gave, (directions,
-        B, L, R + 2N); and either ``"delta"``, the directions' Δ, summed, (B, L, E), or ``"delta_sums"``, its sums over
-        blocks of channels, (B, blocks, L).
+        B, L, R + 2N); either ``"delta"``, the directions' Δ, summed, (B, L, E), or ``"delta_sums"``, its sums over
+        blocks of channels, (B, blocks, L); and ``"y"``, the sum of the scans before the gate, (B, L, E).
     """
     scale = _scale(weights)
     if unwatched(hidden):

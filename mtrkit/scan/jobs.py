@@ -8,12 +8,12 @@ from torch import Tensor
 from mtrkit.errors import InputError
 
 # Sizes, then (address, strides) of each tensor, then plain addresses.
-SCAN = struct.Struct("10q36q12q9q")
+SCAN = struct.Struct("10q40q12q9q")
 CONV = struct.Struct("6q16q3q")
 PROJECT = struct.Struct("6q16q3q2q4q")  # a convolution's, then the product's
 PACK = struct.Struct("3qd2q")
 NORM = struct.Struct("2qd5q")
-MIXER = struct.Struct("9qd10q14q")  # of native_mixer.h
+MIXER = struct.Struct("9qd11q14q")  # of native_mixer.h
 MATCH = struct.Struct("9q")
 SLOTS = struct.Struct("11q")
 MERGE = struct.Struct("10q")

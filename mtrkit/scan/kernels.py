@@ -50,7 +50,7 @@ def scan_forward(
     job = SCAN.pack(
         *(batch, channels, length, states, B.shape[1], softplus, reverse, *GIVEN_DELTA),
         *(*view_of(u), *view_of(delta), *view_of(z), *view_of(out)),
-        *(NO_VIEW * 5),
+        *(NO_VIEW * 6),
         *(*rows_of(B), *rows_of(C), *NO_FACTORS),
         *(
             address(A),
@@ -98,7 +98,7 @@ def scan_backward(
     job = SCAN.pack(
         *(batch, channels, length, states, groups, softplus, reverse, *GIVEN_DELTA),
         *(*view_of(u), *view_of(delta), *view_of(z), *NO_VIEW),
-        *(*view_of(grad_y), *view_of(du), *view_of(ddelta), *(NO_VIEW if z is None else view_of(dz)), *NO_VIEW),
+        *(*view_of(grad_y), *view_of(du), *view_of(ddelta), *(NO_VIEW if z is None else view_of(dz)), *(NO_VIEW * 2)),
         *(*rows_of(B), *rows_of(C), *NO_FACTORS),
         *(address(A), address(D), address(bias), 0, address(dlast)),
         *(address(checkpoints), address(sums), address(dBC)),

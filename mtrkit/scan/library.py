@@ -29,9 +29,9 @@ PROJECT, PACK, NORM, MATCH, SLOTS, MERGE = range(6, 12)
 
 _CONV_WORDS = 6 + 4 * 4 + 3  # of the structs of native.c
 _HEADER = struct.Struct("2q")
-_SCAN_WORDS = 10 + 9 * 4 + 3 * 4 + 9
+_SCAN_WORDS = 10 + 10 * 4 + 3 * 4 + 9
 _JOB_BYTES = 8 * (
-    2 + _SCAN_WORDS + _CONV_WORDS + (_CONV_WORDS + 6) + 6 + 8 + 9 + 5 + (3 + 2 * 4 + 1) + (10 + 10 + 14) + 11 + 10
+    2 + _SCAN_WORDS + _CONV_WORDS + (_CONV_WORDS + 6) + 6 + 8 + 9 + 5 + (3 + 2 * 4 + 1) + (10 + 11 + 14) + 11 + 10
 )
 _MIXER_JOBS = 14  # the most that a mixer becomes
 _MIXER_BYTES = _MIXER_JOBS * 8 * (2 + _SCAN_WORDS)

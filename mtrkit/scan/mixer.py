@@ -56,7 +56,7 @@ def mixer_forward(
     Returns:
         The mixer output (B, L, D) and the signals.
     """
-    if "y" not in reads and gaps is None and _fuses(hidden, weights):
+    if gaps is None and _fuses(hidden, weights):
         return _mix_fused(hidden, weights, reads)
     parts = _parts(hidden, weights)
     if parts == 1:
@@ -71,7 +71,8 @@ def mixer_forward(
 
 def _mix_fused(hidden: Tensor, weights: MixerWeights, reads: frozenset[str]) -> tuple[Tensor, Signals]:
     delta = "delta" if "delta" in reads else "delta_sums"
-    names = (*(["projected"] if reads & {"ssm_B", "ssm_C"} else []), *([delta] if reads & _DELTAS else []))
+    wanted = {"projected": reads & {"ssm_B", "ssm_C"}, delta: reads & _DELTAS, "y": "y" in reads}
+    names = tuple(name for name, asked in wanted.items() if asked)
     out, *found = fused.mixer(hidden, weights, names)
     seen, state = dict(zip(names, found, strict=True)), weights.directions[0].A_log.shape[1]
     signals = Signals(
@@ -81,6 +82,7 @@ def _mix_fused(hidden: Tensor, weights: MixerWeights, reads: frozenset[str]) -> 
         else None,
         seen["projected"][..., -2 * state : -state].sum(dim=0) if "ssm_B" in reads else None,
         seen["projected"][..., -state:].sum(dim=0) if "ssm_C" in reads else None,
+        seen.get("y"),
     )
     return out, signals
 

@@ -54,6 +54,7 @@ typedef struct {
     /* Absent, or where the forward scan writes delta as it used it, or adds it as it adds its output; of each block
      * the sum over its channels if sum_steps, and the view is (batch, block, time). */
     view step;
+    view ungated; /* absent, or where the forward scan writes its output as it is before the gate */
     rows B, C, dt;
     float *dt_weight;    /* packed like A, if there is a rank */
     float *A, *D, *bias; /* A is (channels, states), contiguous; with a rank times log2(e) and packed by a job */
@@ -352,7 +353,7 @@ static void measure(int kind, const void *job, int64_t *tasks, int64_t *scratch)
     switch (kind) {
     case SCAN_FORWARD:
         *tasks = s->batch * s->groups * blocks_per_group(s);
-        *scratch = (2 * s->states + 8 * TILE) * BLOCK;
+        *scratch = (2 * s->states + 9 * TILE) * BLOCK;
         break;
     case SCAN_BACKWARD:
         *tasks = s->batch * s->groups * teams_per_group(s);

@@ -201,7 +201,8 @@ static TARGET void FN(scan_forward_task)(const void *job, int64_t task, float *s
     const float *A2 = j->A + at.channel * N, *weight = j->dt_weight + at.channel * j->rank;
     float *du = dt + TILE * BLOCK, *y = du + TILE * BLOCK;
     float *spare_u = y + TILE * BLOCK, *spare_d = spare_u + TILE * BLOCK, *spare_z = spare_d + TILE * BLOCK;
-    float *spare_y = spare_z + TILE * BLOCK, *spare_s = spare_y + TILE * BLOCK, *spare_A = spare_s + TILE * BLOCK;
+    float *spare_y = spare_z + TILE * BLOCK, *spare_s = spare_y + TILE * BLOCK, *spare_n = spare_s + TILE * BLOCK;
+    float *spare_A = spare_n + TILE * BLOCK;
     float skip[BLOCK], bias[BLOCK];
     if (!j->rank) {
         FN(load_matrix)(j->A, N, at, LOG2E, spare_A);
@@ -215,9 +216,10 @@ static TARGET void FN(scan_forward_task)(const void *job, int64_t task, float *s
     walk wB = walk_rows(j->B, at.b, at.g, L, j->reverse), wC = walk_rows(j->C, at.b, at.g, L, j->reverse);
     walk wf = walk_rows(j->dt, at.b, 0, L, j->reverse), ws;
     ws = walk_from(j->step, at.b, j->sum_steps ? at.channel / BLOCK : at.channel, L, j->reverse);
+    walk wn = walk_from(j->ungated, at.b, at.channel, L, j->reverse);
     for (int64_t tile = 0; tile < tiles; tile++) {
         int64_t from = tile * TILE, steps = L - from < TILE ? L - from : TILE;
-        int64_t su, sd = BLOCK, sz = 0, sy;
+        int64_t su, sd = BLOCK, sz = 0, sy, sn = 0;
         fetch(wu, from + TILE, L), fetch(wd, from + TILE, L), fetch(wz, from + TILE, L), fetch(wy, from + TILE, L);
         const float *u = tile_in(wu, from, steps, at.width, spare_u, &su);
         const float *d = j->rank ? spare_d : tile_in(wd, from, steps, at.width, spare_d, &sd);
@@ -232,12 +234,14 @@ static TARGET void FN(scan_forward_task)(const void *job, int64_t task, float *s
         else if (ws.p != NULL) FN(show_steps)(ws, from, steps, at.width, j->add != 0, dt, spare_s);
         FN(advance)(N, steps, A2, h, dt, du, wB.p + from * wB.t, wB.t, wC.p + from * wC.t, wC.t, y);
         float *out = tile_out(wy, from, steps, at.width, spare_y, &sy);
+        float *seen = wn.p == NULL ? NULL : tile_out(wn, from, steps, at.width, spare_n, &sn);
         if (j->add && out == spare_y) gather(wy, from, steps, at.width, TILE, spare_y);
         PARTS(v) {
             vf D = LOAD(skip + v);
             for (int64_t t = 0; t < steps; t++) {
                 vf value = LOAD(y + t * BLOCK + v) + D * LOAD(u + t * su + v);
                 if (j->add) value += LOAD(out + t * sy + v);
+                if (seen != NULL) STORE(seen + t * sn + v, value);
                 if (z != NULL) {
                     vf gate = LOAD(z + t * sz + v);
                     value *= gate * FN(sigmoid)(gate);
@@ -246,6 +250,7 @@ static TARGET void FN(scan_forward_task)(const void *job, int64_t task, float *s
             }
         }
         tile_flush(wy, from, steps, at.width, spare_y);
+        if (seen != NULL) tile_flush(wn, from, steps, at.width, spare_n);
     }
     FN(store_state)(j->last, j, at, h);
 }

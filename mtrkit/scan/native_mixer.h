@@ -14,6 +14,7 @@ typedef struct {
     float *out;                /* (batch, length, filled_up(width)) */
     float *projected;          /* (directions, batch, length, filled_up(rank + 2 * states)) */
     float *step;               /* absent, or (batch, length, inner), or (batch, blocks, length) if sum_steps */
+    float *ungated;            /* absent, or (batch, length, inner): the sum of the scans before the gate */
     float *xz, *u, *y;         /* (batch, length, filled_up(2 * inner)), twice (batch, length, inner) */
     float *packed;             /* every weight that is packed, with its columns filled up */
     float *hidden;             /* (batch, length, width) */
@@ -66,7 +67,8 @@ static void append_direction(chain *c, const mixer_job *m, int64_t i) {
     float *seen = m->projected + i * B * L * columns;
     view x = {m->xz, L * both, 1, both}, inside = {m->u, L * E, 1, E}, sum = {m->y, L * E, 1, E}, absent = {0};
     rows found = {seen, L * columns, 1, columns};
-    view gate = i == m->directions - 1 ? (view){m->xz + E, L * both, 1, both} : absent;
+    int last = i == m->directions - 1;
+    view gate = last ? (view){m->xz + E, L * both, 1, both} : absent;
     view step = m->sum_steps ? (view){m->step, ceil_div(E, BLOCK) * L, L, 1} : (view){m->step, L * E, 1, E};
     float *x_proj = append_pack(c, w->x_proj, R + 2 * N, E, 1.0, 0);
     conv_job conv = {B, E, L, m->taps, 1, i == 1, .x = x, .y = inside, .weight = w->conv_weight, .bias = w->conv_bias};
@@ -75,6 +77,7 @@ static void append_direction(chain *c, const mixer_job *m, int64_t i) {
     scan_job scan = {.batch = B, .channels = E, .length = L, .states = N, .groups = 1, .softplus = 1};
     scan.reverse = i == 1, scan.rank = R, scan.add = i > 0, scan.sum_steps = m->sum_steps;
     scan.u = inside, scan.z = gate, scan.y = sum, scan.step = step;
+    if (last) scan.ungated = (view){m->ungated, L * E, 1, E};
     scan.dt = scan.B = scan.C = found, scan.B.p = seen + R, scan.C.p = seen + R + N;
     scan.dt_weight = append_pack(c, w->dt_weight, E, R, 1.0, 0), scan.A = append_pack(c, w->A_log, E, N, LOG2E, 1);
     scan.D = w->D, scan.bias = w->dt_bias;

@@ -15,7 +15,7 @@ from mtrkit.scan.checks import check_mixer, check_norm
 from mtrkit.scan.jobs import MIXER, NORM, address, dense
 from mtrkit.scan.weights import DirectionWeights
 
-_PLACES = 10 + 2 * len(DirectionWeights._fields)  # addresses in a mixer's job
+_PLACES = 11 + 2 * len(DirectionWeights._fields)  # addresses in a mixer's job
 
 
 def mix(
@@ -30,26 +30,27 @@ def mix(
     """Mixer output (B, L, D) for normalised tokens (B, L, D), scaled, and what is read on the way, in its order.
 
     ``"projected"`` is what x_proj gave, (directions, B, L, R + 2N); ``"delta"`` the directions' Δ, summed, (B, L, E);
-    ``"delta_sums"`` in its place the sums of that over blocks of channels, (B, blocks, L). The second direction runs
-    backward. Jobs ``before`` may be what writes the tokens.
+    ``"delta_sums"`` in its place the sums of that over blocks of channels, (B, blocks, L); ``"y"`` the sum of the scans
+    before the gate, (B, L, E). The second direction runs backward. Jobs ``before`` may be what writes the tokens.
     """
     weights = [in_proj, out_proj, *(weight for way in directions for weight in way)]
     sizes, own = _layout(hidden.shape, *[None if weight is None else weight.shape for weight in weights])
     batch, length, width, inner, states, rank, *_ = sizes
     out, projected, *between = [hidden.new_empty(shape) for shape in own]
-    deltas = {n: hidden.new_empty(delta_shape(n, (batch, length), inner)) for n in reads if n != "projected"}
+    seen = {n: hidden.new_empty(seen_shape(n, (batch, length), inner)) for n in reads if n != "projected"}
+    delta = seen.get("delta_sums", seen.get("delta"))
     given = [None if x is None else dense(x) for x in (hidden, *weights)]
-    places = [address(x) for x in (out, projected, next(iter(deltas.values()), None), *between, *given)]
+    places = [address(x) for x in (out, projected, delta, seen.get("y"), *between, *given)]
     missing = [0] * (_PLACES - len(places))  # where there is one direction
-    lib.library().run_mixer(MIXER.pack(*sizes, "delta_sums" in deltas, scale, *places, *missing), *before)
-    read = [deltas[n] if n in deltas else _columns(projected, rank + 2 * states) for n in reads]
+    lib.library().run_mixer(MIXER.pack(*sizes, "delta_sums" in seen, scale, *places, *missing), *before)
+    read = [seen[n] if n in seen else _columns(projected, rank + 2 * states) for n in reads]
     return [_columns(out, width), *read]
 
 
-def delta_shape(name: str, tokens: Sequence[int], inner: int) -> tuple[int, int, int]:
-    """For tokens (B, L) of what can be read of Δ: ``"delta"`` or ``"delta_sums"``."""
+def seen_shape(name: str, tokens: Sequence[int], inner: int) -> tuple[int, int, int]:
+    """For tokens (B, L) of what can be read of Δ, ``"delta"`` or ``"delta_sums"``, or of the scans, ``"y"``."""
     batch, length = tokens
-    return (batch, length, inner) if name == "delta" else (batch, -(-inner // lib.BLOCK), length)
+    return (batch, -(-inner // lib.BLOCK), length) if name == "delta_sums" else (batch, length, inner)
 
 
 def add_and_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
