@@ -52,7 +52,6 @@ def test_a_second_run_measures_nothing_again(mtrkit_run, tmp_path, monkeypatch):
 
 
 def test_plots_and_a_second_dense_model(mtrkit_run, tmp_path):
-    pytest.importorskip("matplotlib")
     weights = tmp_path / "small.pth"
     torch.save(mtrkit.create_model("vim_nano_patch4_stride2_32").state_dict(), weights)
     plots = [tmp_path / "plot.png", tmp_path / "plot.svg"]
