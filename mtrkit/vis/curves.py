@@ -1,6 +1,7 @@
 """Curves of accuracy against cost: one line per method, with intervals, beside the dense models."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,18 +45,10 @@ def draw_curves(
         raise OptionError("plots need matplotlib: pip install 'mtrkit[vis]'") from error
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
-    for index, (name, points) in enumerate(lines.items()):
-        _errorbar(axes, sorted(points), name, marker=_MARKERS[index % len(_MARKERS)], linewidth=1.2)
-    for index, (name, point) in enumerate(dense.items()):
-        _errorbar(
-            axes,
-            [point],
-            name,
-            marker=_MARKERS[index % len(_MARKERS)],
-            markersize=8,
-            markerfacecolor="none",
-            color="black",
-        )
+    for (name, points), marker in zip(lines.items(), cycle(_MARKERS), strict=False):
+        _errorbar(axes, sorted(points), name, marker=marker, linewidth=1.2)
+    for (name, point), marker in zip(dense.items(), cycle(_MARKERS), strict=False):
+        _errorbar(axes, [point], name, marker=marker, markersize=8, markerfacecolor="none", color="black")
     axes.set(xlabel=cost, ylabel="top-1 accuracy (%)")
     axes.set_title(title, fontsize="medium", wrap=True)
     axes.grid(alpha=0.3)
