@@ -16,6 +16,7 @@ from pathlib import Path
 import leave_one_out
 from tables import METHODS, TABLES, Table
 
+from mtrkit.cli.compare import ModelChoice
 from mtrkit.cli.main import main as mtrkit
 
 PICTURE = "tokens"
@@ -45,8 +46,9 @@ def parse() -> argparse.Namespace:
 
 
 def folders(model: str, part: str = "") -> tuple[Path, Path]:
-    """Where the rows and the tables of one model go."""
-    both = RESULTS / model / part, DOCS / model / part
+    """Where the rows and the tables of one model, NAME[=CHECKPOINT], go."""
+    name = ModelChoice.parse(model).name
+    both = RESULTS / name / part, DOCS / name / part
     for folder in both:
         folder.mkdir(parents=True, exist_ok=True)
     return both
@@ -62,7 +64,7 @@ def compare(table: Table, results: Path, docs: Path, models: list[str], data: st
 
 def methods(models: list[str], data: str, limit: int, timed: bool) -> list[str]:
     """Every method on the first of the models, with plots."""
-    results, docs = folders(models[0].partition("=")[0])
+    results, docs = folders(models[0])
     command = compare(METHODS, results / "methods.json", docs, models, data, limit)
     command += ["--plot", f"{docs}/flops.png", f"{docs}/flops.svg"]
     return command + (["--speed-plot", f"{docs}/speed.png", f"{docs}/speed.svg"] if timed else ["--rounds", "0"])
@@ -70,21 +72,21 @@ def methods(models: list[str], data: str, limit: int, timed: bool) -> list[str]:
 
 def ablation(table: Table, model: str, data: str, limit: int, part: str = "") -> list[str]:
     """One ablation; all of a model share a file of rows, since many have rows in common."""
-    results, docs = folders(model.partition("=")[0], part)
+    results, docs = folders(model, part)
     return [*compare(table, results / "ablations.json", docs, [model], data, limit), "--rounds", "0"]
 
 
 def picture(model: str, data: str) -> list[str]:
     """What each method does to three of the images (MTR, figure 3)."""
-    name, _, checkpoint = model.partition("=")
+    name, checkpoint = ModelChoice.parse(model)
     images = sorted(map(str, Path(data).glob("*/*")))
-    command = ["draw", name, "--checkpoint", checkpoint or "pretrained", *images[:: len(images) // 3 + 1]]
-    return [*command, "--method", "evit", "pumer", "utr", "hsa", "mtr", "--out", f"{folders(name)[1]}/{PICTURE}.png"]
+    command = ["draw", name, "--checkpoint", checkpoint, *images[:: len(images) // 3 + 1]]
+    return [*command, "--method", "evit", "pumer", "utr", "hsa", "mtr", "--out", f"{folders(model)[1]}/{PICTURE}.png"]
 
 
 def worth_of_tokens(model: str, data: str, limit: int) -> int:
     """The table of leave_one_out.py, unless it is there; a fiftieth of the images does, each a sample of its tokens."""
-    results, docs = folders(model.partition("=")[0])
+    results, docs = folders(model)
     out, table = results / "leave_one_out.json", docs / "leave_one_out.md"
     wanted = ["--model", model, "--data", data, "--limit", str(limit // 50), "--out", str(out), "--table", str(table)]
     return 0 if out.exists() else leave_one_out.main(wanted)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mtrkit
-from mtrkit.cli.compare import as_markdown
+from mtrkit.cli.compare import ModelChoice, as_markdown
 from mtrkit.measure import describe_machine, open_images, preprocess_for
 from mtrkit.measure.weights import twin
 from mtrkit.methods import MethodConfig, register_method
@@ -84,14 +84,16 @@ def correlations(model: nn.Module, layer: int, images: list[Tensor]) -> dict[str
 def main(arguments: list[str]) -> int:
     """Measure, print, and write rows and table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="vim_micro_patch4_stride2_32", help="NAME[=CHECKPOINT], a Vim")
+    parser.add_argument(
+        "--model", type=ModelChoice.parse, default="vim_micro_patch4_stride2_32", help="NAME[=CHECKPOINT], a Vim"
+    )
     parser.add_argument("--data", required=True, help="a folder per class, or 'bundled'")
     parser.add_argument("--limit", type=int, default=25, help="images (default: 25)")
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the rows")
     parser.add_argument("--table", type=Path, required=True, help="Markdown file")
     args = parser.parse_args(arguments)
-    name, _, checkpoint = args.model.partition("=")
-    model = mtrkit.create_model(name, checkpoint or "pretrained").eval()
+    name, checkpoint = args.model
+    model = mtrkit.create_model(name, checkpoint).eval()
     chosen, preprocess = open_images(args.data).spread(args.limit), preprocess_for(model.pretrained_cfg)
     images = [preprocess(opener()) for opener in chosen.openers]
     rows, cells = [], {indicator: [indicator] for indicator in (*INDICATORS, UNLIKE)}
