@@ -246,6 +246,7 @@ static const float *rows_in(walk w, int64_t step, int64_t steps, int64_t states,
 #define SUFFIX _avx2
 #define LANES 8
 #define TARGET __attribute__((target("avx2,fma")))
+#define AVX2
 #include "native_kernels.h"
 
 #define SUFFIX _avx512

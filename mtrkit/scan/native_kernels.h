@@ -27,6 +27,24 @@ INLINE vf FN(exp2_fraction)(vf f) {
     return p * f + 1.0f;
 }
 
+#ifdef AVX2
+/* NaN stays NaN: of two numbers that cannot be compared these instructions give the second. */
+INLINE vf FN(between)(float low, float high, vf x) {
+    return (vf)_mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), (__m256)x));
+}
+#else
+INLINE vf FN(between)(float low, float high, vf x) {
+    x = FN(choose)(x < low, FN(splat)(low), x);
+    return FN(choose)(x > high, FN(splat)(high), x);
+}
+#endif
+
+/* 1.5 * 2^23 + 127: added to x, the integer nearest to it sits in the low mantissa bits, biased as an exponent is. */
+#define SHIFT 12583039.0f
+
+/* 2^(whole + f), where `shifted` is whole + SHIFT. A product, not an addition to the exponent: NaN stays NaN. */
+INLINE vf FN(exp2_parts)(vf shifted, vf f) { return FN(exp2_fraction)(f) * (vf)((vi)shifted << 23); }
+
 INLINE vf FN(exp2)(vf x) {
 #ifdef AVX512_EXP2
     __m512 whole = _mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -34,12 +52,22 @@ INLINE vf FN(exp2)(vf x) {
     /* inf - inf is NaN: at an infinite x the fraction does not matter, scalef gives 0 or inf. */
     return (vf)_mm512_scalef_ps((__m512)FN(exp2_fraction)(f), whole);
 #else
-    x = FN(choose)(x < -126.0f, FN(splat)(-126.0f), x);
-    x = FN(choose)(x > 128.0f, FN(splat)(128.0f), x);
-    vf shifted = x + 12582912.0f; /* 1.5 * 2^23: the integer nearest to x now sits in the low mantissa bits */
-    vf f = x - (shifted - 12582912.0f);
-    vf scale = (vf)(((vi)shifted << 23) + (127 << 23));
-    return FN(exp2_fraction)(f) * scale; /* a product, not an addition to the exponent: NaN stays NaN */
+    x = FN(between)(-126.0f, 128.0f, x);
+    vf shifted = x + SHIFT;
+    return FN(exp2_parts)(shifted, x - (shifted - SHIFT));
+#endif
+}
+
+/* 2^(step * rate), bounds left out where the caller knows that the exponent is within +-126: the same bits. */
+INLINE vf FN(decay)(vf step, vf rate, int small) {
+#ifdef AVX2
+    vf shifted = (vf)_mm256_fmadd_ps((__m256)step, (__m256)rate, _mm256_set1_ps(SHIFT));
+    if (!small) shifted = FN(between)(SHIFT - 126.0f, SHIFT + 128.0f, shifted);
+    vf f = (vf)_mm256_fmsub_ps((__m256)step, (__m256)rate, (__m256)(shifted - SHIFT));
+    return FN(exp2_parts)(shifted, small ? f : FN(between)(-0.5f, 0.5f, f));
+#else
+    (void)small;
+    return FN(exp2)(step * rate);
 #endif
 }
 
@@ -163,17 +191,48 @@ INLINE void FN(multiply)(walk tokens, int64_t from, int64_t steps, int64_t count
     else FN(multiply_rows)(LANES / 2, tokens, from, steps, count, w, out, stride);
 }
 
+/* Per channel, the longest step with which no state's exponent leaves +-126. */
+INLINE void FN(longest_steps)(int64_t states, const float *A2, float *longest) {
+    PARTS(v) {
+        vf most = FN(splat)(1e-9f);
+        for (int64_t n = 0; n < states; n++) {
+            vf rate = LOAD(A2 + n * BLOCK + v);
+            rate = FN(choose)(rate < 0.0f, -rate, rate);
+            most = FN(choose)(rate > most, rate, most);
+        }
+        STORE(longest + v, 126.0f / most);
+    }
+}
+
+/* Whether no step of a tile is longer or negative; only AVX2 gains by it. */
+INLINE int FN(all_short)(const float *dt, int64_t steps, const float *longest) {
+    int within = 1;
+#ifdef AVX2
+    PARTS(v) {
+        vi beyond = {0};
+        for (int64_t t = 0; t < steps; t++) {
+            vf step = LOAD(dt + t * BLOCK + v);
+            beyond |= ~((step >= 0.0f) & (step <= LOAD(longest + v)));
+        }
+        within &= _mm256_testz_si256((__m256i)beyond, (__m256i)beyond);
+    }
+#else
+    (void)dt, (void)steps, (void)longest, within = 0;
+#endif
+    return within;
+}
+
 /* The recurrence of `count` states, which share what they read, over one tile. */
-INLINE void FN(advance_states)(int count, int64_t n, int v, int64_t steps, const float *A2, float *h, const float *dt,
-                               const float *du, const float *B, int64_t B_stride, const float *C, int64_t C_stride,
-                               float *y) {
+INLINE void FN(advance_states)(int count, int small, int64_t n, int v, int64_t steps, const float *A2, float *h,
+                               const float *dt, const float *du, const float *B, int64_t B_stride, const float *C,
+                               int64_t C_stride, float *y) {
     vf a[PAIR], state[PAIR];
     for (int k = 0; k < count; k++) a[k] = LOAD(A2 + (n + k) * BLOCK + v), state[k] = LOAD(h + (n + k) * BLOCK + v);
     for (int64_t t = 0; t < steps; t++) {
         int64_t o = t * BLOCK + v;
         vf step = LOAD(dt + o), input = LOAD(du + o), sum = LOAD(y + o);
         for (int k = 0; k < count; k++) {
-            state[k] = FN(exp2)(step * a[k]) * state[k] + input * B[t * B_stride + n + k];
+            state[k] = FN(decay)(step, a[k], small) * state[k] + input * B[t * B_stride + n + k];
             sum += state[k] * C[t * C_stride + n + k];
         }
         STORE(y + o, sum);
@@ -182,14 +241,14 @@ INLINE void FN(advance_states)(int count, int64_t n, int v, int64_t steps, const
 }
 
 /* The recurrence over one tile: the state of a channel vector runs through all steps, few states at a time. */
-INLINE void FN(advance)(int64_t states, int64_t steps, const float *A2, float *h, const float *dt, const float *du,
-                        const float *B, int64_t B_stride, const float *C, int64_t C_stride, float *y) {
+INLINE void FN(advance)(int small, int64_t states, int64_t steps, const float *A2, float *h, const float *dt,
+                        const float *du, const float *B, int64_t B_stride, const float *C, int64_t C_stride, float *y) {
     memset(y, 0, TILE * BLOCK * sizeof(float));
     PARTS(v) {
         int64_t n = 0;
         for (; n + PAIR <= states; n += PAIR)
-            FN(advance_states)(PAIR, n, v, steps, A2, h, dt, du, B, B_stride, C, C_stride, y);
-        for (; n < states; n++) FN(advance_states)(1, n, v, steps, A2, h, dt, du, B, B_stride, C, C_stride, y);
+            FN(advance_states)(PAIR, small, n, v, steps, A2, h, dt, du, B, B_stride, C, C_stride, y);
+        for (; n < states; n++) FN(advance_states)(1, small, n, v, steps, A2, h, dt, du, B, B_stride, C, C_stride, y);
     }
 }
 
@@ -203,11 +262,12 @@ static TARGET void FN(scan_forward_task)(const void *job, int64_t task, float *s
     float *spare_u = y + TILE * BLOCK, *spare_d = spare_u + TILE * BLOCK, *spare_z = spare_d + TILE * BLOCK;
     float *spare_y = spare_z + TILE * BLOCK, *spare_s = spare_y + TILE * BLOCK, *spare_n = spare_s + TILE * BLOCK;
     float *spare_A = spare_n + TILE * BLOCK;
-    float skip[BLOCK], bias[BLOCK];
+    float skip[BLOCK], bias[BLOCK], longest[BLOCK];
     if (!j->rank) {
         FN(load_matrix)(j->A, N, at, LOG2E, spare_A);
         A2 = spare_A;
     }
+    FN(longest_steps)(N, A2, longest);
     FN(load_vector)(j->D, at, skip);
     FN(load_vector)(j->bias, at, bias);
     memset(h, 0, (size_t)(N * BLOCK) * sizeof(float));
@@ -232,7 +292,9 @@ static TARGET void FN(scan_forward_task)(const void *job, int64_t task, float *s
         else FN(prepare)(d, sd, u, su, bias, 0, steps, dt, du);
         if (ws.p != NULL && j->sum_steps) FN(sum_steps)(ws, from, steps, at.width, j->add != 0, dt);
         else if (ws.p != NULL) FN(show_steps)(ws, from, steps, at.width, j->add != 0, dt, spare_s);
-        FN(advance)(N, steps, A2, h, dt, du, wB.p + from * wB.t, wB.t, wC.p + from * wC.t, wC.t, y);
+        const float *B = wB.p + from * wB.t, *C = wC.p + from * wC.t;
+        if (FN(all_short)(dt, steps, longest)) FN(advance)(1, N, steps, A2, h, dt, du, B, wB.t, C, wC.t, y);
+        else FN(advance)(0, N, steps, A2, h, dt, du, B, wB.t, C, wC.t, y);
         float *out = tile_out(wy, from, steps, at.width, spare_y, &sy);
         float *seen = wn.p == NULL ? NULL : tile_out(wn, from, steps, at.width, spare_n, &sn);
         if (j->add && out == spare_y) gather(wy, from, steps, at.width, TILE, spare_y);
@@ -711,4 +773,6 @@ static TARGET void FN(sum_task)(const void *job, int64_t task, float *scratch) {
 #undef SUFFIX
 #undef LANES
 #undef TARGET
+#undef SHIFT
+#undef AVX2
 #undef AVX512_EXP2

@@ -125,6 +125,17 @@ def test_large_steps_underflow_to_a_fresh_start(path):
     assert rms_error(y, truth(inputs)[0]) < SCAN_VALUES[torch.float32]
 
 
+def test_a_long_step_changes_no_bit_of_other_channels(path):
+    """Exponents are bounded where a step of the tile is long, and not where all are short."""
+    inputs = make_inputs(1, 20, 40, 16)
+    long = inputs.delta.clone()
+    long[0, 3, 20] = 500.0
+    same, _ = scan_op(*inputs, True)
+    y, _ = scan_op(*inputs._replace(delta=long), True)
+    assert not torch.equal(y[:, 3], same[:, 3])
+    assert torch.equal(y[:, :3], same[:, :3]) and torch.equal(y[:, 4:], same[:, 4:])
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["u", "delta", "B"])
 def test_what_is_not_finite_shows(path, name, value):
