@@ -109,9 +109,11 @@ def _report(args: argparse.Namespace, rows: list[Row]) -> None:
         head = f"## {args.title}\n\n" if args.title else ""
         text = head + as_markdown(columns, cells) + f"\n{caption(rows, reference, args.command_line)}\n"
         args.table.write_text(text, encoding="utf-8")
-    for files, cost, unit in ((args.plot, "gflops", "GFLOPs"), (args.speed_plot, "images_per_second", "images/s")):
-        if files:
-            _plot(rows, cost, unit, files, args.title)
+    if args.plot:
+        _plot(rows, [float(row["gflops"]) for row in rows], "GFLOPs", args.plot, args.title)
+    if args.speed_plot:
+        timed = [row for row in rows if row.get("speedup")]
+        _plot(timed, images_per_second(timed), "images/s", args.speed_plot, args.title)
 
 
 def table(rows: list[Row], reference: str) -> tuple[list[str], list[list[str]]]:
@@ -160,14 +162,19 @@ def caption(rows: list[Row], reference: str, command: str) -> str:
     )
 
 
-def _plot(rows: list[Row], cost: str, unit: str, files: list[Path], title: str) -> None:
-    def point(row: Row) -> Point:
-        return Point(float(row[cost]), float(row["top1"]), float(row["top1_low"]), float(row["top1_high"]))
+def images_per_second(rows: list[Row]) -> list[float]:
+    """The dense model's, times the speed-up measured in turns with it: a machine's speed drifts from row to row."""
+    dense = {row["model"]: float(row["images_per_second"]) for row in rows if row["method"] == DENSE}
+    return [dense[row["model"]] * float(row["speedup"]) for row in rows]
 
-    shown = [row for row in rows if row.get(cost)]
+
+def _plot(rows: list[Row], costs: list[float], unit: str, files: list[Path], title: str) -> None:
     lines: dict[str, list[Point]] = {}
-    for row in shown:
-        if row["method"] != DENSE:
-            lines.setdefault(row["method"], []).append(point(row))
-    dense = {row["model"]: point(row) for row in shown if row["method"] == DENSE}
+    dense: dict[str, Point] = {}
+    for row, cost in zip(rows, costs, strict=True):
+        point = Point(cost, float(row["top1"]), float(row["top1_low"]), float(row["top1_high"]))
+        if row["method"] == DENSE:
+            dense[row["model"]] = point
+        else:
+            lines.setdefault(row["method"], []).append(point)
     draw_curves(lines, dense, unit, files, title)

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import mtrkit
+from mtrkit.cli.compare import images_per_second
+from mtrkit.cli.loading import DENSE
 from mtrkit.cli.measuring import right_images
 from mtrkit.cli.options import layers, method
 from mtrkit.data import bundled_images
@@ -66,6 +68,13 @@ def test_plots_and_a_second_dense_model(mtrkit_run, tmp_path):
     assert mtrkit_run(*run, "--ratio", 0.3, "--plot", *plots, "--out", tmp_path / "rows.json").code == 0
     assert plots[1].read_bytes() == first
     assert plots[0].stat().st_size > 10_000 and (tmp_path / "speed.png").stat().st_size > 10_000
+
+
+def test_the_speed_plot_is_free_of_drift():
+    """The machine was half as fast when the second row was timed."""
+    dense = {"model": MODEL, "method": DENSE, "images_per_second": 100.0, "speedup": 1.0}
+    reduced = {"model": MODEL, "method": "mtr", "images_per_second": 75.0, "speedup": 1.5}
+    assert images_per_second([dense, reduced]) == [100, 150]
 
 
 def test_a_method_may_say_its_layers():
