@@ -3,14 +3,14 @@
     python examples/train_reference.py vim_micro_patch4_stride2_32 --data cifar10 --out runs/micro
 
 DATA is an ImageFolder with train/ and val/. Most epochs run on coarse patches (a fourth of the tokens and of the
-time), the last ones on the model's own; positions are interpolated in between. The learning rate is constant until
-it falls to zero over the last epochs, so a run that is still before the fall can be made longer, and a finished one
-can be the start of another (``--initial-checkpoint``), as can one of a deeper model or of one that has a class token
-where this has none. With ``--teacher`` half of the lesson is what an exported
-program, such as that of train_teacher.py, says to the same images. The same command again goes on where an
-interrupted run stopped. Training images at even distances are held out, to watch progress
-on and for whoever wants to tune a reduction (``mtrkit eval --data cifar10/train --limit 2000``); ``val`` is looked
-at once, at the end. Writes weights (safetensors), a model card and a log.
+time), the last ones on the model's own; positions are interpolated in between. The learning rate is constant until it
+falls to zero over the last epochs, so a run that is still before the fall can be made longer, and a finished one can
+be the start of another (``--initial-checkpoint``), as can one of a deeper model, or of one whose class token is
+elsewhere or which halves the sum of its directions where this does not. With ``--teacher`` half of the lesson is what
+another model, or an exported program such as that of train_teacher.py, says to the same images. The same command again
+goes on where an interrupted run stopped. Training images at even distances are held out, to watch progress on and for
+whoever wants to tune a reduction (``mtrkit eval --data cifar10/train --limit 2000``); ``val`` is looked at once, at
+the end. Writes weights (safetensors), a model card and a log.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
+from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.data import create_transform
 from timm.optim import create_optimizer_v2
@@ -39,8 +40,8 @@ from mtrkit.measure import (
     preprocess_for,
     score,
 )
-from mtrkit.models import VisionMamba, load_state_dict
-from mtrkit.models.positions import class_index, without
+from mtrkit.models import VisionMamba
+from mtrkit.models.positions import class_index, insert_at, without
 
 
 def parse() -> argparse.Namespace:
@@ -52,7 +53,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and val/")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, card, log and checkpoint")
     parser.add_argument("--initial-checkpoint", type=Path, help="weights to begin with; default: random ones")
-    parser.add_argument("--teacher", type=Path, help="exported program from images to logits, to learn from as well")
+    parser.add_argument(
+        "--teacher", type=Path, help="exported program or weights of this script, to learn from as well"
+    )
     parser.add_argument("--crop-scale", type=float, default=0.6, help="least share of an image in a random crop")
     parser.add_argument("--coarse-epochs", type=float, default=12, help="epochs on coarse patches")
     parser.add_argument("--coarse-stride", type=int, default=4, help="step between them, in pixels")
@@ -103,21 +106,45 @@ class Batches:
         return images, torch.tensor([self.images.labels[index] for index in chosen])
 
 
-def inherited(weights: dict[str, Tensor], model: VisionMamba) -> dict[str, Tensor]:
-    """Weights as ``model`` can take them: of a deeper one, blocks at even distances; no class token without need."""
-    depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("layers."))
-    steps = max(1, len(model.layers) - 1)
-    taken = {f"layers.{round(i * (depth - 1) / steps)}.": f"layers.{i}." for i in range(len(model.layers))}
-    found = {name: value for name, value in weights.items() if not name.startswith("layers.")}
-    for name, value in weights.items():
-        block = ".".join(name.split(".", 2)[:2]) + "."
-        if block in taken:
-            found[taken[block] + name.removeprefix(block)] = value
-    if model.class_token == "none" and found.pop("cls_token", None) is not None:
-        index = class_index("middle", found["pos_embed"].shape[1] - 1)
-        assert index is not None
-        found["pos_embed"] = without(found["pos_embed"], index)
+def relative(file: Path, name: str) -> VisionMamba:
+    """The model that a file of this script says its weights are of, or ``name`` where it does not say it."""
+    about = "{}"
+    if file.suffix == ".safetensors":
+        with safe_open(file, "pt") as opened:
+            about = (opened.metadata() or {}).get("about", about)
+    found = mtrkit.create_model(json.loads(about).get("architecture", name), file)
+    assert isinstance(found, VisionMamba)
     return found
+
+
+def teacher(file: Path, name: str) -> nn.Module:
+    """From images to logits: an exported program, or a model of this script."""
+    return relative(file, name).eval() if file.suffix == ".safetensors" else torch.export.load(file).module()
+
+
+def inherited(source: VisionMamba, model: VisionMamba) -> dict[str, Tensor]:
+    """Weights of a relative as ``model`` can take them: of a deeper one, blocks at even distances."""
+    found = {name: value for name, value in source.state_dict().items() if not name.startswith("layers.")}
+    found["pos_embed"] = positions(source, model)
+    if model.class_token == "none":
+        found.pop("cls_token", None)
+    step = (len(source.layers) - 1) / max(1, len(model.layers) - 1)
+    for i, block in enumerate(model.layers):
+        taken = source.layers[round(i * step)]
+        found |= {f"layers.{i}.{name}": value for name, value in taken.state_dict().items()}
+        if taken.mixer.halve and not block.mixer.halve:
+            found[f"layers.{i}.mixer.out_proj.weight"] = taken.mixer.out_proj.weight.detach() / 2
+    return found
+
+
+def positions(source: VisionMamba, model: VisionMamba) -> Tensor:
+    """The relative's position table, its class token's row where ``model`` has it, or away where it has none."""
+    table, index = source.pos_embed.detach(), source.class_index
+    if index is None:
+        return table
+    patches = without(table, index)
+    place = class_index(model.class_token, patches.shape[1])
+    return patches if place is None else insert_at(patches, table[:, index : index + 1], place)
 
 
 class Run:
@@ -129,7 +156,7 @@ class Run:
         self.file = args.out / "last.pt"
         args.out.mkdir(parents=True, exist_ok=True)
         self.batches = Batches(args, mtrkit.create_model(args.model).pretrained_cfg)
-        self.teacher = None if args.teacher is None else torch.export.load(args.teacher).module().to(args.device)
+        self.teacher = None if args.teacher is None else teacher(args.teacher, args.model).to(args.device)
         self.coarse_steps = round(args.coarse_epochs * self.batches.per_epoch)
         self.steps = self.coarse_steps + round(args.fine_epochs * self.batches.per_epoch)
         if self.file.exists():
@@ -145,7 +172,7 @@ class Run:
         model = mtrkit.create_model(args.model, drop_path_rate=args.drop_path, **stride)
         assert isinstance(model, VisionMamba)
         if self.state is None and args.initial_checkpoint is not None:
-            weights = inherited(load_state_dict(args.initial_checkpoint), model)
+            weights = inherited(relative(args.initial_checkpoint, args.model), model)
             model.load_state_dict(model.adapt_state_dict(weights))
         self.model = model.to(args.device)
         self.ema = ModelEmaV3(self.model, decay=args.ema, use_warmup=True)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mtrkit
+from mtrkit.models.releases import BUNDLED
 from tests.running import ROOT, run_python
 
 NAME = "vim_nano_patch4_stride2_32"
@@ -88,21 +89,36 @@ def test_train_with_a_teacher_and_go_on(dataset, tmp_path):
     assert not same(train("second", *lesson, *start)[0], first) and not same(train("alone")[0], first)
 
 
-@pytest.mark.parametrize("name", [NAME, "vim_micro_patch4_stride2_avgpool_32"])
+FRONT, POOLED = "videomamba_micro_patch4_stride2_32", "vim_micro_patch4_stride2_avgpool_32"
+
+
+@pytest.mark.parametrize("name", [NAME, POOLED, FRONT])
 def test_train_from_a_relative(name, dataset, tmp_path):
     relative = mtrkit.create_model("vim_micro_patch4_stride2_32")
-    save_file(relative.state_dict(), tmp_path / "relative.safetensors")
+    about = json.dumps({"architecture": "vim_micro_patch4_stride2_32"})
+    save_file(relative.state_dict(), tmp_path / "relative.safetensors", {"about": about})
     recipe = ("--coarse-epochs", "0", "--fine-epochs", "0.25", "--batch-size", "4", "--holdout", "4", "--lr", "0")
     start = ("--initial-checkpoint", tmp_path / "relative.safetensors")
     done = run("train_reference.py", name, "--data", dataset, "--out", tmp_path, *recipe, *start)
     assert done.returncode == 0, done.stderr
     model = mtrkit.create_model(name, tmp_path / f"{name}.safetensors")
+    if name == FRONT:  # its directions are summed, not averaged
+        for block in relative.layers:
+            block.mixer.out_proj.weight.data.div_(2)
     pairs = list(zip((0, 2, 3, 5, 6, 8, 9, 11) if name == NAME else range(12), model.layers, strict=True))
     assert all(same(block.state_dict(), relative.layers[place].state_dict()) for place, block in pairs)
-    table = (
-        relative.pos_embed if name == NAME else torch.cat([relative.pos_embed[:, :112], relative.pos_embed[:, 113:]], 1)
-    )
-    assert torch.equal(model.pos_embed, table)
+    before, token, behind = relative.pos_embed.split((112, 1, 113), dim=1)
+    tables = {NAME: (before, token, behind), POOLED: (before, behind), FRONT: (token, before, behind)}
+    assert torch.equal(model.pos_embed, torch.cat(tables[name], dim=1))
+
+
+def test_train_with_another_model_as_teacher(dataset, tmp_path):
+    recipe = ("--coarse-epochs", "0", "--fine-epochs", "0.25", "--batch-size", "4", "--holdout", "4")
+    for out, lesson in (("taught", ("--teacher", BUNDLED["vim_micro_patch4_stride2_32"])), ("alone", ())):
+        done = run("train_reference.py", NAME, "--data", dataset, "--out", tmp_path / out, *recipe, *lesson)
+        assert done.returncode == 0, done.stderr
+    taught, alone = (load_file(tmp_path / out / f"{NAME}.safetensors") for out in ("taught", "alone"))
+    assert not same(taught, alone)
 
 
 def same(weights, others):

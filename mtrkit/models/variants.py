@@ -82,6 +82,7 @@ _configure(
 )
 _VIDEOMAMBA = tuple(f"videomamba_{size}_patch16_224" for size in ("tiny", "small", "middle", "base"))
 _configure(_VIDEOMAMBA, "2403.06977", _IMAGENET)
+_configure(("videomamba_micro_patch4_stride2_32",), "2403.06977", _CIFAR10)
 _MAMBAR = tuple(f"mambar_{size}_patch16_224" for size in ("tiny", "small", "base", "large"))
 _configure(_MAMBAR, "2405.14858", _IMAGENET | {"crop_pct": 1.0})
 
@@ -145,6 +146,12 @@ def vim_nano_patch4_stride2_32(**options: Any) -> VisionMamba:
 
 
 _FRONT: dict[str, Any] = {"class_token": "front", "halve": False}
+
+
+@register_model
+def videomamba_micro_patch4_stride2_32(**options: Any) -> VisionMamba:
+    """``vim_micro_patch4_stride2_32`` in the form of VideoMamba: the class token in front, the plain sum."""
+    return _create(VisionMamba, "videomamba_micro_patch4_stride2_32", options, **_MICRO, **_FRONT, stride=2)
 
 
 @register_model
