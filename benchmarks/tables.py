@@ -47,11 +47,13 @@ class Table:
 
 
 _VIM_T, _VIM_S, _VIM_B = (f"vim_{size}_patch16_224" for size in ("tiny", "small", "base"))
+_VIDEOMAMBA_S, _VIDEOMAMBA_B = (f"videomamba_{size}_patch16_224" for size in ("small", "base"))
 
 METHODS = Table(
     "methods",
     "Every method at the same share of the FLOPs (MTR, table 1, and more)",
-    ("mtr", "evit", "pumer", "utr", "hsa", "tome", "rmeeto", "neighbor", "random", "random:operation=merge"),
+    # Without tome: in a Mamba its bits are those of rmeeto.
+    ("mtr", "evit", "pumer", "utr", "hsa", "rmeeto", "neighbor", "random", "random:operation=merge"),
     published={
         _VIM_S: Published(
             80.5,
@@ -73,8 +75,39 @@ METHODS = Table(
                 "mtr": (81.2, 81.0, 80.3),
             },
         ),
+        _VIDEOMAMBA_S: Published(
+            81.2,
+            {
+                "evit": (78.2, 75.5, 70.2),
+                "pumer": (78.4, 76.2, 71.1),
+                "utr": (78.9, 77.1, 74.1),
+                "hsa": (79.0, 77.2, 74.0),
+                "mtr": (80.2, 79.0, 76.6),
+            },
+        ),
+        _VIDEOMAMBA_B: Published(
+            82.7,
+            {
+                "evit": (80.4, 77.7, 73.7),
+                "pumer": (81.8, 80.5, 78.4),
+                "utr": (82.0, 81.0, 79.4),
+                "hsa": (82.0, 81.2, 79.6),
+                "mtr": (82.4, 81.7, 80.5),
+            },
+        ),
     },
 )
+
+
+def _ablated(figures: Mapping[str, tuple[float, float]]) -> dict[str, Published]:
+    """R-MeeTo's ablations without training: method → Vim-Ti at r = 5, and Vim-S at r = 11."""
+    return {
+        _VIM_T: Published(76.1, {method: (tiny, None) for method, (tiny, _) in figures.items()}),
+        _VIM_S: Published(80.5, {method: (None, small) for method, (_, small) in figures.items()}),
+    }
+
+
+_SHUFFLED = (0.1, 0.3, 0.5, 0.7)
 
 TABLES = (
     METHODS,
@@ -203,7 +236,8 @@ TABLES = (
         "A share of the patches shuffled before each reduction (R-MeeTo, table 5)",
         (
             "rmeeto:layers=even",
-            *(f"rmeeto:layers=even,order=shuffle,shuffle_ratio={share}" for share in (0.1, 0.3, 0.5, 0.7)),
+            *(f"rmeeto:layers=even,order=shuffle,shuffle_ratio={share}" for share in _SHUFFLED),
+            *(f"rmeeto:layers=even,operation=prune,order=shuffle,shuffle_ratio={share}" for share in _SHUFFLED),
         ),
         ratios=(0.31,),
         removals=(11,),
@@ -212,10 +246,14 @@ TABLES = (
                 80.5,
                 {
                     "rmeeto:layers=even": (76.3,),
-                    "rmeeto:layers=even,order=shuffle,shuffle_ratio=0.1": (61.3,),
-                    "rmeeto:layers=even,order=shuffle,shuffle_ratio=0.3": (33.2,),
-                    "rmeeto:layers=even,order=shuffle,shuffle_ratio=0.5": (27.3,),
-                    "rmeeto:layers=even,order=shuffle,shuffle_ratio=0.7": (26.1,),
+                    **{
+                        f"rmeeto:layers=even,{operation}order=shuffle,shuffle_ratio={share}": (top1,)
+                        for operation, figures in (
+                            ("", (61.3, 33.2, 27.3, 26.1)),
+                            ("operation=prune,", (61.0, 33.0, 27.2, 25.6)),
+                        )
+                        for share, top1 in zip(_SHUFFLED, figures, strict=True)
+                    },
                 },
             ),
         },
@@ -231,28 +269,23 @@ TABLES = (
             "rmeeto:layers=even,metric=y",
             "rmeeto:layers=even,metric=features",
         ),
-        ratios=(0.14, 0.31),
-        removals=(11,),
-        published={
-            _VIM_S: Published(80.5, {"rmeeto:layers=even": (76.3,), "rmeeto:layers=even,metric=delta": (76.2,)}),
-        },
+        ratios=(0.31,),
+        removals=(5, 11),
+        published=_ablated({"rmeeto:layers=even": (38.2, 76.3), "rmeeto:layers=even,metric=delta": (31.2, 76.2)}),
     ),
     Table(
         "rmeeto_distance",
         "How similarity is measured (R-MeeTo, table 7)",
         ("rmeeto:layers=even", "rmeeto:layers=even,similarity=l1", "rmeeto:layers=even,similarity=l2"),
-        ratios=(0.14, 0.31),
-        removals=(11,),
-        published={
-            _VIM_S: Published(
-                80.5,
-                {
-                    "rmeeto:layers=even": (76.3,),
-                    "rmeeto:layers=even,similarity=l1": (76.3,),
-                    "rmeeto:layers=even,similarity=l2": (76.3,),
-                },
-            ),
-        },
+        ratios=(0.31,),
+        removals=(5, 11),
+        published=_ablated(
+            {
+                "rmeeto:layers=even": (38.2, 76.3),
+                "rmeeto:layers=even,similarity=l1": (38.1, 76.3),
+                "rmeeto:layers=even,similarity=l2": (38.2, 76.3),
+            }
+        ),
     ),
     Table(
         "rmeeto_sweep",
@@ -273,39 +306,36 @@ TABLES = (
         "rmeeto_merge",
         "How merged tokens become one (R-MeeTo, table 17)",
         tuple(f"rmeeto:layers=even,merge={merge}" for merge in ("sum", "mean", "max", "min")),
-        ratios=(0.14, 0.31),
-        removals=(11,),
-        published={
-            _VIM_S: Published(
-                80.5,
-                {
-                    f"rmeeto:layers=even,merge={merge}": (top1,)
-                    for merge, top1 in (("sum", 76.3), ("mean", 76.2), ("max", 74.7), ("min", 74.5))
-                },
-            ),
-        },
+        ratios=(0.31,),
+        removals=(5, 11),
+        published=_ablated(
+            {
+                "rmeeto:layers=even,merge=sum": (38.2, 76.3),
+                "rmeeto:layers=even,merge=mean": (41.8, 76.2),
+                "rmeeto:layers=even,merge=max": (43.4, 74.7),
+                "rmeeto:layers=even,merge=min": (39.7, 74.5),
+            }
+        ),
     ),
     Table(
         "rmeeto_grouping",
         "Which tokens may leave and which may receive (R-MeeTo, grouping)",
         tuple(f"rmeeto:layers=even,grouping={grouping}" for grouping in ("odd_even", "front_behind", "random")),
-        ratios=(0.14, 0.31),
-        removals=(11,),
-        published={
-            _VIM_S: Published(
-                80.5,
-                {
-                    f"rmeeto:layers=even,grouping={grouping}": (top1,)
-                    for grouping, top1 in (("odd_even", 76.3), ("front_behind", 72.6), ("random", 72.6))
-                },
-            ),
-        },
+        ratios=(0.31,),
+        removals=(5, 11),
+        published=_ablated(
+            {
+                "rmeeto:layers=even,grouping=odd_even": (38.2, 76.3),
+                "rmeeto:layers=even,grouping=front_behind": (29.0, 72.6),
+                "rmeeto:layers=even,grouping=random": (42.1, 72.6),
+            }
+        ),
     ),
     Table(
         "rmeeto_kth",
         "The k-th most similar partner instead of the first (R-MeeTo, k-th closest)",
         tuple(f"rmeeto:layers=even,kth={k}" for k in (1, 3, 5, 7, 14)),
-        ratios=(0.14, 0.31),
+        ratios=(0.31,),
     ),
     Table(
         "rmeeto_controls",
@@ -314,6 +344,14 @@ TABLES = (
         ratios=(0.14, 0.28, 0.42),
         removals=(5, 10, 11, 15, 20),
         published={
+            _VIM_T: Published(
+                76.1,
+                {
+                    "rmeeto:layers=even": (38.19, 38.41, 35.49, 30.83, 7.44),
+                    "rmeeto:layers=even,sources=random": (37.08, 33.45, 30.74, 23.15, 5.10),
+                    "rmeeto:layers=even,partner=random": (35.36, 31.12, 26.91, 14.49, 0.80),
+                },
+            ),
             _VIM_S: Published(
                 80.5,
                 {
@@ -328,6 +366,6 @@ TABLES = (
         "rmeeto_interval",
         "How many blocks lie between two reductions (R-MeeTo, interval)",
         tuple(f"rmeeto:layers=every{n}" for n in (2, 3, 4)),
-        ratios=(0.14, 0.31),
+        ratios=(0.31,),
     ),
 )

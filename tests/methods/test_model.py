@@ -39,6 +39,13 @@ def test_rmeeto_in_a_model(options):
 
 
 @torch.no_grad()
+def test_tome_is_rmeeto_once_order_is_restored():
+    model = FAMILIES["hustvl_vim"]()
+    answers = [run(mtrkit.apply_reduction(model, method, ratio=0.3)) for method in ("tome", "rmeeto", "mtr")]
+    assert torch.equal(answers[0], answers[1]) and not torch.equal(answers[0], answers[2])
+
+
+@torch.no_grad()
 def test_the_released_codes_class_position_is_one_for_the_whole_batch():
     model = FAMILIES["hustvl_vim"]()
     places = {}
