@@ -24,6 +24,7 @@ RESULTS, DOCS = Path("benchmarks/results/laboratory"), Path("docs/laboratory")
 MODELS = (
     "vim_micro_patch4_stride2_32",
     "vim_micro_patch4_stride2_avgpool_32",
+    "videomamba_micro_patch4_stride2_32",
     "vim_nano_patch4_stride2_32",
     "vim_micro_patch4_32",
 )
@@ -35,10 +36,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="folder per class: images that nothing was tuned on")
     parser.add_argument("--tuning-data", help="the same: training images that the models did not see")
     parser.add_argument("--model", nargs="+", default=MODELS, help="NAME[=CHECKPOINT], the largest first")
-    parser.add_argument("--limit", type=int, default=1000, help="images for each table (default: 1000)")
-    parser.add_argument("--main-limit", type=int, default=2000, help="for the first model's methods (default: 2000)")
+    parser.add_argument("--limit", type=int, default=500, help="images for each table (default: 500)")
+    parser.add_argument("--main-limit", type=int, default=1000, help="for the first model's methods (default: 1000)")
     parser.add_argument(
-        "--tuning-limit", type=int, default=1000, help="for tuning, of the 2000 that training holds out (default: 1000)"
+        "--tuning-limit", type=int, default=500, help="for tuning, of the 2000 that training holds out (default: 500)"
     )
     names = [*(table.name for table in TABLES), PICTURE, leave_one_out.__name__]
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="default: all")
@@ -67,7 +68,9 @@ def methods(models: list[str], data: str, limit: int, timed: bool) -> list[str]:
     results, docs = folders(models[0])
     command = compare(METHODS, results / "methods.json", docs, models, data, limit)
     command += ["--plot", f"{docs}/flops.png", f"{docs}/flops.svg"]
-    return command + (["--speed-plot", f"{docs}/speed.png", f"{docs}/speed.svg"] if timed else ["--rounds", "0"])
+    if not timed:
+        return [*command, "--rounds", "0"]
+    return [*command, "--batch-size", "16", "--speed-plot", f"{docs}/speed.png", f"{docs}/speed.svg"]
 
 
 def ablation(table: Table, model: str, data: str, limit: int, part: str = "") -> list[str]:
@@ -85,10 +88,10 @@ def picture(model: str, data: str) -> list[str]:
 
 
 def worth_of_tokens(model: str, data: str, limit: int) -> int:
-    """The table of leave_one_out.py, unless it is there; a fiftieth of the images does, each a sample of its tokens."""
+    """The table of leave_one_out.py, unless it is there; one image in 25 does, each a sample of its tokens."""
     results, docs = folders(model)
     out, table = results / "leave_one_out.json", docs / "leave_one_out.md"
-    wanted = ["--model", model, "--data", data, "--limit", str(limit // 50), "--out", str(out), "--table", str(table)]
+    wanted = ["--model", model, "--data", data, "--limit", str(limit // 25), "--out", str(out), "--table", str(table)]
     return 0 if out.exists() else leave_one_out.main(wanted)
 
 

@@ -11,6 +11,7 @@ BUNDLED = {
     for name in (
         "vim_micro_patch4_stride2_32",
         "vim_micro_patch4_stride2_avgpool_32",
+        "videomamba_micro_patch4_stride2_32",
         "vim_nano_patch4_stride2_32",
         "vim_micro_patch4_32",
     )
