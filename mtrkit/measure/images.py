@@ -1,6 +1,7 @@
 """Labelled images: a folder per class, or those that come with the package."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -63,18 +64,19 @@ def image_folder(root: str | Path) -> ImageSet:
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; give one with a folder of images per class, or {BUNDLED!r}")
     folders = sorted(path for path in root.iterdir() if path.is_dir())
-    files = [(path, label) for label, folder in enumerate(folders) for path in _images_below(folder)]
+    files = [(label, *found) for label, folder in enumerate(folders) for found in _images_below(folder)]
     if not files:
         raise InputError(
             f"{root} has no images in folders of its own; expected {root}/<class>/<image> with one of the "
             f"suffixes {', '.join(SUFFIXES)}"
         )
-    listing = "\n".join(f"{path.relative_to(root)} {path.stat().st_size}" for path, _ in files)
+    below = len(str(root / "_")) - 1  # where a path goes on below the root, also below "."
+    listing = "\n".join(f"{path[below:]} {size}" for _, path, size in files)
     return ImageSet(
         name=str(root),
         classes=tuple(folder.name for folder in folders),
-        labels=tuple(label for _, label in files),
-        openers=tuple(partial(read_image, path) for path, _ in files),
+        labels=tuple(label for label, _, _ in files),
+        openers=tuple(partial(read_image, path) for _, path, _ in files),
         digest=hashlib.sha256(listing.encode()).hexdigest()[:16],
     )
 
@@ -96,8 +98,16 @@ def read_image(path: str | Path) -> Image.Image:
         ) from error
 
 
-def _images_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+def _images_below(folder: Path) -> list[tuple[str, int]]:
+    """Paths, sorted folder by folder, and sizes; strings, as data sets have too many files for path objects."""
+    found = [
+        os.path.join(place, name)
+        for place, _, names in os.walk(folder)
+        for name in names
+        if os.path.splitext(name)[1].lower() in SUFFIXES
+    ]
+    found.sort(key=lambda path: path.split(os.sep))
+    return [(path, os.path.getsize(path)) for path in found if os.path.isfile(path)]
 
 
 def _bundled() -> ImageSet:
