@@ -95,8 +95,10 @@ def _measure(
 ) -> Iterator[Row]:
     preprocess = preprocess_for(getattr(model, "pretrained_cfg", {}))
     evaluation = Evaluation.of(args, choice.name, choice.checkpoint, preprocess, precision)
-    found = candidates(model, args.method, args.ratio, args.layers, dict(args.option), args.r)
-    return measure(evaluation, model, found if reduce else found[:1], results)
+    methods = args.method if reduce else ()
+    return measure(
+        evaluation, model, candidates(model, methods, args.ratio, args.layers, dict(args.option), args.r), results
+    )
 
 
 def _report(args: argparse.Namespace, rows: list[Row]) -> None:
