@@ -39,7 +39,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=500, help="images for each table (default: 500)")
     parser.add_argument("--main-limit", type=int, default=1000, help="for the first model's methods (default: 1000)")
     parser.add_argument(
-        "--tuning-limit", type=int, default=500, help="for tuning, of the 2000 that training holds out (default: 500)"
+        "--tuning-limit", type=int, default=400, help="for tuning, of the 2000 that training holds out (default: 400)"
     )
     names = [*(table.name for table in TABLES), PICTURE, leave_one_out.__name__]
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="default: all")

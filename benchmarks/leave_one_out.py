@@ -60,6 +60,11 @@ def traced(model: nn.Module, images: Tensor) -> tuple[Tensor, mtrkit.Trace]:
         return model(images).log_softmax(dim=-1), trace
 
 
+def copy_before(block: nn.Module, count: int) -> None:
+    """Let a block see what it is given (1, L, D) so many times: up to there the copies of an image are the same."""
+    block.register_forward_pre_hook(lambda _, given: tuple(x.expand(count, -1, -1).contiguous() for x in given))
+
+
 @torch.inference_mode()
 def correlations(model: nn.Module, layer: int, images: list[Tensor]) -> dict[str, list[float]]:
     """Per indicator one rank correlation per image (C, H, W)."""
@@ -69,10 +74,10 @@ def correlations(model: nn.Module, layer: int, images: list[Tensor]) -> dict[str
 
     scorers = {name: reduced("mtr", **options) for name, options in INDICATORS.items()}
     dropper, found = reduced("leave_one_out"), {name: [] for name in (*INDICATORS, UNLIKE)}
-    patches = model.patch_embed.num_patches
+    copy_before(dropper.layers[layer - 1], model.patch_embed.num_patches)
     for image in images:
         before = model(image[None]).log_softmax(dim=-1)
-        after, trace = traced(dropper, image.expand(patches, -1, -1, -1))
+        after, trace = traced(dropper, image[None])
         gone = (trace.slot < 0).nonzero()[:, 1]
         worth = F.kl_div(after, before.expand_as(after), reduction="none", log_target=True).sum(dim=1)
         scores = {name: traced(scorer, image[None])[1].stages[0].score[0] for name, scorer in scorers.items()}
