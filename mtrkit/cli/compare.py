@@ -2,20 +2,18 @@
 
 All methods reduce after the same blocks to the same share of the FLOPs, on the same images. Differences between
 methods are paired: only images on which one is right and the other wrong count, so they are known far better than
-the accuracies. A smaller dense model beside a reduced larger one answers whether to reduce at all.
+the accuracies. A smaller dense model beside a reduced larger one answers whether to reduce at all. Everything is timed
+in turns with the first model as it is.
 """
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-
-from torch import nn
 
 from mtrkit.cli.console import print_table, say
 from mtrkit.cli.evaluate import add_measuring
 from mtrkit.cli.loading import DENSE, candidates
-from mtrkit.cli.measuring import Evaluation, measure, right_images
+from mtrkit.cli.measuring import Beside, Evaluation, measure, right_images, timed_beside
 from mtrkit.cli.options import add_reduction, positive, resolve_running
 from mtrkit.cli.results import Results, Row
 from mtrkit.measure import Accuracy, Precision, paired_difference, preprocess_for
@@ -74,31 +72,21 @@ def run(args: argparse.Namespace) -> int:
     results = Results(args.out)
     device, precision = resolve_running(args), Precision(args.dtype)
     rows: list[Row] = []
+    first: Beside | None = None
     try:
-        for place, choice in enumerate(args.model):
+        for choice in args.model:
             model = precision.cast(create_model(choice.name, choice.checkpoint).eval().to(device))
-            for row in _measure(args, choice, model, precision, results, reduce=place == 0):
+            preprocess = preprocess_for(getattr(model, "pretrained_cfg", {}))
+            evaluation = Evaluation.of(args, choice.name, choice.checkpoint, preprocess, precision)
+            methods = () if first else args.method
+            found = candidates(model, methods, args.ratio, args.layers, dict(args.option), args.r)
+            first = first or (evaluation, model)
+            for row in measure(evaluation, model, found, results, first):
                 rows.append(row)
     finally:
         if rows:
             _report(args, rows)
     return 0
-
-
-def _measure(
-    args: argparse.Namespace,
-    choice: ModelChoice,
-    model: nn.Module,
-    precision: Precision,
-    results: Results,
-    reduce: bool,
-) -> Iterator[Row]:
-    preprocess = preprocess_for(getattr(model, "pretrained_cfg", {}))
-    evaluation = Evaluation.of(args, choice.name, choice.checkpoint, preprocess, precision)
-    methods = args.method if reduce else ()
-    return measure(
-        evaluation, model, candidates(model, methods, args.ratio, args.layers, dict(args.option), args.r), results
-    )
 
 
 def _report(args: argparse.Namespace, rows: list[Row]) -> None:
@@ -165,9 +153,9 @@ def caption(rows: list[Row], reference: str, command: str) -> str:
 
 
 def images_per_second(rows: list[Row]) -> list[float]:
-    """The dense model's, times the speed-up measured in turns with it: a machine's speed drifts from row to row."""
+    """The first model's, times the speed-up measured in turns with it: a machine's speed drifts from row to row."""
     dense = {row["model"]: float(row["images_per_second"]) for row in rows if row["method"] == DENSE}
-    return [dense[row["model"]] * float(row["speedup"]) for row in rows]
+    return [dense[timed_beside(row) or ""] * float(row["speedup"]) for row in rows]
 
 
 def _plot(rows: list[Row], costs: list[float], unit: str, files: list[Path], title: str) -> None:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from mtrkit.cli.console import progress
-from mtrkit.cli.loading import Candidate
+from mtrkit.cli.loading import DENSE, Candidate
 from mtrkit.cli.results import KEY, Results, Row, configuration_key
 from mtrkit.measure import (
     ImageSet,
+    Pass,
     Precision,
     Preprocess,
     batches,
@@ -68,9 +69,32 @@ class Evaluation:
         running = args.batch_size, args.workers, args.rounds, args.command_line
         return cls(model, checkpoint, images, preprocess, precision, *running)
 
+    def timed_pass(self, model: nn.Module) -> Pass:
+        """A function that runs a model on the first batch, in memory."""
+        first = next(batches(self.images, self.preprocess, self.batch_size))
+        return forward_pass(model, first.to(next(model.parameters()).device, self.precision.weights), self.precision)
 
-def measure(evaluation: Evaluation, dense: nn.Module, found: Sequence[Candidate], results: Results) -> Iterator[Row]:
-    """Yield one row per candidate: from the results if it is there, else measured and added to them."""
+
+Beside = tuple[Evaluation, nn.Module]  # the dense model, in turns with which others are timed
+
+
+def measure(
+    evaluation: Evaluation,
+    dense: nn.Module,
+    found: Sequence[Candidate],
+    results: Results,
+    beside: Beside | None = None,
+) -> Iterator[Row]:
+    """Yield one row per candidate: from the results if it is there, else measured and added to them.
+
+    Args:
+        evaluation: How.
+        dense: The model that the candidates are made of.
+        found: What.
+        results: What is measured already.
+        beside: What speed-ups are relative to. Default: ``dense``.
+    """
+    beside = (evaluation, dense) if beside is None else beside
     check_classes(cast(int, dense.num_classes), evaluation.images)
     device = next(dense.parameters()).device
     same = {
@@ -85,12 +109,17 @@ def measure(evaluation: Evaluation, dense: nn.Module, found: Sequence[Candidate]
         for candidate in found:
             key = _key(same, candidate)
             row = results.find(key)
-            if row is None or (evaluation.rounds and not row.get("speedup")):
+            if row is None or (evaluation.rounds and timed_beside(row) != beside[0].model):
                 task = bar.add_task(candidate.name, total=len(evaluation.images))
                 advance = functools.partial(bar.advance, task)
-                row = {KEY: key} | _measure(evaluation, dense, candidate, advance) | describe_machine(device)
+                row = {KEY: key} | _measure(evaluation, candidate, beside, advance) | describe_machine(device)
                 results.add(row)
             yield row
+
+
+def timed_beside(row: Row) -> str | None:
+    """Name of the dense model that a row's speed-up is relative to, if it was timed."""
+    return (row.get("timed_beside") or row["model"]) if row.get("speedup") else None
 
 
 def right_images(row: Row) -> Tensor:
@@ -99,7 +128,7 @@ def right_images(row: Row) -> Tensor:
     return torch.from_numpy(np.unpackbits(packed, count=int(row["n"])).astype(bool))
 
 
-def _measure(evaluation: Evaluation, dense: nn.Module, candidate: Candidate, advance: functools.partial) -> Row:
+def _measure(evaluation: Evaluation, candidate: Candidate, beside: Beside, advance: functools.partial) -> Row:
     images = evaluation.images
     predicted = predict(
         candidate.model,
@@ -131,21 +160,20 @@ def _measure(evaluation: Evaluation, dense: nn.Module, candidate: Candidate, adv
         "right": _pack(predicted == torch.tensor(images.labels)),
         "gflops": candidate.gflops,
         "promised_speedup": candidate.promised,
-        **(_time(evaluation, dense, candidate) if evaluation.rounds else {}),
+        **(_time(evaluation, candidate, *beside) if evaluation.rounds else {}),
         "command": evaluation.command,
     }
 
 
-def _time(evaluation: Evaluation, dense: nn.Module, candidate: Candidate) -> Row:
+def _time(evaluation: Evaluation, candidate: Candidate, other: Evaluation, dense: nn.Module) -> Row:
     """Images per second of one candidate, in turns with the dense model, on one batch in memory."""
-    device, precision = next(dense.parameters()).device, evaluation.precision
-    first = next(batches(evaluation.images, evaluation.preprocess, evaluation.batch_size))
-    sample = first.to(device, precision.weights)
-    models = {"dense": dense, candidate.name: candidate.model}
-    passes = {name: forward_pass(model, sample, precision) for name, model in models.items()}
+    name, reference = f"{evaluation.model} {candidate.name}", f"{other.model} {DENSE}"
+    passes = {reference: other.timed_pass(dense), name: evaluation.timed_pass(candidate.model)}
+    device = next(dense.parameters()).device
     taken = list(interleave(passes, device, rounds=evaluation.rounds, seconds=0.1))
-    timing = summarise(taken, candidate.name, "dense", len(sample))
-    return {"batch_size": len(sample)} | dataclasses.asdict(timing)
+    count = min(evaluation.batch_size, len(evaluation.images))
+    timing = summarise(taken, name, reference, count)
+    return {"batch_size": count, "timed_beside": other.model} | dataclasses.asdict(timing)
 
 
 def _key(same: Row, candidate: Candidate) -> str:

@@ -9,7 +9,7 @@ from mtrkit.measure.paired import Difference, paired_difference
 from mtrkit.measure.parity import Parity, check_backend
 from mtrkit.measure.precision import PRECISIONS, Precision
 from mtrkit.measure.preprocess import INTERPOLATIONS, Preprocess, preprocess_for
-from mtrkit.measure.throughput import Timing, forward_pass, interleave, peak_memory, summarise
+from mtrkit.measure.throughput import Pass, Timing, forward_pass, interleave, peak_memory, summarise
 from mtrkit.measure.video import read_clip
 from mtrkit.measure.weights import twin, weights_digest
 
@@ -20,6 +20,7 @@ __all__ = [
     "Difference",
     "ImageSet",
     "Parity",
+    "Pass",
     "Precision",
     "Preprocess",
     "Timing",

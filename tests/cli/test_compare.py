@@ -66,15 +66,19 @@ def test_plots_and_a_second_dense_model(mtrkit_run, tmp_path):
     assert "vim_nano_patch4_stride2_32" in plots[1].read_text()
     first = plots[1].read_bytes()
     assert mtrkit_run(*run, "--ratio", 0.3, "--plot", *plots, "--out", tmp_path / "rows.json").code == 0
+    dense, reduced, smaller = json.loads((tmp_path / "rows.json").read_text())
+    assert {row["timed_beside"] for row in (dense, reduced, smaller)} == {MODEL}
+    assert dense["speedup"] == 1 != smaller["speedup"]
     assert plots[1].read_bytes() == first
     assert plots[0].stat().st_size > 10_000 and (tmp_path / "speed.png").stat().st_size > 10_000
 
 
 def test_the_speed_plot_is_free_of_drift():
-    """The machine was half as fast when the second row was timed."""
+    """The machine was half as fast when the second row was timed, and the smaller model's beside the first."""
     dense = {"model": MODEL, "method": DENSE, "images_per_second": 100.0, "speedup": 1.0}
     reduced = {"model": MODEL, "method": "mtr", "images_per_second": 75.0, "speedup": 1.5}
-    assert images_per_second([dense, reduced]) == [100, 150]
+    smaller = {"model": "nano", "method": DENSE, "images_per_second": 60.0, "speedup": 1.2, "timed_beside": MODEL}
+    assert images_per_second([dense, reduced, smaller]) == [100, 150, 120]
 
 
 def test_a_method_may_say_its_layers():
