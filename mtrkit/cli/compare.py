@@ -13,7 +13,7 @@ from typing import NamedTuple
 from mtrkit.cli.console import print_table, say
 from mtrkit.cli.evaluate import add_measuring
 from mtrkit.cli.loading import DENSE, candidates
-from mtrkit.cli.measuring import Beside, Evaluation, measure, right_images, timed_beside
+from mtrkit.cli.measuring import Beside, Evaluation, measure, right_images
 from mtrkit.cli.options import add_reduction, positive, resolve_running
 from mtrkit.cli.results import Results, Row
 from mtrkit.measure import Accuracy, Precision, paired_difference, preprocess_for
@@ -155,7 +155,7 @@ def caption(rows: list[Row], reference: str, command: str) -> str:
 def images_per_second(rows: list[Row]) -> list[float]:
     """The first model's, times the speed-up measured in turns with it: a machine's speed drifts from row to row."""
     dense = {row["model"]: float(row["images_per_second"]) for row in rows if row["method"] == DENSE}
-    return [dense[timed_beside(row) or ""] * float(row["speedup"]) for row in rows]
+    return [dense[row["timed_beside"]] * float(row["speedup"]) for row in rows]
 
 
 def _plot(rows: list[Row], costs: list[float], unit: str, files: list[Path], title: str) -> None:

@@ -109,17 +109,12 @@ def measure(
         for candidate in found:
             key = _key(same, candidate)
             row = results.find(key)
-            if row is None or (evaluation.rounds and timed_beside(row) != beside[0].model):
+            if row is None or (evaluation.rounds and row.get("timed_beside") != beside[0].model):
                 task = bar.add_task(candidate.name, total=len(evaluation.images))
                 advance = functools.partial(bar.advance, task)
                 row = {KEY: key} | _measure(evaluation, candidate, beside, advance) | describe_machine(device)
                 results.add(row)
             yield row
-
-
-def timed_beside(row: Row) -> str | None:
-    """Name of the dense model that a row's speed-up is relative to, if it was timed."""
-    return (row.get("timed_beside") or row["model"]) if row.get("speedup") else None
 
 
 def right_images(row: Row) -> Tensor:
