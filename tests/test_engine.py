@@ -125,4 +125,7 @@ def test_pruned_tokens_keep_their_last_features():
     hidden, residual = model.pos_drop(model.patch_embed(IMAGES) + model.pos_embed), None
     for block in model.layers[:2]:
         hidden, residual = block(hidden, residual)
-    torch.testing.assert_close(final[dropped], (hidden + residual)[dropped], rtol=1e-4, atol=1e-5)
+    # The two nearly cancel in places, and a sum is rounded where its parts are.
+    expected, parts = (hidden + residual)[dropped], (hidden.abs() + residual.abs())[dropped]
+    rounding = torch.finfo(torch.float32).eps * parts
+    assert ((final[dropped] - expected).abs() <= 1e-5 + 1e-4 * expected.abs() + rounding).all()

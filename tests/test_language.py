@@ -1,6 +1,7 @@
 """Language Mamba: reduced scoring gives what loops give, padding stays out of it, generation is refused."""
 
 import copy
+import inspect
 import io
 import pickle
 from functools import partial
@@ -199,13 +200,14 @@ def test_generation_is_refused_and_works_without_reduction():
     wanted = model.generate(IDS[:1], max_new_tokens=3, do_sample=False)
     with torch.no_grad():
         cache = model(IDS).cache_params
+    name = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "cache_params"
     mtrkit.apply_reduction(model, "mtr", **SIZE)
     with torch.no_grad():
         assert model(IDS).cache_params is None and model.config.use_cache
     calls = [
         lambda: model.generate(IDS[:1], max_new_tokens=3),
         lambda: run(model, use_cache=True),
-        lambda: run(model, IDS[:, :1], cache_params=cache),
+        lambda: run(model, IDS[:, :1], **{name: cache}),
         lambda: model.backbone(IDS, None, cache),
         lambda: model.backbone(IDS, None, None, True),
     ]

@@ -41,11 +41,12 @@ class HFMambaAdapter(LanguageMamba):
         cache_params: Any = None,
         use_cache: Any = None,
         *args: Any,
+        cache: Any = None,  # its name since transformers 5.24
         **kwargs: Any,
     ) -> str | None:
         """Generation from a cache, in either direction."""
         del entry, inputs_embeds, args, kwargs
-        if cache_params is None and not use_cache:
+        if cache_params is None and cache is None and not use_cache:
             return None
         return f"cached generation (cache_params, or use_cache=True as generate() sets it) {WHY_NO_GENERATION}"
 
