@@ -95,12 +95,10 @@ def test_a_trained_model_answers_as_in_float32(build, step, precision):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_channels_last_is_near(name):
-    # In float64: the last bit of a float32 convolution may turn a choice between two tokens that are nearly equal.
-    model = mtrkit.apply_reduction(MODELS[name]().eval().double(), ratio=0.3)
-    images = IMAGES.double()
-    with torch.inference_mode():
-        wanted = model(images)
-        found = model.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
+    """Chance chooses the tokens: the last bit of a convolution may turn any other choice between near-equal ones."""
+    model = mtrkit.apply_reduction(MODELS[name]().eval(), "random", ratio=0.3)
+    wanted = answer(model, IMAGES)
+    found = answer(model.to(memory_format=torch.channels_last), IMAGES, memory_format=torch.channels_last)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
 
 

@@ -41,7 +41,7 @@ class HFMambaAdapter(LanguageMamba):
         cache_params: Any = None,
         use_cache: Any = None,
         *args: Any,
-        cache: Any = None,  # its name since transformers 5.24
+        cache: Any = None,  # its name in newer versions of transformers
         **kwargs: Any,
     ) -> str | None:
         """Generation from a cache, in either direction."""
