@@ -1,4 +1,4 @@
-"""Build hook: compiles mtrkit/scan/native.c into the wheel, with whatever C compiler there is.
+"""Build hook: compiles mtrkit/native/native.c into the wheel, with whatever C compiler there is.
 
 Without a compiler on PATH the one from PyPI (ziglang) is asked for, so a plain ``pip install .`` gets the
 compiled scan anywhere. If compiling fails the wheel is pure Python and the scan runs as torch operations,
@@ -19,7 +19,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
-FOLDER = Path("mtrkit", "scan")
+FOLDER = Path("mtrkit", "native")
 # No -march: the library holds its variants for several instruction sets and chooses when it is loaded.
 FLAGS = ["-std=c11", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi", "-shared"]
 ZIG_MACHINES = "x86_64 AMD64 aarch64 arm64"  # where PyPI has wheels of the compiler for every system

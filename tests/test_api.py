@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import mtrkit
-from tests.families import FAMILIES
-from tests.hustvl_vim import VisionMamba
+from tests.helpers.families import FAMILIES
+from tests.standins.hustvl_vim import VisionMamba
 from tests.test_matrix import IMAGES, fingerprint, run
 
 

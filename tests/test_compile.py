@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mtrkit
-from tests.families import FAMILIES
+from tests.helpers.families import FAMILIES
 from tests.test_matrix import IMAGES, run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own compilers warn about themselves

@@ -2,19 +2,18 @@
 
 import doctest
 import importlib
-import pkgutil
+from pathlib import Path
 
 import pytest
 
 import mtrkit
 
-MODULES = ["mtrkit", *(module.name for module in pkgutil.walk_packages(mtrkit.__path__, "mtrkit."))]
+PACKAGE = Path(mtrkit.__file__).parent
+EXAMPLES = [path for path in sorted(PACKAGE.rglob("*.py")) if ">>>" in path.read_text()]
 
 
-NO_MODULES = ("__main__", "_native")  # a script, and a library that Python takes for a module
-
-
-@pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith(NO_MODULES)])
-def test_examples_in_docstrings(name):
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_examples_in_docstrings(path):
+    name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert result.failed == 0
+    assert result.attempted and not result.failed

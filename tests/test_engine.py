@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import mtrkit
-from tests import plain_mtr
-from tests.families import FAMILIES
+from tests.helpers import plain_mtr
+from tests.helpers.families import FAMILIES
 from tests.test_matrix import IMAGES, run
 
 MIXER_ERROR = 1e-5  # float32 sums in another order, against float64 loops

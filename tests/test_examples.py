@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import mtrkit
 from mtrkit.models.releases import BUNDLED
-from tests.running import ROOT, run_python
+from tests.helpers.running import ROOT, run_python
 
 NAME = "vim_nano_patch4_stride2_32"
 

@@ -9,7 +9,7 @@ from mtrkit.adapters import find_adapter
 from mtrkit.errors import UnsupportedModelError
 from mtrkit.ops import count_gaps, open_stream, pass_over, reduce_stream, standing, sum_gaps, token_map
 from mtrkit.types import Gaps
-from tests.families import FAMILIES
+from tests.helpers.families import FAMILIES
 from tests.models.plain_vim import on_one_thread, silu
 from tests.test_matrix import IMAGES, run
 

@@ -13,10 +13,10 @@ from torch import nn
 import mtrkit
 from mtrkit.adapters import find_adapter
 from mtrkit.errors import InputError, OptionError, UnsupportedModelError
-from tests.language import LANGUAGE, MixerModel, hf_mamba, mamba_lm, plain_mixer, plain_mtr, twins
+from tests.helpers.threads import answers_of_two_threads
+from tests.helpers.tolerances import rms_error
+from tests.standins.language import LANGUAGE, MixerModel, hf_mamba, mamba_lm, plain_mixer, plain_mtr, twins
 from tests.test_matrix import fingerprint
-from tests.threads import answers_of_two_threads
-from tests.tolerances import rms_error
 
 IDS = torch.randint(40, (3, 37), generator=torch.Generator().manual_seed(1))
 MATRIX = [(method, family) for method in mtrkit.list_methods() for family in LANGUAGE]

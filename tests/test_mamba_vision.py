@@ -12,7 +12,7 @@ from torch import nn
 
 import mtrkit
 from mtrkit.adapters import find_adapter
-from tests.mamba_vision import Attention, MambaVision, Mixer
+from tests.standins.mamba_vision import Attention, MambaVision, Mixer
 from tests.test_matrix import fingerprint
 
 IMAGES = torch.randn(3, 3, 128, 128, generator=torch.Generator().manual_seed(4))

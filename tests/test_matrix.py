@@ -15,8 +15,8 @@ import torch
 import mtrkit
 from mtrkit.adapters import find_adapter
 from mtrkit.methods import METHODS
-from tests.families import FAMILIES
-from tests.threads import answers_of_two_threads
+from tests.helpers.families import FAMILIES
+from tests.helpers.threads import answers_of_two_threads
 
 
 def has_what_it_reads(method, family):

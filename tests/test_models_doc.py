@@ -8,8 +8,8 @@ import torch
 
 import mtrkit
 from mtrkit.adapters import UNSUPPORTED
-from tests.mamba_vision import MambaVision
-from tests.running import ROOT
+from tests.helpers.running import ROOT
+from tests.standins.mamba_vision import MambaVision
 
 PAGE = ROOT / "docs" / "models.md"
 pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="the page lies in the repository only")

@@ -6,10 +6,10 @@ import torch
 import mtrkit
 from mtrkit.adapters import find_adapter
 from mtrkit.adapters.mambar import spread
-from tests import official
-from tests.families import FAMILIES
-from tests.hustvl_vim import Mamba
-from tests.tolerances import rms_error
+from tests.helpers.families import FAMILIES
+from tests.helpers.tolerances import rms_error
+from tests.standins import official
+from tests.standins.hustvl_vim import Mamba
 
 MIXER = 1e-5  # float32 beside the stand-in's float64 loop, through two projections
 OFFICIAL = ("videomamba", "mambar", "mambar_neck")

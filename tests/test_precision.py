@@ -7,8 +7,8 @@ import torch
 
 import mtrkit
 from mtrkit.measure.precision import Precision
-from tests import hustvl_vim, official
 from tests.models.shared import real_images
+from tests.standins import hustvl_vim, official
 from tests.test_matrix import IMAGES
 
 CPU = torch.device("cpu")

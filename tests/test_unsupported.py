@@ -6,8 +6,8 @@ from torch import nn
 
 import mtrkit
 from mtrkit.adapters import UNSUPPORTED
-from tests.families import FAMILIES
-from tests.hustvl_vim import VisionMamba
+from tests.helpers.families import FAMILIES
+from tests.standins.hustvl_vim import VisionMamba
 from tests.test_matrix import fingerprint, run
 
 

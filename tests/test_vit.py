@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import mtrkit
 from mtrkit.adapters import find_adapter
 from mtrkit.errors import UnsupportedModelError
-from tests.families import FAMILIES
+from tests.helpers.families import FAMILIES
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 VITS = [name for name in FAMILIES if name.startswith("timm_vit")]

@@ -1,6 +1,6 @@
 """Model families, one file each; importing this package registers them."""
 
-from mtrkit.adapters import hf_mamba, hustvl_vim, mamba_lm, mamba_vision, mambar, videomamba, vim, vit
+from mtrkit.adapters import hf_mamba, hustvl_vim, mamba_lm, mamba_vision, mambar, ours, videomamba, vit
 from mtrkit.adapters.base import ADAPTERS, Adapter, find_adapter, register_adapter
 from mtrkit.adapters.unsupported import UNSUPPORTED, Unsupported
 
@@ -15,8 +15,8 @@ __all__ = [
     "mamba_lm",
     "mamba_vision",
     "mambar",
+    "ours",
     "register_adapter",
     "videomamba",
-    "vim",
     "vit",
 ]

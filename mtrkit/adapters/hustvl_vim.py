@@ -6,7 +6,7 @@ Source: Zhu et al., "Vision Mamba", arXiv:2401.09417.
 from typing import Any
 
 from mtrkit.adapters.base import SpecialAt, missing_name, register_adapter
-from mtrkit.adapters.isotropic import OfficialMamba, both_ends, front, last, middle, nowhere
+from mtrkit.adapters.stack import OfficialMamba, both_ends, front, last, middle, nowhere
 from mtrkit.adapters.unsupported import BETWEEN_BLOCKS
 
 _RANDOM_ORDER = ("if_random_cls_token_position", "if_random_token_rank")

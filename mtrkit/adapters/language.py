@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtrkit.adapters.base import Adapter, SpecialAt, missing_name
-from mtrkit.adapters.isotropic import MIXER, last, mixer_weights, stack_sizes
+from mtrkit.adapters.stack import MIXER, last, mixer_weights, stack_sizes
 from mtrkit.scan import Signals, mixer_forward
 from mtrkit.schedule import MambaShape, ModelShape
 from mtrkit.types import Gaps

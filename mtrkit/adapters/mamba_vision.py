@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtrkit.adapters.base import Adapter, SpecialAt, missing_name, register_adapter
-from mtrkit.adapters.isotropic import nowhere
+from mtrkit.adapters.stack import nowhere
 from mtrkit.errors import InputError
 from mtrkit.scan import Signals
 from mtrkit.schedule import ModelShape

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from mtrkit.adapters.base import SpecialAt, missing_name, register_adapter
-from mtrkit.adapters.isotropic import OfficialMamba, spread
+from mtrkit.adapters.stack import OfficialMamba, spread
 
 
 @register_adapter

@@ -6,7 +6,7 @@ Source: Li et al., "VideoMamba", arXiv:2403.06977.
 from typing import Any
 
 from mtrkit.adapters.base import SpecialAt, missing_name, register_adapter
-from mtrkit.adapters.isotropic import OfficialMamba, front
+from mtrkit.adapters.stack import OfficialMamba, front
 
 
 @register_adapter

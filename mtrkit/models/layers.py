@@ -9,7 +9,7 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 
 from mtrkit.errors import InputError, OptionError
 from mtrkit.scan import fused
-from mtrkit.scan.eager import inference_fuses
+from mtrkit.scan.fastpath import inference_fuses
 
 Size = int | tuple[int, int]
 

@@ -24,7 +24,7 @@ from mtrkit.models.mixer import MambaMixer
 from mtrkit.models.positions import ClassToken, class_index, insert_at, resize_positions, square_grid, without
 from mtrkit.ops import nothing_dropped, stream_tokens, take
 from mtrkit.scan import fused
-from mtrkit.scan.eager import inference_fuses, unwatched
+from mtrkit.scan.fastpath import inference_fuses, unwatched
 from mtrkit.types import Gaps, ReducedStream
 
 Pool = Literal["token", "avg", ""]

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtrkit.ops.nearest import can_find_nearest, find_nearest
 from mtrkit.ops.product import precise_product
 from mtrkit.ops.rows import take
+from mtrkit.scan import operators
+from mtrkit.scan.fastpath import can_match
 
 Similarity = Literal["cosine", "l1", "l2"]
 
@@ -38,8 +39,8 @@ def match_nearest(metric: Tensor, src: Tensor, dst: Tensor, similarity: Similari
     """
     metric = comparable(metric)
     if similarity == "cosine":
-        if kth == 1 and dst.shape[1] and can_find_nearest(metric):
-            return find_nearest(metric, src, dst)
+        if kth == 1 and dst.shape[1] and can_match(metric):
+            return operators.nearest(metric.detach(), src, dst)
         metric = F.normalize(metric, dim=-1)
     scores, scale = _similarity_matrix(take(metric, src), take(metric, dst), similarity)
     first = _first_best(scores, scale)

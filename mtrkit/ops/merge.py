@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtrkit.ops import compiled
+from mtrkit.native import tokens as native
 from mtrkit.ops.rows import take
+from mtrkit.scan.fastpath import can_merge
 from mtrkit.types import TokenMap
 
 
@@ -45,8 +46,8 @@ class Merger:
             return take(tokens, token_map.kept)
         if token_map.combine != "mean":
             return _merge_extreme(tokens, token_map)
-        if compiled.can_merge(tokens):
-            return compiled.merge(tokens, token_map.slot, token_map.num_kept, token_map.weight)
+        if can_merge(tokens):
+            return native.merge(tokens, token_map.slot, token_map.num_kept, token_map.weight)
         if token_map.weight is None:
             return _gather_up(tokens, self.bags(), "mean")
         return _gather_up(tokens, self.bags(), "sum", _shares(token_map, self.bags()))
@@ -56,8 +57,8 @@ class Merger:
         token_map = self.map
         if not token_map.merged.shape[1]:
             return take(size, token_map.kept)
-        if compiled.can_merge(size):
-            return compiled.merge(size, token_map.slot, token_map.num_kept, mean=False)
+        if can_merge(size):
+            return native.merge(size, token_map.slot, token_map.num_kept, mean=False)
         return _gather_up(size, self.bags(), "sum")
 
 

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from mtrkit.ops.compiled import can_number, number
+from mtrkit.native import tokens as native
 from mtrkit.ops.group import without
+from mtrkit.scan.fastpath import can_number
 from mtrkit.types import TokenMap
 
 
@@ -30,7 +31,7 @@ def token_map(
     """
     if can_number(kept):
         pair = (kept[:, :0],) * 2 if merged is None or target is None else (merged, target)
-        slot, kept = number(num_tokens, kept, *pair, ordered)
+        slot, kept = native.number(num_tokens, kept, *pair, ordered)
         return TokenMap(slot, kept, pair[0])
     kept = torch.sort(kept, dim=1).values if ordered else kept
     batch, num_kept = kept.shape

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
-from mtrkit.compiler import constant_result
+from mtrkit.dynamo import constant_result
 from mtrkit.errors import ScheduleError
 from mtrkit.schedule import ModelShape, ReductionCost, check_schedule, solve_ratio, solve_removal
 

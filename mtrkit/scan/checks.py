@@ -1,8 +1,5 @@
 """Checks of what users pass in; each error names the argument, what was given and what is expected."""
 
-from collections.abc import Sequence
-from typing import Any
-
 from torch import Tensor
 
 from mtrkit.errors import InputError
@@ -50,34 +47,6 @@ def check_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     if bias is not None:
         _check_shape("bias", bias, (channels,), "one number per channel of x")
     _check_places(x, _CONV_NAMES, (weight, bias))
-
-
-def check_mixer(width: int, in_proj: Any, out_proj: Any, directions: Sequence[Any]) -> tuple[int, int, int, int]:
-    """Raise :class:`InputError` unless the shapes of a mixer's weights fit together and to tokens of this width.
-
-    Returns:
-        Inner width E, state size N, rank R of Δ and width K of the convolution.
-    """
-    inner, states, rank = out_proj[-1], directions[0].A_log[-1], directions[0].dt_weight[-1]
-    taps = directions[0].conv_weight[-1]
-    expected: dict[str, tuple[int, ...]] = {
-        **{"in_proj": (2 * inner, width), "out_proj": (width, inner), "x_proj": (rank + 2 * states, inner)},
-        **{"conv_weight": (inner, 1, taps), "dt_weight": (inner, rank), "A_log": (inner, states)},
-        **dict.fromkeys(("conv_bias", "dt_bias", "D"), (inner,)),
-    }
-    for weights in ({"in_proj": in_proj, "out_proj": out_proj}, *(way._asdict() for way in directions)):
-        for name, shape in weights.items():
-            if shape is not None and tuple(shape) != expected[name]:
-                fits = f"beside the other weights {expected[name]} fits"
-                raise InputError(f"the mixer's {name} has shape {tuple(shape)}; {fits}")
-    return inner, states, rank, taps
-
-
-def check_norm(x: Any, residual: Any, weight: Any) -> None:
-    """Raise :class:`InputError` unless a residual has the shape of x (..., D) and a norm's weight (D,)."""
-    if residual != x or weight != x[-1:]:
-        found = f"residual {tuple(residual)}, weight of the norm {tuple(weight)}"
-        raise InputError(f"shapes do not fit: hidden states {tuple(x)}, {found}")
 
 
 def _check_sequence(name: str, x: Tensor) -> None:

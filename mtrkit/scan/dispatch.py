@@ -8,17 +8,17 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mtrkit.compiler import constant_result
+from mtrkit.dynamo import constant_result
 from mtrkit.errors import BackendError, InputError
 from mtrkit.registry import Registry
-from mtrkit.scan import mamba_cuda, native, reference
+from mtrkit.scan import mamba_ssm, native, reference
 from mtrkit.scan.backend import Backend, BackendStatus
 from mtrkit.scan.checks import check_scan
 
 _logger = logging.getLogger(__name__)
 
 BACKENDS: Registry[Backend] = Registry("scan backend")
-for _backend in (mamba_cuda.BACKEND, native.BACKEND, reference.BACKEND):  # best first
+for _backend in (mamba_ssm.BACKEND, native.BACKEND, reference.BACKEND):  # best first
     BACKENDS.add(_backend.name, _backend)
 
 _forced = "auto"

@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtrkit.scan import ops, pipeline
-from mtrkit.scan.eager import unwatched
-from mtrkit.scan.library import BLOCK
-from mtrkit.scan.weights import DirectionWeights, MixerWeights, decay_rates
+from mtrkit.native import mixer as native_mixer
+from mtrkit.native.library import BLOCK
+from mtrkit.native.mixer import seen_shape
+from mtrkit.native.weights import DirectionWeights, MixerWeights, decay_rates
+from mtrkit.scan import operators
+from mtrkit.scan.fastpath import unwatched
 
 _lib = torch.library.Library("mtrkit", "FRAGMENT")
 _lib.define(
@@ -26,8 +28,8 @@ def _mixer(
 
 
 def _mix_for(hidden: Tensor) -> Callable[..., list[Tensor]]:
-    """:func:`mtrkit.scan.pipeline.mix`, or what stands in for it where the compiled library cannot run."""
-    return pipeline.mix if ops.runs_compiled(hidden) and hidden.dtype == torch.float32 else _step_by_step
+    """:func:`mtrkit.native.mixer.mix`, or what stands in for it where the compiled library cannot run."""
+    return native_mixer.mix if operators.runs_compiled(hidden) and hidden.dtype == torch.float32 else _step_by_step
 
 
 def _together(directions: Sequence[DirectionWeights]) -> list[Tensor]:
@@ -49,17 +51,19 @@ def _step_by_step(
     scale: float,
     reads: Sequence[str],
 ) -> list[Tensor]:
-    """:func:`mtrkit.scan.pipeline.mix` with the single operators."""
+    """:func:`mtrkit.native.mixer.mix` with the single operators."""
     x, z = F.linear(hidden, in_proj).transpose(1, 2).chunk(2, dim=1)
     y, total, seen = torch.zeros_like(x), torch.zeros_like(x), []
     gate = None if "y" in reads else z
     for i, (conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A_log, D) in enumerate(directions):
-        u = ops.causal_conv1d(x, conv_weight.flatten(1), conv_bias, True, i == 1)
+        u = operators.causal_conv1d(x, conv_weight.flatten(1), conv_bias, True, i == 1)
         seen.append(F.linear(u.transpose(1, 2), x_proj))
         dt, B, C = seen[-1].split([dt_weight.shape[1], A_log.shape[1], A_log.shape[1]], dim=-1)
         delta, B, C = F.linear(dt, dt_weight).transpose(1, 2), B.transpose(1, 2)[:, None], C.transpose(1, 2)[:, None]
-        y += ops.selective_scan(u, delta, decay_rates(A_log), B, C, D.float(), gate, dt_bias, True, i == 1, False)[0]
-        total += ops.delta_softplus(delta, dt_bias)
+        y += operators.selective_scan(
+            u, delta, decay_rates(A_log), B, C, D.float(), gate, dt_bias, True, i == 1, False
+        )[0]
+        total += operators.delta_softplus(delta, dt_bias)
     blocks = F.pad(total, (0, 0, 0, -total.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK)).sum(dim=2)
     deltas = {"delta": total.transpose(1, 2), "delta_sums": blocks}
     found = deltas | {"projected": torch.stack(seen), "y": y.transpose(1, 2)}
@@ -72,13 +76,13 @@ def _shapes(
 ) -> list[Tensor]:
     ways, tokens, inner = _apart(directions), hidden.shape[:2], out_proj.shape[1]
     projected = (len(ways), *tokens, ways[0].x_proj.shape[0])
-    found = [projected if name == "projected" else pipeline.seen_shape(name, tokens, inner) for name in reads.split()]
+    found = [projected if name == "projected" else seen_shape(name, tokens, inner) for name in reads.split()]
     return [hidden.new_empty(shape) for shape in (hidden.shape, *found)]
 
 
 def _add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    if ops.runs_compiled(x) and x.dtype == residual.dtype == torch.float32:
-        return pipeline.add_and_norm(x, residual, weight, eps)
+    if operators.runs_compiled(x) and x.dtype == residual.dtype == torch.float32:
+        return native_mixer.add_and_norm(x, residual, weight, eps)
     total = residual + x
     return F.rms_norm(total, weight.shape, weight.to(total.dtype), eps), total
 
@@ -104,7 +108,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 def mixer(hidden: Tensor, weights: MixerWeights, reads: Sequence[str] = ()) -> list[Tensor]:
-    """Run a mixer without biases outside its directions, where :func:`mtrkit.scan.eager.inference_fuses`.
+    """Run a mixer without biases outside its directions, where :func:`mtrkit.scan.fastpath.inference_fuses`.
 
     Returns:
         The mixer output (B, L, D), and what is read, in its order: ``"projected"``, what x_proj gave, (directions,
@@ -122,7 +126,7 @@ def norm_and_mixer(
 ) -> tuple[Tensor, Tensor]:
     """:func:`mixer` of the norm of :func:`add_rms_norm`, and the sum: to the same bits, for calls nobody watches."""
     outer = weights.in_proj, weights.out_proj
-    return pipeline.norm_and_mix(x, residual, norm_weight, eps, *outer, weights.directions, _scale(weights))
+    return native_mixer.norm_and_mix(x, residual, norm_weight, eps, *outer, weights.directions, _scale(weights))
 
 
 def _scale(weights: MixerWeights) -> float:

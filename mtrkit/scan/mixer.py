@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtrkit.native.weights import DirectionWeights, MixerWeights, decay_rates
 from mtrkit.scan import fused
 from mtrkit.scan.conv import causal_conv1d
 from mtrkit.scan.dispatch import length_last, scan_op
-from mtrkit.scan.eager import inference_fuses
-from mtrkit.scan.ops import delta_softplus
-from mtrkit.scan.weights import DirectionWeights, MixerWeights, decay_rates
+from mtrkit.scan.fastpath import inference_fuses
+from mtrkit.scan.operators import delta_softplus
 from mtrkit.types import Gaps
 
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from mtrkit.scan import ops
+from mtrkit.native.library import LEVELS, current_level, library
+from mtrkit.scan import operators
 from mtrkit.scan.backend import Backend
-from mtrkit.scan.library import LEVELS, current_level, library
 
 
 def _status() -> tuple[bool, str]:
@@ -34,8 +34,8 @@ def _scan(
     inputs = (u, delta, A, B, C, D, z, delta_bias)
     # States are kept for the backward pass only where there will be one.
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    y, last, _ = ops.selective_scan(*inputs, delta_softplus, reverse, save)
+    y, last, _ = operators.selective_scan(*inputs, delta_softplus, reverse, save)
     return y, last
 
 
-BACKEND = Backend("native", _status, _refuses, _scan, ops.causal_conv1d)
+BACKEND = Backend("native", _status, _refuses, _scan, operators.causal_conv1d)

@@ -7,7 +7,7 @@ import mtrkit
 from mtrkit.methods import METHODS
 from mtrkit.methods.signals import importance, read_signal
 from mtrkit.types import BlockState
-from tests.families import FAMILIES
+from tests.helpers.families import FAMILIES
 from tests.methods.host import Host, run, tokens
 from tests.test_matrix import run as answer
 

@@ -6,7 +6,7 @@ import torch
 
 import mtrkit
 from mtrkit.schedule import EveryNth
-from tests.families import FAMILIES
+from tests.helpers.families import FAMILIES
 from tests.methods import plain
 from tests.test_matrix import IMAGES, run
 

@@ -10,7 +10,7 @@ import mtrkit
 from mtrkit.adapters import find_adapter
 from mtrkit.methods import METHODS
 from mtrkit.patch import RECORD
-from tests.families import FAMILIES
+from tests.helpers.families import FAMILIES
 from tests.test_matrix import IMAGES, run
 
 NUMBERS = {

@@ -6,8 +6,8 @@ import torch
 import mtrkit
 from mtrkit.errors import CheckpointError, OptionError
 from mtrkit.models import MambaReg, load_checkpoint
-from tests import official
 from tests.models.plain_vim import on_one_thread
+from tests.standins import official
 
 SIZES = {  # parameters, keys, tokens and width that the head reads, of the official classes
     "mambar_tiny_patch16_224": (9_264_232, 416, 208, 2304),

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from mtrkit.native import library as lib
 from mtrkit.ops import match_nearest
-from mtrkit.ops.nearest import can_find_nearest, find_nearest
-from mtrkit.scan import library as lib
+from mtrkit.scan.fastpath import can_match
+from mtrkit.scan.operators import nearest
 
 
 @pytest.fixture(params=lib.LEVELS)
@@ -28,14 +29,14 @@ def case(batch, length, sources, targets, width):
 )
 def test_finds_what_float64_finds(level, sizes):
     metric, src, dst = case(*sizes)
-    assert torch.equal(find_nearest(metric, src, dst), match_nearest(metric.double(), src, dst))
-    assert torch.equal(match_nearest(metric, src, dst), find_nearest(metric, src, dst))
+    assert torch.equal(nearest(metric, src, dst), match_nearest(metric.double(), src, dst))
+    assert torch.equal(match_nearest(metric, src, dst), nearest(metric, src, dst))
 
 
 def test_ties_go_to_the_first(level):
     metric, src, dst = case(2, 40, 8, 32, 16)
     metric[:] = metric[:, :4].repeat(1, 10, 1)  # every token ten times
-    found = find_nearest(metric, src, dst)
+    found = nearest(metric, src, dst)
     for sample in range(2):
         for source, target in zip(src[sample].tolist(), found[sample].tolist(), strict=True):
             same = [place for place in dst[sample].tolist() if place % 4 == source % 4]
@@ -45,25 +46,25 @@ def test_ties_go_to_the_first(level):
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), 0.0])
 def test_odd_numbers_stay_in_their_sample_and_decide_as_before(level, odd):
     metric, src, dst = case(3, 20, 8, 10, 16)
-    clean = find_nearest(metric, src, dst)
+    clean = nearest(metric, src, dst)
     metric[1, 5] = odd
-    found = find_nearest(metric, src, dst)
+    found = nearest(metric, src, dst)
     assert torch.equal(found[[0, 2]], clean[[0, 2]])
     assert torch.equal(found, match_nearest(metric.double(), src, dst))
 
 
 def test_threads_and_strides_change_nothing(level):
     metric, src, dst = case(5, 30, 10, 15, 12)
-    expected = find_nearest(metric, src, dst)
+    expected = nearest(metric, src, dst)
     twice = torch.stack([metric, metric], dim=-1)[..., 0]
     torch.set_num_threads(1)
-    assert torch.equal(find_nearest(twice, src.flip(0).flip(0), dst), expected)
+    assert torch.equal(nearest(twice, src.flip(0).flip(0), dst), expected)
 
 
 def test_only_where_it_can():
     metric, src, dst = case(2, 20, 5, 8, 8)
-    assert not can_find_nearest(metric.double())
-    assert not can_find_nearest(metric.to("meta"))
+    assert not can_match(metric.double())
+    assert not can_match(metric.to("meta"))
     assert match_nearest(metric.to("meta"), src.to("meta"), dst.to("meta")).shape == (2, 5)
 
 

@@ -1,4 +1,4 @@
-"""The tensor operators do to every sample what the loops in ``mtrkit.ops.reference`` do to one."""
+"""The tensor operators do to every sample what the loops in ``tests/ops/plain.py`` do to one."""
 
 import pytest
 import torch
@@ -20,7 +20,6 @@ from mtrkit.ops import (
     noise,
     pair_similarity,
     rank_tokens,
-    reference,
     scaled_slots,
     shuffled,
     split_by_rank,
@@ -32,6 +31,7 @@ from mtrkit.ops import (
     unmerge_tokens,
     without,
 )
+from tests.ops import plain
 from tests.ops.reductions import cases, maps
 
 settings.register_profile("ops", deadline=None, max_examples=60)
@@ -45,7 +45,7 @@ def rows(values):
 def of_sample(token_map, i):
     """Sample ``i`` of a batched map in the form the loops take."""
     parts = (token_map.slot, token_map.kept, token_map.merged)
-    return reference.Map(*(part[i].tolist() for part in parts))
+    return plain.Map(*(part[i].tolist() for part in parts))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "clipped", "l1", "norm"])
@@ -54,14 +54,14 @@ def test_channel_score(case, reduction):
     scores = channel_score(case.tokens, reduction)
     assert scores.dtype == torch.float32
     for score, tokens in zip(scores, case.tokens, strict=True):
-        assert_close(score.double(), rows(reference.channel_score(tokens.tolist(), reduction)), rtol=1e-5, atol=1e-6)
+        assert_close(score.double(), rows(plain.channel_score(tokens.tolist(), reduction)), rtol=1e-5, atol=1e-6)
 
 
 @given(case=cases())
 def test_class_score(case):
     scores = class_score(case.tokens, case.special)
     for score, tokens, special in zip(scores, case.tokens, case.special, strict=True):
-        expected = reference.class_score(tokens.tolist(), special.tolist())
+        expected = plain.class_score(tokens.tolist(), special.tolist())
         assert_close(score.double(), rows(expected), rtol=1e-5, atol=1e-6)
 
 
@@ -76,7 +76,7 @@ def test_split_by_rank(case, data):
     score = torch.tensor(lists, dtype=torch.float64)
     split = split_by_rank(score, case.special, case.top, case.bottom)
     for i in range(batch):
-        expected = reference.split_by_rank(score[i].tolist(), case.special[i].tolist(), case.top, case.bottom)
+        expected = plain.split_by_rank(score[i].tolist(), case.special[i].tolist(), case.top, case.bottom)
         assert tuple(sorted(group[i].tolist()) for group in split) == expected
         assert split.dst[i].tolist() == expected[1], "targets stand in sequence order"
         assert split.src[i].tolist() == expected[2], "sources stand in sequence order"
@@ -88,15 +88,15 @@ def test_ranks_and_what_is_without(case):
     ranked = rank_tokens(score, case.special)
     left = without(torch.arange(score.shape[1]).flip(0).expand_as(score), case.special)
     for i, special in enumerate(case.special.tolist()):
-        assert ranked[i].tolist() == reference.rank_tokens(score[i].tolist(), special)
-        assert left[i].tolist() == reference.without(range(score.shape[1])[::-1], special)
+        assert ranked[i].tolist() == plain.rank_tokens(score[i].tolist(), special)
+        assert left[i].tolist() == plain.without(range(score.shape[1])[::-1], special)
 
 
 @given(case=cases())
 def test_standardize(case):
     score = case.tokens[..., 0]
     for i, row in enumerate(standardize(score)):
-        assert_close(row, rows(reference.standardize(score[i].tolist())), rtol=1e-5, atol=1e-9)
+        assert_close(row, rows(plain.standardize(score[i].tolist())), rtol=1e-5, atol=1e-9)
 
 
 similarities = pytest.mark.parametrize("similarity", ["cosine", "l1", "l2"])
@@ -117,9 +117,9 @@ def test_match_nearest(case, similarity, kth):
     alike = pair_similarity(metric, split.src, target, similarity)
     for i, tokens in enumerate(metric.tolist()):
         src, dst = split.src[i].tolist(), split.dst[i].tolist()
-        expected = reference.match_nearest(tokens, src, dst, similarity, kth)
+        expected = plain.match_nearest(tokens, src, dst, similarity, kth)
         assert target[i].tolist() == expected
-        assert_close(alike[i], rows(reference.pair_similarity(tokens, src, expected, similarity)), rtol=1e-5, atol=1e-9)
+        assert_close(alike[i], rows(plain.pair_similarity(tokens, src, expected, similarity)), rtol=1e-5, atol=1e-9)
 
 
 @similarities
@@ -133,7 +133,7 @@ def test_match_neighbors(case, similarity, data):
     blocked = torch.tensor(flags).view(len(sequence), -1)
     target, alike = match_neighbors(metric, sequence, blocked, similarity)
     for i, tokens in enumerate(metric.tolist()):
-        expected = reference.match_neighbors(tokens, sequence[i].tolist(), blocked[i].tolist(), similarity)
+        expected = plain.match_neighbors(tokens, sequence[i].tolist(), blocked[i].tolist(), similarity)
         assert target[i].tolist() == expected[0]
         assert_close(alike[i], rows(expected[1]).clamp(min=torch.finfo(torch.float64).min), rtol=1e-5, atol=1e-9)
 
@@ -145,13 +145,13 @@ def test_strongest_links(case, r):
     r = min(r, strength.shape[1])
     links = strongest_links(src, src.flip(1), strength, r)
     for i in range(len(strength)):
-        expected = reference.strongest_links(src[i].tolist(), src[i].flip(0).tolist(), strength[i].tolist(), r)
+        expected = plain.strongest_links(src[i].tolist(), src[i].flip(0).tolist(), strength[i].tolist(), r)
         assert tuple(part[i].tolist() for part in links) == expected
 
 
 @given(count=st.integers(1, 99), seed=st.integers(0, 2**32 - 1), use=st.integers(0, 9))
 def test_noise(count, seed, use):
-    assert noise(count, seed, use).tolist() == reference.noise(count, seed, use)
+    assert noise(count, seed, use).tolist() == plain.noise(count, seed, use)
 
 
 @given(case=cases(), share=st.floats(0, 1), seed=st.integers(0, 99))
@@ -159,7 +159,7 @@ def test_shuffled(case, share, seed):
     length = case.tokens.shape[1]
     order = shuffled(torch.arange(length).expand(case.tokens.shape[:2]), case.special, share, seed)
     for i, special in enumerate(case.special.tolist()):
-        assert order[i].tolist() == reference.shuffled(length, special, share, seed)
+        assert order[i].tolist() == plain.shuffled(length, special, share, seed)
 
 
 @given(case=cases(), scale=st.fractions(0, 1, max_denominator=2000))
@@ -173,15 +173,15 @@ def test_special_tokens_are_put_elsewhere(case, scale):
         moved = move_special(sequence, special, slots)
         for i, tokens in enumerate(sequence.tolist()):
             chosen = special[i].tolist(), slots[i].tolist()
-            assert moved[i].tolist() == reference.move_special(tokens, *chosen)
+            assert moved[i].tolist() == plain.move_special(tokens, *chosen)
             assert moved[i].gather(0, slots[i]).tolist() == special[i].tolist()
     held = hold_special(torch.stack([row[:0] for row in sequence]), special, scaled.argsort(dim=1))
     for i, tokens in enumerate(sequence.tolist()):
         chosen = special[i].tolist()
-        assert exact[i].tolist() == reference.exact_slots(tokens, chosen)
-        assert middle[i].tolist() == reference.middle_slots(chosen, num_kept)
-        assert scaled[i].tolist() == reference.scaled_slots(chosen, scale.numerator, scale.denominator, num_kept)
-        assert held[i].tolist() == reference.hold_special([], chosen, range(len(chosen)))
+        assert exact[i].tolist() == plain.exact_slots(tokens, chosen)
+        assert middle[i].tolist() == plain.middle_slots(chosen, num_kept)
+        assert scaled[i].tolist() == plain.scaled_slots(chosen, scale.numerator, scale.denominator, num_kept)
+        assert held[i].tolist() == plain.hold_special([], chosen, range(len(chosen)))
 
 
 @given(data=st.data(), length=st.integers(1, 20), batch=st.integers(1, 3), ordered=st.booleans())
@@ -191,7 +191,7 @@ def test_token_map(data, length, batch, ordered):
         slot, kept, merged = of_sample(built, i)
         target = [kept[slot[token]] for token in merged]
         shuffled = data.draw(st.permutations(kept)) if ordered else kept
-        assert reference.token_map(length, shuffled, merged, target, ordered=ordered) == (slot, kept, merged)
+        assert plain.token_map(length, shuffled, merged, target, ordered=ordered) == (slot, kept, merged)
 
 
 @given(case=cases(), data=st.data(), weighted=st.booleans())
@@ -203,9 +203,9 @@ def test_merge_tokens_and_sizes(case, data, weighted):
     sizes = merge_sizes(weight, to)
     for i, tokens in enumerate(case.tokens.tolist()):
         share = weight[i, :, 0].tolist()
-        expected = reference.merge_tokens(tokens, of_sample(to, i), share if weighted else None)
+        expected = plain.merge_tokens(tokens, of_sample(to, i), share if weighted else None)
         assert_close(merged[i], rows(expected), rtol=1e-5, atol=1e-9)
-        assert_close(sizes[i, :, 0], rows(reference.merge_sizes(share, of_sample(to, i))), rtol=1e-5, atol=1e-9)
+        assert_close(sizes[i, :, 0], rows(plain.merge_sizes(share, of_sample(to, i))), rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("combine", ["mean", "max", "min"])
@@ -213,7 +213,7 @@ def test_merge_tokens_and_sizes(case, data, weighted):
 def test_merge_tokens_otherwise(case, data, combine):
     to = data.draw(maps(case.tokens.shape[1], len(case.tokens))).combining(combine)
     for merged, tokens, i in zip(merge_tokens(case.tokens, to), case.tokens.tolist(), range(9), strict=False):
-        expected = reference.merge_tokens(tokens, of_sample(to, i), combine=combine)
+        expected = plain.merge_tokens(tokens, of_sample(to, i), combine=combine)
         assert_close(merged, rows(expected), rtol=1e-5, atol=1e-9)
 
 
@@ -222,7 +222,7 @@ def test_successive_weights(case, data):
     to = data.draw(maps(case.tokens.shape[1], len(case.tokens)))
     merged = merge_tokens(case.tokens, to.weighted(successive_weights(to)))
     for i, tokens in enumerate(case.tokens.tolist()):
-        expected = reference.merge_successively(tokens, of_sample(to, i))
+        expected = plain.merge_successively(tokens, of_sample(to, i))
         assert_close(merged[i], rows(expected), rtol=1e-5, atol=1e-9)
 
 
@@ -234,7 +234,7 @@ def test_unmerge_tokens(case, data, remembered):
     back = unmerge_tokens(-case.tokens[:, : to.num_kept], to, before)
     for i in range(batch):
         now = (-case.tokens[i, : to.num_kept]).tolist()
-        expected = reference.unmerge_tokens(now, of_sample(to, i), case.tokens[i].tolist() if remembered else None)
+        expected = plain.unmerge_tokens(now, of_sample(to, i), case.tokens[i].tolist() if remembered else None)
         assert torch.equal(back[i], rows(expected))
 
 
@@ -247,4 +247,4 @@ def test_take(case):
 
 def test_a_map_without_merging_drops_all_that_is_not_kept():
     dropping = token_map(4, torch.tensor([[3, 1]]))
-    assert of_sample(dropping, 0) == reference.token_map(4, [1, 3]) == ([-1, 0, -1, 1], [1, 3], [])
+    assert of_sample(dropping, 0) == plain.token_map(4, [1, 3]) == ([-1, 0, -1, 1], [1, 3], [])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mtrkit.scan import library as lib
+from mtrkit.native import library as lib
 
 PATHS = (*lib.LEVELS, "torch")
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mtrkit.scan import causal_conv1d, scan_op
+from tests.helpers.tolerances import SCAN_GRADIENTS, rms_error
 from tests.scan.inputs import cast, leaves, make_inputs
-from tests.tolerances import SCAN_GRADIENTS, rms_error
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 
 from mtrkit.scan import causal_conv1d
 from mtrkit.scan.reference import causal_conv1d_reference
-from tests.tolerances import SCAN_GRADIENTS, SCAN_VALUES, rms_error
+from tests.helpers.tolerances import SCAN_GRADIENTS, SCAN_VALUES, rms_error
 
 
 def check(x, weight, bias, dtype=torch.float32, **options):

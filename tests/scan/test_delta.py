@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mtrkit.scan.ops import delta_softplus
+from mtrkit.scan.operators import delta_softplus
 
 ERROR = {
     torch.float32: 2e-6,

@@ -13,24 +13,24 @@ from mtrkit.scan import (
     causal_conv1d,
     dispatch,
     length_last,
-    mamba_cuda,
+    mamba_ssm,
     scan_backends,
     scan_op,
     selective_scan,
     use_scan_backend,
 )
 from mtrkit.scan.reference import causal_conv1d_reference, selective_scan_reference
+from tests.helpers.tolerances import SCAN_VALUES, rms_error
 from tests.scan.inputs import make_inputs
-from tests.tolerances import SCAN_VALUES, rms_error
 
 
 @pytest.fixture(autouse=True)
 def _forget_imports():
     """Optional packages are looked for and backends chosen once per process; each test here does it again."""
-    for cached in (mamba_cuda._find, dispatch._chosen):
+    for cached in (mamba_ssm._find, dispatch._chosen):
         cached.cache_clear()
     yield
-    for cached in (mamba_cuda._find, dispatch._chosen):
+    for cached in (mamba_ssm._find, dispatch._chosen):
         cached.cache_clear()
 
 
@@ -145,13 +145,13 @@ def stand_in_conv(x, weight, bias=None, seq_idx=None, *, activation=None):
 @pytest.fixture
 def on_cpu(monkeypatch):
     """Let the backend take CPU tensors, since the stand-ins do."""
-    backend = mamba_cuda.BACKEND
-    monkeypatch.setattr(mamba_cuda, "_refuses", lambda device, dtype: "")
+    backend = mamba_ssm.BACKEND
+    monkeypatch.setattr(mamba_ssm, "_refuses", lambda device, dtype: "")
     monkeypatch.setitem(
         dispatch.BACKENDS._entries,
         "mamba_ssm",
         type(backend)(
-            backend.name, backend.status, mamba_cuda._refuses, backend.scan, backend.conv, backend.length_last
+            backend.name, backend.status, mamba_ssm._refuses, backend.scan, backend.conv, backend.length_last
         ),
     )
 

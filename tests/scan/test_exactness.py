@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mtrkit.native import library as lib
 from mtrkit.scan import causal_conv1d, scan_op
-from mtrkit.scan import library as lib
+from tests.helpers.tolerances import EXPONENTIAL, SCAN_VALUES, rms_error
 from tests.scan.inputs import leaves, make_inputs, truth
-from tests.tolerances import EXPONENTIAL, SCAN_VALUES, rms_error
 
 
 def everything(inputs):

@@ -9,10 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mtrkit
 from mtrkit.errors import InputError
 from mtrkit.models.layers import RMSNorm
+from mtrkit.native import library as lib
 from mtrkit.scan import DirectionWeights, MixerWeights, fused, mixer_forward, use_scan_backend
-from mtrkit.scan import library as lib
+from tests.helpers.tolerances import SCAN_VALUES, rms_error
 from tests.scan.conftest import take_path
-from tests.tolerances import SCAN_VALUES, rms_error
 
 
 def make_weights(width=24, inner=48, states=16, rank=3, taps=4, directions=2, conv_bias=True, **outer):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mtrkit.scan import scan_op, selective_scan
+from tests.helpers.tolerances import SCAN_GRADIENTS, SCAN_VALUES, rms_error
 from tests.scan.inputs import cast, leaves, make_inputs, present, truth
-from tests.tolerances import SCAN_GRADIENTS, SCAN_VALUES, rms_error
 
 SHAPES = [
     # batch, channels, length, states

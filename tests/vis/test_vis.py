@@ -18,7 +18,7 @@ from mtrkit.vis import (
     roles,
     strip,
 )
-from tests.families import FAMILIES
+from tests.helpers.families import FAMILIES
 
 GREY = Image.new("RGB", (32, 32), (128, 128, 128))
 

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtrkit.scan import chunked, kernels, shifted
-from mtrkit.scan.chunked import CHUNK
-from mtrkit.scan.layout import empty_as
-from mtrkit.scan.library import library
+from mtrkit.native import scan as kernels
+from mtrkit.native import tokens
+from mtrkit.native.layout import empty_as
+from mtrkit.native.library import library
+from mtrkit.scan import torch_conv, torch_scan
+from mtrkit.scan.torch_scan import CHUNK
 
 _lib = torch.library.Library("mtrkit", "DEF")  # torch forgets the operators when this object goes
 _SCAN_INPUTS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
@@ -29,6 +31,7 @@ _lib.define(
     " -> (Tensor, Tensor, Tensor)"
 )
 _lib.define("delta_softplus(Tensor delta, Tensor bias) -> Tensor")
+_lib.define("nearest(Tensor metric, Tensor src, Tensor dst) -> Tensor")
 
 
 def runs_compiled(x: Tensor) -> bool:
@@ -49,7 +52,7 @@ def _scan(
     reverse: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    forward = kernels.scan_forward if runs_compiled(u) else chunked.scan_forward
+    forward = kernels.scan_forward if runs_compiled(u) else torch_scan.scan_forward
     return forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, save)
 
 
@@ -79,7 +82,7 @@ def _scan_backward(
     delta_softplus: bool,
     reverse: bool,
 ) -> tuple[Tensor, ...]:
-    backward = kernels.scan_backward if runs_compiled(u) else chunked.scan_backward
+    backward = kernels.scan_backward if runs_compiled(u) else torch_scan.scan_backward
     if checkpoints.numel() == 0:  # nothing was kept: autograd was asked for behind the caller's back
         checkpoints = _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, True)[2]
     grads = backward(grad_y, grad_last, u, delta, A, B, C, D, z, delta_bias, checkpoints, delta_softplus, reverse)
@@ -134,7 +137,7 @@ def _settle(grad: Tensor, template: Tensor) -> Tensor:
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
-    forward = kernels.conv_forward if runs_compiled(x) else shifted.conv_forward
+    forward = kernels.conv_forward if runs_compiled(x) else torch_conv.conv_forward
     return forward(x, weight, bias, silu, reverse)
 
 
@@ -145,7 +148,7 @@ def _conv_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, rev
 def _conv_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
 ) -> tuple[Tensor, ...]:
-    backward = kernels.conv_backward if runs_compiled(x) else shifted.conv_backward
+    backward = kernels.conv_backward if runs_compiled(x) else torch_conv.conv_backward
     grads = backward(grad_y, x, weight, bias, silu, reverse)
     return tuple(map(_settle, grads, (empty_as(x), _dense(weight), _dense(bias, x))))
 
@@ -218,6 +221,10 @@ torch.library.register_autograd("mtrkit::selective_scan", _scan_derivative, setu
 torch.library.register_autograd("mtrkit::causal_conv1d", _conv_derivative, setup_context=_conv_keep, lib=_lib)
 torch.library.register_autograd("mtrkit::delta_softplus", _softplus_derivative, setup_context=_softplus_keep, lib=_lib)
 
+_lib.impl("nearest", tokens.nearest, "CPU")
+torch.library.register_fake("mtrkit::nearest", lambda metric, src, dst: torch.empty_like(src), lib=_lib)
+
 selective_scan = torch.ops.mtrkit.selective_scan.default
 causal_conv1d = torch.ops.mtrkit.causal_conv1d.default
 delta_softplus = torch.ops.mtrkit.delta_softplus.default
+nearest = torch.ops.mtrkit.nearest.default

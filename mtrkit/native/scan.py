@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtrkit.scan import library as lib
-from mtrkit.scan.jobs import (
+from mtrkit.native import library as lib
+from mtrkit.native.jobs import (
     CONV,
     GIVEN_DELTA,
     NO_FACTORS,
@@ -20,7 +20,7 @@ from mtrkit.scan.jobs import (
     rows_of,
     view_of,
 )
-from mtrkit.scan.layout import empty_as
+from mtrkit.native.layout import empty_as
 
 ScanGrads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 

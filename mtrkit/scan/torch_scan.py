@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtrkit.scan.layout import empty_as
+from mtrkit.native.layout import empty_as
 
 CHUNK = 32  # tokens per chunk: enough to keep the vectorised part long, few enough to keep its memory small
 
@@ -54,7 +54,7 @@ def scan_forward(
     reverse: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Arguments and results of :func:`mtrkit.scan.kernels.scan_forward`, on any device, float64 included."""
+    """Arguments and results of :func:`mtrkit.native.scan.scan_forward`, on any device, float64 included."""
     seq = _sequence(u, delta, A, B, C, bias, softplus, reverse)
     length = u.shape[2]
     state = seq.u.new_zeros((*seq.u.shape[1:], A.shape[1]))
@@ -87,7 +87,7 @@ def scan_backward(
     softplus: bool,
     reverse: bool,
 ) -> ScanGrads:
-    """Arguments and results of :func:`mtrkit.scan.kernels.scan_backward`, on any device, float64 included."""
+    """Arguments and results of :func:`mtrkit.native.scan.scan_backward`, on any device, float64 included."""
     seq = _sequence(u, delta, A, B, C, bias, softplus, reverse)
     dtype = seq.u.dtype
     grad_y, wide_u = grad_y.to(dtype), u.to(dtype)

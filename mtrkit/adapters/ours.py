@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from mtrkit.adapters.base import SpecialAt, missing_name, register_adapter
-from mtrkit.adapters.isotropic import IsotropicMamba, front, middle, nowhere, spread
+from mtrkit.adapters.stack import IsotropicMamba, front, middle, nowhere, spread
 from mtrkit.scan import MixerWeights
 
 

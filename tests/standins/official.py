@@ -7,7 +7,7 @@ Their mixers and blocks are copies of Vim's with another switch, so these are ma
 import torch
 from torch import nn
 
-from tests import hustvl_vim
+from tests.standins import hustvl_vim
 
 
 def _blocks(depth, dim, halved, switch):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests import hustvl_vim
+from tests.standins import hustvl_vim
 
 VOCABULARY = 40
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from mtrkit.errors import InputError
-from mtrkit.ops import compiled, merge_sizes, merge_tokens, take, token_map
-from mtrkit.scan.eager import fuses
+from mtrkit.native import tokens as native
+from mtrkit.ops import merge_sizes, merge_tokens, take, token_map
+from mtrkit.scan.fastpath import fuses
 
 pytestmark = pytest.mark.skipif(not fuses(), reason="needs the compiled library")
 
@@ -59,7 +60,7 @@ def test_positions_outside_of_the_sequence_are_refused():
         with pytest.raises(InputError, match="outside of 0 … 6"):
             token_map(7, kept, merged, target)
     with pytest.raises(InputError, match="outside of 0 … 2"):
-        compiled.merge(torch.randn(1, 3, 4), torch.tensor([[0, 3, 1]]), 3)
+        native.merge(torch.randn(1, 3, 4), torch.tensor([[0, 3, 1]]), 3)
     for wrong in (TARGET.int(), TARGET.to("meta")):
         with pytest.raises(InputError, match="positions are"):
             token_map(7, KEPT, MERGED, wrong)

@@ -1,16 +1,23 @@
-"""Numbering slots and merging tokens by the compiled library, one call for a dozen operators of torch."""
+"""Matching, numbering and merging tokens by the compiled library, one call for a dozen operators of torch."""
 
 import torch
 from torch import Tensor
 
 from mtrkit.errors import InputError
-from mtrkit.scan import jobs, library
-from mtrkit.scan.eager import fuses, inference_fuses, unwatched
+from mtrkit.native import jobs, library
 
 
-def can_merge(tokens: Tensor) -> bool:
-    """Whether :func:`merge` takes these tokens: float32 on a CPU, and nobody wants a derivative or looks on."""
-    return inference_fuses(tokens) and unwatched(tokens)
+def nearest(metric: Tensor, src: Tensor, dst: Tensor) -> Tensor:
+    """Of tokens ``dst`` (B, t) the one most similar to each of ``src`` (B, s), by the cosine of ``metric`` (B, L, D).
+
+    Of targets that are equal up to rounding the first. Returns (B, s).
+    """
+    metric, src, dst = jobs.dense(metric), src.contiguous(), dst.contiguous()
+    found = torch.empty_like(src)
+    places = (jobs.address(tensor) for tensor in (metric, src, dst, found))
+    job = jobs.MATCH.pack(*metric.shape, src.shape[1], dst.shape[1], *places)
+    library.library().run((library.MATCH, job))
+    return found
 
 
 def merge(tokens: Tensor, slot: Tensor, slots: int, weight: Tensor | None = None, mean: bool = True) -> Tensor:
@@ -31,11 +38,6 @@ def merge(tokens: Tensor, slot: Tensor, slots: int, weight: Tensor | None = None
     job = jobs.MERGE.pack(*tokens.shape[:2], slots, tokens.shape[2], mean, *places)
     _run(library.MERGE, job, wrong, slots)
     return merged
-
-
-def can_number(kept: Tensor) -> bool:
-    """Whether :func:`number` takes these positions."""
-    return kept.is_cpu and kept.dtype is torch.int64 and fuses() and unwatched(kept)
 
 
 def number(num_tokens: int, kept: Tensor, merged: Tensor, target: Tensor, ordered: bool) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtrkit.scan.layout import empty_as
+from mtrkit.native.layout import empty_as
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
-    """Arguments and result of :func:`mtrkit.scan.kernels.conv_forward`, on any device, float64 included."""
+    """Arguments and result of :func:`mtrkit.native.scan.conv_forward`, on any device, float64 included."""
     return empty_as(x).copy_(_convolve(x, weight, bias, silu, reverse))
 
 
@@ -24,7 +24,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, revers
 def conv_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Arguments and results of :func:`mtrkit.scan.kernels.conv_backward`, on any device, float64 included."""
+    """Arguments and results of :func:`mtrkit.native.scan.conv_backward`, on any device, float64 included."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     grad, x, taps = grad_y.to(dtype), x.to(dtype), weight.to(dtype)
     if silu:

@@ -6,14 +6,15 @@ written unless somebody looks: the scan expands it from its factors.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mtrkit.scan import library as lib
-from mtrkit.scan.checks import check_mixer, check_norm
-from mtrkit.scan.jobs import MIXER, NORM, address, dense
-from mtrkit.scan.weights import DirectionWeights
+from mtrkit.errors import InputError
+from mtrkit.native import library as lib
+from mtrkit.native.jobs import MIXER, NORM, address, dense
+from mtrkit.native.weights import DirectionWeights
 
 _PLACES = 11 + 2 * len(DirectionWeights._fields)  # addresses in a mixer's job
 
@@ -79,7 +80,7 @@ def norm_and_mix(
 
 def _norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[lib.Job, Tensor, Tensor]:
     """The job, and the norm and the sum that it will write; all are dense, and the caller holds them until then."""
-    check_norm(x.shape, residual.shape, weight.shape)
+    _check_norm(x.shape, residual.shape, weight.shape)
     total, normed = torch.empty_like(x), torch.empty_like(x)
     rows = x.numel() // max(1, x.shape[-1])
     places = (address(tensor) for tensor in (x, residual, weight, total, normed))
@@ -93,7 +94,7 @@ def _layout(tokens: torch.Size, *weights: torch.Size | None) -> tuple[tuple[int,
     ways = [weights[i : i + count] for i in range(2, len(weights), count)]
     batch, length, width = tokens
     directions = [DirectionWeights._make(way) for way in ways]
-    inner, states, rank, taps = check_mixer(width, weights[0], weights[1], directions)
+    inner, states, rank, taps = _check_mixer(width, weights[0], weights[1], directions)
     found, both = _filled_up(rank + 2 * states), _filled_up(2 * inner)
     packed = both * width + _filled_up(width) * inner
     packed += len(ways) * (found * inner + _filled_up(inner) * (rank + states))
@@ -110,3 +111,31 @@ def _filled_up(columns: int) -> int:
 def _columns(x: Tensor, count: int) -> Tensor:
     """The first ones."""
     return x if x.shape[-1] == count else x[..., :count].contiguous()
+
+
+def _check_mixer(width: int, in_proj: Any, out_proj: Any, directions: Sequence[Any]) -> tuple[int, int, int, int]:
+    """Raise :class:`InputError` unless the shapes of a mixer's weights fit together and to tokens of this width.
+
+    Returns:
+        Inner width E, state size N, rank R of Δ and width K of the convolution.
+    """
+    inner, states, rank = out_proj[-1], directions[0].A_log[-1], directions[0].dt_weight[-1]
+    taps = directions[0].conv_weight[-1]
+    expected: dict[str, tuple[int, ...]] = {
+        **{"in_proj": (2 * inner, width), "out_proj": (width, inner), "x_proj": (rank + 2 * states, inner)},
+        **{"conv_weight": (inner, 1, taps), "dt_weight": (inner, rank), "A_log": (inner, states)},
+        **dict.fromkeys(("conv_bias", "dt_bias", "D"), (inner,)),
+    }
+    for weights in ({"in_proj": in_proj, "out_proj": out_proj}, *(way._asdict() for way in directions)):
+        for name, shape in weights.items():
+            if shape is not None and tuple(shape) != expected[name]:
+                fits = f"beside the other weights {expected[name]} fits"
+                raise InputError(f"the mixer's {name} has shape {tuple(shape)}; {fits}")
+    return inner, states, rank, taps
+
+
+def _check_norm(x: Any, residual: Any, weight: Any) -> None:
+    """Raise :class:`InputError` unless a residual has the shape of x (..., D) and a norm's weight (D,)."""
+    if residual != x or weight != x[-1:]:
+        found = f"residual {tuple(residual)}, weight of the norm {tuple(weight)}"
+        raise InputError(f"shapes do not fit: hidden states {tuple(x)}, {found}")

@@ -1,6 +1,6 @@
 /* Selective scan and causal convolution for CPUs, forward and backward.
  *
- * Python fills the job structs below (mtrkit/scan/jobs.py packs them in the same order) and calls one of the
+ * Python fills the job structs below (mtrkit/native/jobs.py packs them in the same order) and calls one of the
  * mtr_* functions with one job or more, of which each may need the results of those before. A job is cut into
  * independent tasks that the threads of a team take from a counter; which thread runs a task never changes a
  * result. The arithmetic is in native_kernels.h, compiled three times for three instruction sets into this one

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtrkit.scan import ops
+from mtrkit.scan import operators
 from mtrkit.scan.backend import Backend
 
 _SCAN_MODULE = "mamba_ssm.ops.selective_scan_interface"
@@ -87,7 +87,7 @@ def _ordered(x: Tensor, dtype: torch.dtype, reverse: bool) -> Tensor:
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
     function = _find("causal_conv1d", "causal_conv1d_fn")[0]
     if function is None or not 2 <= weight.shape[1] <= 4:  # the widths its kernel is built for
-        return ops.causal_conv1d(x, weight, bias, silu, reverse)
+        return operators.causal_conv1d(x, weight, bias, silu, reverse)
     source = x.flip(-1) if reverse else x
     # By keyword: the fourth positional argument has changed its meaning between releases.
     y: Tensor = function(source, weight.contiguous(), bias=bias, activation="silu" if silu else None)

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from mtrkit.compiler import constant_result
+from mtrkit.dynamo import constant_result
+from mtrkit.native.library import current_level, library
 from mtrkit.scan.dispatch import backend_for
-from mtrkit.scan.library import current_level, library
 
 
 @constant_result
@@ -22,6 +22,26 @@ def inference_fuses(x: Tensor) -> bool:
     if not x.is_cpu or x.dtype is not torch.float32 or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     return fuses()
+
+
+def can_match(metric: Tensor) -> bool:
+    """Whether :func:`mtrkit.scan.operators.nearest` takes this tensor."""
+    return metric.dtype == torch.float32 and _runs_compiled(metric.device.type)
+
+
+@constant_result  # compile takes the answer, not the search for the library
+def _runs_compiled(device: str) -> bool:
+    return device == "cpu" and not library().missing
+
+
+def can_merge(tokens: Tensor) -> bool:
+    """Whether :func:`mtrkit.native.tokens.merge` takes these: float32 on a CPU, no derivative wanted, no one looks."""
+    return inference_fuses(tokens) and unwatched(tokens)
+
+
+def can_number(kept: Tensor) -> bool:
+    """Whether :func:`mtrkit.native.tokens.number` takes these positions."""
+    return kept.is_cpu and kept.dtype is torch.int64 and fuses() and unwatched(kept)
 
 
 def unwatched(x: Tensor) -> bool:

@@ -4,7 +4,7 @@ import torch
 
 import mtrkit
 from mtrkit.models import MambaReg
-from tests import hustvl_vim, official
+from tests.standins import hustvl_vim, official
 
 
 def _official(**options):

@@ -1,7 +1,0 @@
-"""``python -m mtrkit.cli``: the command line."""
-
-import sys
-
-from mtrkit.cli.main import main
-
-sys.exit(main())
