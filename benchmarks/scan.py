@@ -29,7 +29,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import mtrkit
-from mtrkit.scan import causal_conv1d, scan_op, use_scan_backend
+from mtrkit.scan import causal_conv1d, selective_scan, use_scan_backend
 from mtrkit.scan.backend import Backend
 from mtrkit.scan.dispatch import BACKENDS
 
@@ -103,7 +103,7 @@ def kernel_steps(batch: int) -> dict[str, Callable[[], None]]:
     A, D, bias, weight = -torch.rand(E, N) * N, torch.randn(E), torch.randn(E) - 3, torch.randn(E, 4)
     B, C = rows[:, 12 : 12 + N], rows[:, 12 + N :]
     return {
-        f"scan, one direction, batch {batch}": lambda: scan_op(x, delta, A, B, C, D, z, bias, True, False),
+        f"scan, one direction, batch {batch}": lambda: selective_scan(x, delta, A, B, C, D, z, bias, True),
         f"convolution, one direction, batch {batch}": lambda: causal_conv1d(x, weight, D),
     }
 

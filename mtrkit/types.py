@@ -84,25 +84,47 @@ class Decision(NamedTuple):
     hidden_map: TokenMap | None = None  # of the hidden states, if other tokens merge there; keeps the same ones
 
 
+class Scan(NamedTuple):
+    """The arguments of a selective scan, in the form that kernels and backends take; G groups, E = G · F channels."""
+
+    u: Tensor  # (B, E, L)
+    delta: Tensor  # (B, E, L), before bias and softplus
+    A: Tensor  # (E, N)
+    B: Tensor  # (B, G, N, L)
+    C: Tensor  # (B, G, N, L)
+    D: Tensor | None = None  # (E,)
+    z: Tensor | None = None  # (B, E, L)
+    bias: Tensor | None = None  # (E,)
+    softplus: bool = False
+    reverse: bool = False  # whether the scan runs from the last token to the first
+
+    @property
+    def tensors(self) -> "tuple[Tensor | None, ...]":
+        """The eight tensors, in order."""
+        return self[:8]
+
+
+class Signals(NamedTuple):
+    """What a method may read of a block, aligned with the tokens and summed over the scan directions."""
+
+    delta: Tensor | None = None  # (B, L, E): the scan's time step, after bias and softplus
+    delta_mean: Tensor | None = None  # (B, L): its mean over the channels
+    ssm_B: Tensor | None = None  # (B, L, N)
+    ssm_C: Tensor | None = None  # (B, L, N)
+    y: Tensor | None = None  # (B, L, E): scan output with the skip term, before the gate
+    keys: Tensor | None = None  # (B, L, D / heads): of an attention block, mean over the heads
+    attention: Tensor | None = None  # (B, L, 1): the class token's attention to each token, mean over the heads
+
+
 @dataclass(frozen=True, eq=False)
 class BlockState:
-    """What a method may look at when it decides where the tokens go: the block that has just run.
-
-    Signals are present if the method says that it reads them, aligned with the tokens and summed over the
-    scan directions.
-    """
+    """What a method may look at when it decides where the tokens go: the block that has just run."""
 
     hidden: Tensor  # (B, L, D): the mixer's output
     residual: Tensor  # (B, L, D): the running sum that the block added to its input, without `hidden`
     size: Tensor  # (B, L, 1): how many of the original tokens each one stands for
     special: Tensor  # (B, S) int64: where the class, distillation and register tokens stand
-    delta: Tensor | None = None  # (B, L, E): the scan's time step, after bias and softplus
-    delta_mean: Tensor | None = None  # (B, L): its mean over the channels
-    ssm_B: Tensor | None = None  # (B, L, N)
-    ssm_C: Tensor | None = None  # (B, L, N)
-    y: Tensor | None = None  # (B, L, E): scan output before the gate
-    keys: Tensor | None = None  # (B, L, D / heads): of an attention block, mean over the heads
-    attention: Tensor | None = None  # (B, L, 1): the class token's attention to each token, mean over the heads
+    signals: Signals = Signals()  # those that the method says it reads
 
     @property
     def num_tokens(self) -> int:

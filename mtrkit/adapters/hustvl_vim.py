@@ -6,14 +6,14 @@ Source: Zhu et al., "Vision Mamba", arXiv:2401.09417.
 from typing import Any
 
 from mtrkit.adapters.base import SpecialAt, missing_name, register_adapter
-from mtrkit.adapters.stack import OfficialMamba, both_ends, front, last, middle, nowhere
+from mtrkit.adapters.stack import IsotropicMamba, both_ends, front, last, middle, nowhere
 from mtrkit.adapters.unsupported import BETWEEN_BLOCKS
 
 _RANDOM_ORDER = ("if_random_cls_token_position", "if_random_token_rank")
 
 
 @register_adapter
-class HustvlVimAdapter(OfficialMamba):
+class HustvlVimAdapter(IsotropicMamba):
     """The ``VisionMamba`` of hustvl/Vim, 2024-02 to its latest revision."""
 
     name = "hustvl_vim"

@@ -21,8 +21,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtrkit.adapters.base import Adapter, SpecialAt, missing_name
-from mtrkit.adapters.stack import MIXER, last, mixer_weights, stack_sizes
-from mtrkit.scan import Signals, mixer_forward
+from mtrkit.adapters.stack import MIXER, last, stack_sizes
+from mtrkit.scan import Signals, mixer_forward, mixer_parts
 from mtrkit.schedule import MambaShape, ModelShape
 from mtrkit.types import Gaps
 
@@ -81,7 +81,7 @@ class LanguageMamba(Adapter):
         self, mixer: Any, hidden: Tensor, reads: frozenset[str], gaps: Gaps | None = None
     ) -> tuple[Tensor, Signals]:
         """The forward direction, unfused."""
-        return mixer_forward(hidden, mixer_weights(mixer, ("",)), reads, gaps)
+        return mixer_forward(hidden, mixer_parts(mixer, ("",)), reads, gaps)
 
     def special_at(self, model: Any) -> SpecialAt:
         """The last token, which predicts the next one."""

@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from mtrkit.adapters.base import SpecialAt, missing_name, register_adapter
-from mtrkit.adapters.stack import OfficialMamba, spread
+from mtrkit.adapters.stack import IsotropicMamba, spread
 
 
 @register_adapter
-class MambaRegAdapter(OfficialMamba):
+class MambaRegAdapter(IsotropicMamba):
     """``VisionMamba`` with ``num_cls_tokens`` registers, all of them read by the head at ``cls_positions``."""
 
     name = "mambar"

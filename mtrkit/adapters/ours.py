@@ -5,7 +5,6 @@ from typing import Any
 
 from mtrkit.adapters.base import SpecialAt, missing_name, register_adapter
 from mtrkit.adapters.stack import IsotropicMamba, front, middle, nowhere, spread
-from mtrkit.scan import MixerWeights
 
 
 @register_adapter
@@ -27,9 +26,9 @@ class VimAdapter(IsotropicMamba):
         """Of images (C, H, W) or clips (C, T, H, W)."""
         return model.patch_embed.input_size
 
-    def weights(self, mixer: Any) -> MixerWeights:
-        """As the mixer itself gives them."""
-        return mixer.weights()
+    def halves(self, mixer: Any) -> bool:
+        """As the constructor says."""
+        return bool(mixer.halve)
 
     def num_class_tokens(self, model: Any) -> int:
         """One, unless there is none; or the registers."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mtrkit.adapters.base import Adapter, count_patches, missing_name
 from mtrkit.ops import spread_places
-from mtrkit.scan import DirectionWeights, MixerWeights, Signals, mixer_forward
+from mtrkit.scan import Signals, mixer_forward, mixer_parts
 from mtrkit.schedule import MambaShape, ModelShape
 from mtrkit.types import Gaps
 
@@ -43,15 +43,15 @@ class IsotropicMamba(Adapter):
         """The block's ``mixer``."""
         return block.mixer
 
-    def weights(self, mixer: Any) -> MixerWeights:
-        """The mixer's parameters."""
+    def halves(self, mixer: Any) -> bool:
+        """Whether the mixer halves the sum of its directions."""
         raise NotImplementedError
 
     def run_mixer(
         self, mixer: Any, hidden: Tensor, reads: frozenset[str], gaps: Gaps | None = None
     ) -> tuple[Tensor, Signals]:
         """Both directions, unfused; the official slow path would drop the backward one."""
-        out, signals = mixer_forward(hidden, self.weights(mixer), reads, gaps)
+        out, signals = mixer_forward(hidden, mixer_parts(mixer, halve=self.halves(mixer)), reads, gaps)
         gamma = getattr(mixer, "gamma", None)
         return (out if gamma is None else out * gamma), signals
 
@@ -81,18 +81,6 @@ class IsotropicMamba(Adapter):
     def input_size(self, model: Any) -> tuple[int, ...]:
         """Channels and the image size that the patch embedding was built for."""
         return (model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
-
-
-class OfficialMamba(IsotropicMamba):
-    """A stack whose mixers are the ``Mamba`` modules of the official repositories."""
-
-    def weights(self, mixer: Any) -> MixerWeights:
-        """Read off its submodules."""
-        return mixer_weights(mixer, ("", "_b"), self.halves(mixer))
-
-    def halves(self, mixer: Any) -> bool:
-        """Whether the mixer halves the sum of its directions."""
-        raise NotImplementedError
 
 
 def nowhere(num_tokens: int) -> tuple[int, ...]:
@@ -138,23 +126,3 @@ def stack_sizes(model: Any) -> dict[str, int]:
         "dt_rank": mixer.dt_proj.in_features,
         "conv": mixer.conv1d.kernel_size[0],
     }
-
-
-def mixer_weights(mixer: Any, suffixes: tuple[str, ...], halve: bool = False) -> MixerWeights:
-    """The parameters of a ``Mamba`` module, with a direction for each of the suffixes of their names."""
-    outer = mixer.in_proj.weight, mixer.in_proj.bias, mixer.out_proj.weight, mixer.out_proj.bias
-    return MixerWeights(*outer, tuple(_direction_weights(mixer, suffix) for suffix in suffixes), halve)
-
-
-def _direction_weights(mixer: Any, suffix: str) -> DirectionWeights:
-    """The parameters of one direction; the backward ones end in ``_b``, its A in ``A_b_log``."""
-    conv, dt_proj = getattr(mixer, f"conv1d{suffix}"), getattr(mixer, f"dt_proj{suffix}")
-    return DirectionWeights(
-        conv.weight,
-        conv.bias,
-        getattr(mixer, f"x_proj{suffix}").weight,
-        dt_proj.weight,
-        dt_proj.bias,
-        getattr(mixer, f"A{suffix}_log"),
-        getattr(mixer, f"D{suffix}"),
-    )

@@ -6,11 +6,11 @@ Source: Li et al., "VideoMamba", arXiv:2403.06977.
 from typing import Any
 
 from mtrkit.adapters.base import SpecialAt, missing_name, register_adapter
-from mtrkit.adapters.stack import OfficialMamba, front
+from mtrkit.adapters.stack import IsotropicMamba, front
 
 
 @register_adapter
-class VideoMambaAdapter(OfficialMamba):
+class VideoMambaAdapter(IsotropicMamba):
     """``VisionMamba`` of ``image_sm`` and ``video_sm``; the class token is read at index 0."""
 
     name = "videomamba"

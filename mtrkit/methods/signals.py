@@ -6,6 +6,7 @@ after bias and softplus, as the scan uses it; B, C and y as the scan sees and gi
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from mtrkit.methods.base import Widths
@@ -33,20 +34,22 @@ _FIELD = {
 
 def read_signal(state: BlockState, name: str) -> Tensor:
     """The signal (B, L, its channels)."""
-    return getattr(state, _FIELD[name])
+    field = _FIELD[name]
+    return getattr(state if field in ("hidden", "features") else state.signals, field)
 
 
 def importance(state: BlockState, indicator: Indicator, channels: ChannelReduction) -> Tensor:
     """Scores (B, L) from a signal, its channels reduced to one; larger means kept."""
     if indicator == "cls":
         return class_score(state.features, state.special)
-    if state.delta_mean is not None and (indicator, channels) == ("delta", "mean"):
-        return state.delta_mean.float()
+    mean = state.signals.delta_mean
+    if mean is not None and (indicator, channels) == ("delta", "mean"):
+        return mean if mean.dtype == torch.float64 else mean.float()
     return channel_score(read_signal(state, indicator), channels)
 
 
 def read_by(*names: str) -> frozenset[str]:
-    """The fields of a :class:`~mtrkit.types.BlockState` behind these names that a block has to be asked for."""
+    """The fields of :class:`~mtrkit.types.Signals` behind these names that a block has to be asked for."""
     return frozenset(_FIELD[name] for name in names) - {"hidden", "features"}
 
 

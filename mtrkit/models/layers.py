@@ -5,11 +5,10 @@ from typing import overload
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from mtrkit.errors import InputError, OptionError
 from mtrkit.scan import fused
-from mtrkit.scan.fastpath import inference_fuses
+from mtrkit.scan.fastpath import for_inference, known_forward, plain_tensors
 
 Size = int | tuple[int, int]
 
@@ -26,13 +25,7 @@ def init_weights(layer: nn.Linear | nn.Conv2d | nn.Conv3d, std: float) -> None:
         nn.init.zeros_(layer.bias)
 
 
-def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
-    """Whether calling the module runs ``cls.forward`` and nothing else: no subclass, no hook, no forward of its own."""
-    own = module.__dict__
-    hooks = own["_forward_hooks"] or own["_forward_pre_hooks"] or _global_forward_hooks or _global_forward_pre_hooks
-    return type(module) is cls and not hooks and "forward" not in own
-
-
+@known_forward
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis, with a weight and no bias.
 
@@ -57,7 +50,7 @@ class RMSNorm(nn.Module):
         """(..., D) to (..., D); with a residual of that shape the norm of ``residual + x``, and that sum."""
         if residual is None:
             return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
-        if residual.dtype == x.dtype and inference_fuses(x):
+        if residual.dtype == x.dtype and for_inference(x) and plain_tensors((self.weight,)):
             return fused.add_rms_norm(x, residual, self.weight, self.eps)
         residual = residual + x
         return self.forward(residual), residual
@@ -67,6 +60,7 @@ class RMSNorm(nn.Module):
         return f"{self.weight.shape[0]}, eps={self.eps}"
 
 
+@known_forward
 class DropPath(nn.Module):
     """Stochastic depth: in training, drop a sample's whole branch and scale the branches that stay.
 

@@ -9,12 +9,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mtrkit.scan import DirectionWeights, MixerWeights, mixer_forward
+from mtrkit.scan import mixer_forward, mixer_parts
+from mtrkit.scan.fastpath import known_forward
 from mtrkit.types import Gaps
 
 DT_RANGE = (1e-3, 0.1)  # of the time steps Δ at the start of training
 
 
+@known_forward
 class MambaMixer(nn.Module):
     """Projection, then convolution and selective scan along the tokens in either direction, then projection.
 
@@ -41,17 +43,9 @@ class MambaMixer(nn.Module):
         self.D, self.D_b = self._skip(), self._skip()
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
 
-    def weights(self) -> MixerWeights:
-        """The parameters in the form that :func:`mtrkit.scan.mixer_forward` takes."""
-        directions = (
-            _direction(self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D),
-            _direction(self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b),
-        )
-        return MixerWeights(self.in_proj.weight, None, self.out_proj.weight, None, directions, self.halve)
-
     def forward(self, hidden_states: Tensor, gaps: Gaps | None = None) -> Tensor:
         """Normalised tokens (B, L, D) to (B, L, D), the scan's state decaying over ``gaps`` between them."""
-        return mixer_forward(hidden_states, self.weights(), gaps=gaps)[0]
+        return mixer_forward(hidden_states, mixer_parts(self, halve=self.halve), gaps=gaps)[0]
 
     def extra_repr(self) -> str:
         """What printing the model shows."""
@@ -88,7 +82,3 @@ def _undecayed(values: Tensor) -> nn.Parameter:
     parameter = nn.Parameter(values)
     parameter._no_weight_decay = True  # type: ignore[attr-defined]
     return parameter
-
-
-def _direction(conv: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor) -> DirectionWeights:
-    return DirectionWeights(conv.weight, conv.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, A_log, D)

@@ -18,13 +18,13 @@ from torch.utils.checkpoint import checkpoint
 from mtrkit.errors import CheckpointError, OptionError
 from mtrkit.models.foreign import family_of
 from mtrkit.models.intermediates import as_map, pick_blocks
-from mtrkit.models.layers import DropPath, PatchEmbed, RMSNorm, Size, init_weights, is_plain
+from mtrkit.models.layers import DropPath, PatchEmbed, RMSNorm, Size, init_weights
 from mtrkit.models.loading import load_checkpoint
 from mtrkit.models.mixer import MambaMixer
 from mtrkit.models.positions import ClassToken, class_index, insert_at, resize_positions, square_grid, without
 from mtrkit.ops import nothing_dropped, stream_tokens, take
-from mtrkit.scan import fused
-from mtrkit.scan.fastpath import inference_fuses, unwatched
+from mtrkit.scan import fused, mixer_parts
+from mtrkit.scan.fastpath import are_plain, can_mix, no_tracing
 from mtrkit.types import Gaps, ReducedStream
 
 Pool = Literal["token", "avg", ""]
@@ -50,18 +50,22 @@ class Block(nn.Module):
         if residual is None:
             residual = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
             normed = self.norm(residual)
-        elif gaps is None and self._runs_as_one(hidden_states, residual):
-            norm = self.norm.weight, self.norm.eps
-            return fused.norm_and_mixer(hidden_states, residual, *norm, self.mixer.weights())
         else:
+            together = None if gaps is not None else self._norm_and_mixer(hidden_states, residual)
+            if together is not None:
+                return together
             normed, residual = self.norm(self.drop_path(hidden_states), residual)
         return self.mixer(normed.to(hidden_states.dtype), gaps), residual
 
-    def _runs_as_one(self, hidden_states: Tensor, residual: Tensor) -> bool:
-        """Whether norm and mixer may be one call: nobody hooks or replaces what is between them, or looks on."""
-        if self.training or residual.dtype is not hidden_states.dtype or not unwatched(hidden_states):
-            return False
-        return inference_fuses(hidden_states) and is_plain(self.norm, RMSNorm) and is_plain(self.mixer, MambaMixer)
+    def _norm_and_mixer(self, hidden_states: Tensor, residual: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Norm and mixer as one call; ``None`` if something has to see what is between them."""
+        if self.training or residual.dtype is not hidden_states.dtype or not no_tracing(hidden_states):
+            return None
+        if type(self.norm) is not RMSNorm or not are_plain((self.norm, self.mixer, self.drop_path)):
+            return None
+        parts = mixer_parts(self.mixer, halve=self.mixer.halve)
+        norm = self.norm.weight, self.norm.eps
+        return fused.norm_and_mixer(hidden_states, residual, *norm, parts) if can_mix(parts, hidden_states) else None
 
 
 class VisionMamba(nn.Module):
@@ -168,8 +172,9 @@ class VisionMamba(nn.Module):
     def _finish(self, hidden: Tensor, residual: Any) -> Tensor:
         """The last sum, normalised: (B, L, D)."""
         hidden, norm = self.drop_path(hidden), self.norm_f
-        if isinstance(residual, ReducedStream) and nothing_dropped(residual.stages) and is_plain(norm, RMSNorm):
-            # A norm of each token by itself: of the few first, then where they stand for others.
+        each_alone = type(norm) is RMSNorm and are_plain((norm,))  # and not something that looks at all tokens
+        if isinstance(residual, ReducedStream) and nothing_dropped(residual.stages) and each_alone:
+            # The few tokens that are left first, then where they stand for others.
             return take(norm(hidden, residual.residual)[0], residual.slot).to(hidden.dtype)
         return norm(stream_tokens(hidden, residual)).to(hidden.dtype)
 

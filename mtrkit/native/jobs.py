@@ -1,39 +1,77 @@
-"""How tensors are handed to the compiled library: the structs of native.c field by field."""
+"""How tensors are handed to the compiled library: the structs of native.c field by field, and what may go into them.
+
+C reads memory by address, so every tensor passes one of the functions below on its way. They settle what can be
+settled (another dtype, strides, a lazy negation) and refuse the rest.
+"""
 
 import struct
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from mtrkit.errors import InputError
 
-# Sizes, then (address, strides) of each tensor, then plain addresses.
-SCAN = struct.Struct("10q40q12q9q")
+SCAN_SIZES = ("batch", "channels", "length", "states", "groups", "softplus", "reverse", "rank", "add", "sum_steps")
+SCAN_VIEWS = ("u", "delta", "z", "y", "dy", "du", "ddelta", "dz", "step", "ungated")
+SCAN_ROWS = ("B", "C", "dt")
+SCAN_PLACES = ("dt_weight", "A", "D", "bias", "last", "dlast", "checkpoints", "sums", "dBC")
+
+HEADER = struct.Struct("2q")
+SCAN = struct.Struct(f"{len(SCAN_SIZES)}q{4 * len(SCAN_VIEWS)}q{4 * len(SCAN_ROWS)}q{len(SCAN_PLACES)}q")
 CONV = struct.Struct("6q16q3q")
 PROJECT = struct.Struct("6q16q3q2q4q")  # a convolution's, then the product's
 PACK = struct.Struct("3qd2q")
 NORM = struct.Struct("2qd5q")
-MIXER = struct.Struct("9qd11q14q")  # of native_mixer.h
-MATCH = struct.Struct("9q")
+MIXER = struct.Struct("9qd11q14q")  # of mixer.h
+MATCH = struct.Struct("10q")
 SLOTS = struct.Struct("11q")
 MERGE = struct.Struct("10q")
 SUM = struct.Struct("5q")
 SOFTPLUS = struct.Struct("3q8qq")
+
+# In the order in which mtr_layout of native.c gives the sizes of its structs.
+LAYOUT = (HEADER, SCAN, CONV, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, SLOTS, MERGE, MIXER)
+
 NO_VIEW = (0, 0, 0, 0)
-GIVEN_DELTA, NO_FACTORS = (0, 0, 0), (0, 0, 0, 0, 0)  # rank, add and sum_steps; dt and dt_weight
+_TAKES_NOTHING_OVER = Tensor.__torch_dispatch__
+
+
+def has_memory(x: Tensor) -> bool:
+    """Whether the elements of ``x`` lie where its address and strides say.
+
+    Subclasses that take operators over (quantised weights, DTensor, fake tensors) may hold nothing there, and a
+    negated or conjugated view holds other numbers than it shows.
+    """
+    plain = type(x).__torch_dispatch__ is _TAKES_NOTHING_OVER and x.layout is torch.strided
+    return plain and not x.is_neg() and not x.is_conj()
 
 
 def as_float(x: Tensor) -> Tensor:
-    """In float32, whatever its strides."""
+    """In float32 on the CPU, whatever its strides; what has no memory of its own there is refused."""
+    if not x.is_cpu:
+        raise InputError(f"a tensor is on {x.device} and others are on the CPU; move them to one device")
+    if not has_memory(x):
+        x = x.resolve_neg().resolve_conj()
+        if not has_memory(x):
+            raise InputError(
+                f"a tensor is a {type(x).__name__}, which does not hold plain numbers; give a torch.Tensor, or choose "
+                'the backend "reference", which calls no compiled code'
+            )
     return x if x.dtype is torch.float32 else x.float()
 
 
 def dense(x: Tensor) -> Tensor:
-    """In float32 and contiguous; the compiled library reads no memory but the CPU's."""
-    if not x.is_cpu:
-        raise InputError(f"a tensor is on {x.device} and others are on the CPU; move them to one device")
+    """:func:`as_float`, and contiguous."""
     x = as_float(x)
     return x if x.is_contiguous() else x.contiguous()
+
+
+def positions(x: Tensor) -> Tensor:
+    """Contiguous int64 on the CPU; the compiled library takes them for what they should be."""
+    if x.dtype is not torch.int64 or not x.is_cpu or not has_memory(x):
+        raise InputError(f"positions are {x.dtype} on {x.device}; give int64 on the CPU, where the tokens are")
+    return x.contiguous()
 
 
 def view_of(x: Tensor | None) -> tuple[int, int, int, int]:
@@ -41,15 +79,44 @@ def view_of(x: Tensor | None) -> tuple[int, int, int, int]:
     if x is None:
         return NO_VIEW
     batch, channel, time = x.stride()
-    return (x.data_ptr(), batch, channel, time)
+    return (address(x), batch, channel, time)
 
 
-def rows_of(x: Tensor) -> tuple[int, int, int, int]:
+def rows_of(x: Tensor | None) -> tuple[int, int, int, int]:
     """Address and strides of a (B, G, N, L) tensor whose third dimension has stride 1."""
+    if x is None:
+        return NO_VIEW
     batch, group, _, time = x.stride()
-    return (x.data_ptr(), batch, group, time)
+    return (address(x), batch, group, time)
 
 
 def address(x: Tensor | None) -> int:
-    """Where a contiguous tensor lies; 0 without one."""
-    return 0 if x is None else x.data_ptr()
+    """Where a tensor lies; 0 without one."""
+    if x is None:
+        return 0
+    found = x.data_ptr()
+    if not found and x.numel():
+        raise InputError(
+            "a tensor's memory was freed, as FSDP does with weights between passes; call the wrapped module, not its "
+            "inside"
+        )
+    return found
+
+
+def pack_scan(
+    sizes: Mapping[str, int],
+    views: Mapping[str, Tensor | None],
+    rows: Mapping[str, Tensor | None],
+    places: Mapping[str, Tensor | None],
+) -> bytes:
+    """A scan's job from its fields by name; those that are not named are 0 or absent."""
+    return SCAN.pack(
+        *(sizes.get(name, 0) for name in SCAN_SIZES),
+        *_flat([view_of(views.get(name)) for name in SCAN_VIEWS]),
+        *_flat([rows_of(rows.get(name)) for name in SCAN_ROWS]),
+        *(address(places.get(name)) for name in SCAN_PLACES),
+    )
+
+
+def _flat(parts: Sequence[tuple[int, ...]]) -> list[int]:
+    return [number for part in parts for number in part]

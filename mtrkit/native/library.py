@@ -7,7 +7,6 @@ ctypes releases the interpreter lock during a call.
 import ctypes
 import glob
 import os
-import struct
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from mtrkit.errors import BackendError
+from mtrkit.native import jobs
 
 LEVELS = ("baseline", "avx2", "avx512")
 BLOCK = 16  # channels handled together in C
@@ -27,15 +27,9 @@ TEAM_BLOCKS = 4  # channel blocks whose gradients of B and C are summed in one t
 SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS = range(6)  # kinds of jobs
 PROJECT, PACK, NORM, MATCH, SLOTS, MERGE = range(6, 12)
 
-_CONV_WORDS = 6 + 4 * 4 + 3  # of the structs of native.c
-_HEADER = struct.Struct("2q")
-_SCAN_WORDS = 10 + 10 * 4 + 3 * 4 + 9
-_JOB_BYTES = 8 * (
-    2 + _SCAN_WORDS + _CONV_WORDS + (_CONV_WORDS + 6) + 6 + 8 + 9 + 5 + (3 + 2 * 4 + 1) + (10 + 11 + 14) + 11 + 10
-)
 _MIXER_JOBS = 14  # the most that a mixer becomes
-_MIXER_BYTES = _MIXER_JOBS * 8 * (2 + _SCAN_WORDS)
-_LAYOUT = _JOB_BYTES + 10000 * TILE + 1000000 * BLOCK + 100000000 * TEAM_BLOCKS + 1000000000 * _MIXER_JOBS
+_MIXER_BYTES = _MIXER_JOBS * (jobs.HEADER.size + jobs.SCAN.size)
+_LAYOUT = [TILE, BLOCK, TEAM_BLOCKS, _MIXER_JOBS, *(fields.size for fields in jobs.LAYOUT)]
 
 _level: int | None = None  # set by tests to run the code of a weaker CPU
 
@@ -57,30 +51,30 @@ class Library:
         self.best_level: int = self._handle.mtr_best_level()
         self._parallel = _openmp_parallel()
 
-    def run(self, *jobs: Job) -> None:
+    def run(self, *chain: Job) -> None:
         """Run packed jobs one after the other on as many threads as torch uses."""
-        self._run(_lay_out(jobs), len(jobs))
+        self._run(_lay_out(chain), len(chain))
 
     def run_mixer(self, mixer: bytes, *before: Job) -> None:
         """Run a packed mixer like :meth:`run`, after other jobs."""
         first = _lay_out(before)
-        jobs = ctypes.create_string_buffer(first, len(first) + _MIXER_BYTES)
-        count = self._handle.mtr_mixer_jobs(mixer, ctypes.byref(jobs, len(first)))
-        self._run(jobs, len(before) + count)
+        chain = ctypes.create_string_buffer(first, len(first) + _MIXER_BYTES)
+        count = self._handle.mtr_mixer_jobs(mixer, ctypes.byref(chain, len(first)))
+        self._run(chain, len(before) + count)
 
-    def _run(self, jobs: Any, count: int) -> None:
+    def _run(self, chain: Any, count: int) -> None:
         level, threads = current_level(), torch.get_num_threads()
         shared = (ctypes.c_int64 * (1 + 2 * count))()
         if threads == 1 or self._parallel is not None:
-            self._handle.mtr_run(level, jobs, count, shared, self._parallel, threads)
+            self._handle.mtr_run(level, chain, count, shared, self._parallel, threads)
         else:
-            _run_on_pool(lambda: self._handle.mtr_join(level, jobs, count, shared), threads)
+            _run_on_pool(lambda: self._handle.mtr_join(level, chain, count, shared), threads)
         if shared[0]:
             raise MemoryError("mtrkit: no memory for the scratch buffers of a scan")
 
 
-def _lay_out(jobs: Sequence[Job]) -> bytes:
-    return b"".join([_HEADER.pack(kind, len(job)) + job for kind, job in jobs])
+def _lay_out(chain: Sequence[Job]) -> bytes:
+    return b"".join([jobs.HEADER.pack(kind, len(job)) + job for kind, job in chain])
 
 
 @lru_cache(maxsize=1)
@@ -100,8 +94,10 @@ def _open() -> Any:
     if not path.exists():
         raise BackendError(f"no compiled library {path.name} in this installation")
     handle = ctypes.CDLL(str(path))
-    handle.mtr_layout.restype = ctypes.c_int64
-    if handle.mtr_layout() != _LAYOUT:
+    found = (ctypes.c_int64 * len(_LAYOUT))()
+    handle.mtr_layout.argtypes = (ctypes.c_void_p,)
+    handle.mtr_layout(found)
+    if list(found) != _LAYOUT:
         raise BackendError(f"the compiled library {path.name} is of another version; install mtrkit again")
     joining: tuple[Any, ...] = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int64, ctypes.c_void_p)
     handle.mtr_join.argtypes = joining

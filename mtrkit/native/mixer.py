@@ -1,7 +1,7 @@
 """A whole mixer, and the norm before it, through the compiled library, in float32, without a way to take a derivative.
 
-The library makes a mixer a chain of jobs, see native_mixer.h; here it only gets everything's address. Δ is never
-written unless somebody looks: the scan expands it from its factors.
+The library makes a mixer a chain of jobs, see mixer.h; here it only gets everything's address. Δ is written
+only if it is read: otherwise the scan expands it from its factors.
 """
 
 from collections.abc import Sequence
@@ -14,44 +14,37 @@ from torch import Tensor
 from mtrkit.errors import InputError
 from mtrkit.native import library as lib
 from mtrkit.native.jobs import MIXER, NORM, address, dense
-from mtrkit.native.weights import DirectionWeights
+from mtrkit.native.weights import DirectionWeights, MixerWeights
 
 _PLACES = 11 + 2 * len(DirectionWeights._fields)  # addresses in a mixer's job
 
 
 def mix(
-    hidden: Tensor,
-    in_proj: Tensor,
-    out_proj: Tensor,
-    directions: Sequence[DirectionWeights],
-    scale: float = 1.0,
-    reads: Sequence[str] = (),
-    before: Sequence[lib.Job] = (),
+    hidden: Tensor, weights: MixerWeights, reads: Sequence[str] = (), before: Sequence[lib.Job] = ()
 ) -> list[Tensor]:
-    """Mixer output (B, L, D) for normalised tokens (B, L, D), scaled, and what is read on the way, in its order.
+    """Mixer output (B, L, D) for normalised tokens (B, L, D), and the signals that are read, in their order.
 
-    ``"projected"`` is what x_proj gave, (directions, B, L, R + 2N); ``"delta"`` the directions' Δ, summed, (B, L, E);
-    ``"delta_sums"`` in its place the sums of that over blocks of channels, (B, blocks, L); ``"y"`` the sum of the scans
-    before the gate, (B, L, E). The second direction runs backward. Jobs ``before`` may be what writes the tokens.
+    Args:
+        hidden: (B, L, D).
+        weights: Without biases outside of the directions; the second direction runs backward.
+        reads: Names of fields of :class:`mtrkit.types.Signals`, but for those of attention.
+        before: Jobs that run first, such as one that writes the tokens.
     """
-    weights = [in_proj, out_proj, *(weight for way in directions for weight in way)]
-    sizes, own = _layout(hidden.shape, *[None if weight is None else weight.shape for weight in weights])
-    batch, length, width, inner, states, rank, *_ = sizes
+    layers: list[Tensor | None] = [weights.in_proj, weights.out_proj]
+    layers += [weight for way in weights.directions for weight in way]
+    sizes, own = _layout(hidden.shape, *[None if weight is None else weight.shape for weight in layers])
+    batch, length, width, inner, states, *_ = sizes
     out, projected, *between = [hidden.new_empty(shape) for shape in own]
-    seen = {n: hidden.new_empty(seen_shape(n, (batch, length), inner)) for n in reads if n != "projected"}
-    delta = seen.get("delta_sums", seen.get("delta"))
-    given = [None if x is None else dense(x) for x in (hidden, *weights)]
-    places = [address(x) for x in (out, projected, delta, seen.get("y"), *between, *given)]
+    delta = _delta_as_read(hidden, reads, inner)
+    y = hidden.new_empty((batch, length, inner)) if "y" in reads else None
+    given = [None if x is None else dense(x) for x in (hidden, *layers)]
+    places = [address(x) for x in (out, projected, delta, y, *between, *given)]
     missing = [0] * (_PLACES - len(places))  # where there is one direction
-    lib.library().run_mixer(MIXER.pack(*sizes, "delta_sums" in seen, scale, *places, *missing), *before)
-    read = [seen[n] if n in seen else _columns(projected, rank + 2 * states) for n in reads]
-    return [_columns(out, width), *read]
-
-
-def seen_shape(name: str, tokens: Sequence[int], inner: int) -> tuple[int, int, int]:
-    """For tokens (B, L) of what can be read of Δ, ``"delta"`` or ``"delta_sums"``, or of the scans, ``"y"``."""
-    batch, length = tokens
-    return (batch, -(-inner // lib.BLOCK), length) if name == "delta_sums" else (batch, length, inner)
+    scale = 0.5 if weights.halve else 1.0  # on the weights, which gives the same bits as on the sum
+    sums = delta is not None and "delta" not in reads
+    lib.library().run_mixer(MIXER.pack(*sizes, sums, scale, *places, *missing), *before)
+    found = _read(reads, delta, y, projected, sizes)
+    return [_columns(out, width), *(found[name] for name in reads)]
 
 
 def add_and_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -63,28 +56,46 @@ def add_and_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 def norm_and_mix(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    eps: float,
-    in_proj: Tensor,
-    out_proj: Tensor,
-    directions: Sequence[DirectionWeights],
-    scale: float,
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, weights: MixerWeights
 ) -> tuple[Tensor, Tensor]:
     """:func:`mix` of the norm of :func:`add_and_norm`, and the sum."""
     x, residual, weight = dense(x), dense(residual), dense(weight)
     job, normed, total = _norm(x, residual, weight, eps)
-    return mix(normed, in_proj, out_proj, directions, scale, before=(job,))[0], total
+    return mix(normed, weights, before=(job,))[0], total
 
 
 def _norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[lib.Job, Tensor, Tensor]:
     """The job, and the norm and the sum that it will write; all are dense, and the caller holds them until then."""
-    _check_norm(x.shape, residual.shape, weight.shape)
+    if residual.shape != x.shape or weight.shape != x.shape[-1:]:
+        given = f"residual {tuple(residual.shape)}, weight of the norm {tuple(weight.shape)}"
+        raise InputError(f"shapes do not fit: hidden states {tuple(x.shape)}, {given}")
     total, normed = torch.empty_like(x), torch.empty_like(x)
     rows = x.numel() // max(1, x.shape[-1])
     places = (address(tensor) for tensor in (x, residual, weight, total, normed))
     return (lib.NORM, NORM.pack(rows, x.shape[-1], eps, *places)), normed, total
+
+
+def _delta_as_read(hidden: Tensor, reads: Sequence[str], inner: int) -> Tensor | None:
+    """Where Δ goes: all of it, (B, L, E), or its sums over blocks of channels, (B, blocks, L), or nowhere."""
+    batch, length, _ = hidden.shape
+    if "delta" in reads:
+        return hidden.new_empty((batch, length, inner))
+    return hidden.new_empty((batch, -(-inner // lib.BLOCK), length)) if "delta_mean" in reads else None
+
+
+def _read(
+    reads: Sequence[str], delta: Tensor | None, y: Tensor | None, projected: Tensor, sizes: tuple[int, ...]
+) -> dict[str, Tensor]:
+    """The signals by name, from what the jobs wrote; B and C are summed over the directions."""
+    inner, states, rank = sizes[3:6]
+    found = {name: tensor for name, tensor in (("delta", delta), ("y", y)) if tensor is not None}
+    if delta is not None:
+        found["delta_mean"] = delta.sum(dim=2 if "delta" in reads else 1) / inner
+    if "ssm_B" in reads:
+        found["ssm_B"] = projected[..., rank : rank + states].sum(dim=0)
+    if "ssm_C" in reads:
+        found["ssm_C"] = projected[..., rank + states : rank + 2 * states].sum(dim=0)
+    return found
 
 
 @lru_cache(maxsize=256)
@@ -92,9 +103,11 @@ def _layout(tokens: torch.Size, *weights: torch.Size | None) -> tuple[tuple[int,
     """From all shapes the sizes in a mixer's job, and the shapes of what it writes."""
     count = len(DirectionWeights._fields)
     ways = [weights[i : i + count] for i in range(2, len(weights), count)]
+    if len(tokens) != 3 or not 1 <= len(ways) <= 2:
+        raise InputError(f"{len(ways)} directions and tokens of shape {tuple(tokens)}; expected 1 or 2, and (B, L, D)")
     batch, length, width = tokens
     directions = [DirectionWeights._make(way) for way in ways]
-    inner, states, rank, taps = _check_mixer(width, weights[0], weights[1], directions)
+    inner, states, rank, taps = _check_shapes(width, weights[0], weights[1], directions)
     found, both = _filled_up(rank + 2 * states), _filled_up(2 * inner)
     packed = both * width + _filled_up(width) * inner
     packed += len(ways) * (found * inner + _filled_up(inner) * (rank + states))
@@ -103,17 +116,7 @@ def _layout(tokens: torch.Size, *weights: torch.Size | None) -> tuple[tuple[int,
     return (*tokens, inner, states, rank, taps, len(ways)), [out, projected, *between]
 
 
-def _filled_up(columns: int) -> int:
-    """As many as the product writes."""
-    return -(-columns // lib.BLOCK) * lib.BLOCK
-
-
-def _columns(x: Tensor, count: int) -> Tensor:
-    """The first ones."""
-    return x if x.shape[-1] == count else x[..., :count].contiguous()
-
-
-def _check_mixer(width: int, in_proj: Any, out_proj: Any, directions: Sequence[Any]) -> tuple[int, int, int, int]:
+def _check_shapes(width: int, in_proj: Any, out_proj: Any, directions: Sequence[Any]) -> tuple[int, int, int, int]:
     """Raise :class:`InputError` unless the shapes of a mixer's weights fit together and to tokens of this width.
 
     Returns:
@@ -134,8 +137,11 @@ def _check_mixer(width: int, in_proj: Any, out_proj: Any, directions: Sequence[A
     return inner, states, rank, taps
 
 
-def _check_norm(x: Any, residual: Any, weight: Any) -> None:
-    """Raise :class:`InputError` unless a residual has the shape of x (..., D) and a norm's weight (D,)."""
-    if residual != x or weight != x[-1:]:
-        found = f"residual {tuple(residual)}, weight of the norm {tuple(weight)}"
-        raise InputError(f"shapes do not fit: hidden states {tuple(x)}, {found}")
+def _filled_up(columns: int) -> int:
+    """As many as the product writes."""
+    return -(-columns // lib.BLOCK) * lib.BLOCK
+
+
+def _columns(x: Tensor, count: int) -> Tensor:
+    """The first ones."""
+    return x if x.shape[-1] == count else x[..., :count].contiguous()

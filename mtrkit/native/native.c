@@ -3,7 +3,8 @@
  * Python fills the job structs below (mtrkit/native/jobs.py packs them in the same order) and calls one of the
  * mtr_* functions with one job or more, of which each may need the results of those before. A job is cut into
  * independent tasks that the threads of a team take from a counter; which thread runs a task never changes a
- * result. The arithmetic is in native_kernels.h, compiled three times for three instruction sets into this one
+ * result. The arithmetic is in the headers that
+ * kernels.h names, compiled three times for three instruction sets into this one
  * library; the caller chooses the level at run time.
  */
 #include <float.h>
@@ -100,6 +101,7 @@ typedef struct {
     int64_t batch, length, channels, sources, targets;
     float *metric;              /* (batch, length, channels), contiguous */
     int64_t *src, *dst, *found; /* (batch, sources), (batch, targets), (batch, sources), contiguous */
+    int64_t *wrong;             /* set to 1 if an index is out of range */
 } match_job;
 
 /* The tokens that stay, numbered in their order in the sequence if `ordered`; those that merge get their target's
@@ -108,7 +110,7 @@ typedef struct {
     int64_t batch, length, kept, merged, ordered;
     int64_t *keep, *merge, *target; /* (batch, kept), (batch, merged), (batch, merged), contiguous */
     int64_t *slot, *sequence;       /* (batch, length), (batch, kept): the numbers, and who has them */
-    int64_t *wrong;                 /* set to 1 if an index is out of range */
+    int64_t *wrong;                 /* as above */
 } slots_job;
 
 /* At each slot the sum, or the mean, or the mean by weights, of the tokens that go there; those of slot -1 are lost. */
@@ -128,7 +130,7 @@ typedef struct {
 typedef struct {
     int64_t batch, channels, length;
     view x, y;
-    float *bias;
+    float *bias; /* (channels), or absent */
 } softplus_job;
 
 /* What lies in front of every job; jobs lie one behind the other. */
@@ -237,7 +239,7 @@ static const float *rows_in(walk w, int64_t step, int64_t steps, int64_t states,
 #define SUFFIX _base
 #define LANES 4
 #define TARGET
-#include "native_kernels.h"
+#include "kernels.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>
@@ -247,13 +249,13 @@ static const float *rows_in(walk w, int64_t step, int64_t steps, int64_t states,
 #define LANES 8
 #define TARGET __attribute__((target("avx2,fma")))
 #define AVX2
-#include "native_kernels.h"
+#include "kernels.h"
 
 #define SUFFIX _avx512
 #define LANES 16
 #define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")))
 #define AVX512_EXP2
-#include "native_kernels.h"
+#include "kernels.h"
 #endif
 
 /* Levels: 0 baseline (SSE2 or NEON), 1 AVX2 with FMA, 2 AVX-512. Asked of the processor directly, since not every
@@ -274,131 +276,103 @@ EXPORT int mtr_best_level(void) {
 #endif
 }
 
-#include "native_mixer.h"
+#include "mixer.h"
 
-/* So that Python can refuse a library whose structs or tiling differ from what it packs. */
-EXPORT int64_t mtr_layout(void) {
-    size_t jobs = sizeof(header) + sizeof(scan_job) + sizeof(conv_job) + sizeof(project_job) + sizeof(pack_job)
-                  + sizeof(norm_job) + sizeof(match_job) + sizeof(sum_job) + sizeof(softplus_job)
-                  + sizeof(mixer_job) + sizeof(slots_job) + sizeof(merge_job);
-    return (int64_t)jobs + 10000 * TILE + 1000000 * BLOCK + 100000000 * TEAM_BLOCKS + INT64_C(1000000000) * MIXER_JOBS;
-}
-
-static void slots_task(const void *job, int64_t b, float *scratch) {
-    const slots_job *j = job;
-    const int64_t *keep = j->keep + b * j->kept, *merge = j->merge + b * j->merged, *target = j->target + b * j->merged;
-    int64_t *slot = j->slot + b * j->length, *sequence = j->sequence + b * j->kept, number = 0;
-    (void)scratch;
-    for (int64_t t = 0; t < j->length; t++) slot[t] = -1;
-    for (int64_t i = 0; i < j->kept; i++) {
-        if (keep[i] < 0 || keep[i] >= j->length) *j->wrong = 1;
-        else slot[keep[i]] = i;
-        sequence[i] = keep[i];
-    }
-    for (int64_t t = 0; t < j->length && j->ordered; t++)
-        if (slot[t] >= 0) sequence[number] = t, slot[t] = number++;
-    for (int64_t i = 0; i < j->merged; i++) {
-        if (merge[i] < 0 || merge[i] >= j->length || target[i] < 0 || target[i] >= j->length) *j->wrong = 1;
-        else slot[merge[i]] = slot[target[i]];
-    }
-}
-
-typedef void (*task_fn)(const void *job, int64_t task, float *scratch);
-
-#if defined(__x86_64__) || defined(_M_X64)
-#define LEVELS(name) {name##_base, name##_avx2, name##_avx512}
-#else
-#define LEVELS(name) {name##_base, name##_base, name##_base}
-#endif
-static const task_fn scan_forward[] = LEVELS(scan_forward_task);
-static const task_fn scan_backward[] = LEVELS(scan_backward_task);
-static const task_fn conv_forward[] = LEVELS(conv_forward_task);
-static const task_fn conv_backward[] = LEVELS(conv_backward_task);
-static const task_fn project[] = LEVELS(project_task);
-static const task_fn pack[] = LEVELS(pack_task);
-static const task_fn norm[] = LEVELS(norm_task);
-static const task_fn match[] = LEVELS(match_task);
-static const task_fn merge[] = LEVELS(merge_task);
-static const task_fn add_up[] = LEVELS(sum_task);
-static const task_fn softplus[] = LEVELS(softplus_task);
-
-static task_fn pick_task(int kind, int level) {
-    switch (kind) {
-    case SCAN_FORWARD: return scan_forward[level];
-    case SCAN_BACKWARD: return scan_backward[level];
-    case CONV_FORWARD: return conv_forward[level];
-    case CONV_BACKWARD: return conv_backward[level];
-    case SOFTPLUS: return softplus[level];
-    case PROJECT: return project[level];
-    case PACK: return pack[level];
-    case NORM: return norm[level];
-    case MATCH: return match[level];
-    case SLOTS: return slots_task;
-    case MERGE: return merge[level];
-    default: return add_up[level];
-    }
+/* So that Python can refuse a library whose structs or tiling differ from what it packs: library.py has the same list. */
+EXPORT void mtr_layout(int64_t *sizes) {
+    const int64_t own[] = {TILE, BLOCK, TEAM_BLOCKS, MIXER_JOBS, sizeof(header), sizeof(scan_job), sizeof(conv_job),
+                           sizeof(sum_job), sizeof(softplus_job), sizeof(project_job), sizeof(pack_job),
+                           sizeof(norm_job), sizeof(match_job), sizeof(slots_job), sizeof(merge_job), sizeof(mixer_job)};
+    memcpy(sizes, own, sizeof own);
 }
 
 /* How many tasks a job has, and how many floats of scratch a thread needs for one. */
-static void measure(int kind, const void *job, int64_t *tasks, int64_t *scratch) {
-    const scan_job *s = job;
-    const conv_job *c = job;
-    const sum_job *r = job;
-    const softplus_job *p = job;
-    const project_job *q = job;
-    const pack_job *k = job;
-    const norm_job *n = job;
-    const match_job *m = job;
-    const slots_job *o = job;
-    const merge_job *g = job;
-    switch (kind) {
-    case SCAN_FORWARD:
-        *tasks = s->batch * s->groups * blocks_per_group(s);
-        *scratch = (2 * s->states + 9 * TILE) * BLOCK;
-        break;
-    case SCAN_BACKWARD:
-        *tasks = s->batch * s->groups * teams_per_group(s);
-        *scratch = TEAM_BLOCKS * (3 * s->states + 4) * BLOCK + 2 * TILE * s->states * BLOCK + 13 * TILE * BLOCK
-                   + 2 * TILE * s->states;
-        break;
-    case CONV_FORWARD:
-    case CONV_BACKWARD:
-        *tasks = c->batch * ceil_div(c->channels, BLOCK);
-        *scratch = (4 * c->width + 3 * TILE + 2) * BLOCK;
-        break;
-    case SOFTPLUS:
-        *tasks = p->batch * ceil_div(p->channels, BLOCK);
-        *scratch = (2 * TILE + 1) * BLOCK;
-        break;
-    case PROJECT:
-        *tasks = q->conv.batch * ceil_div(q->conv.length, span_of(q));
-        *scratch = (2 * q->conv.width + 2 * TILE) * BLOCK;
-        break;
-    case PACK:
-        *tasks = ceil_div(k->columns, BLOCK);
-        *scratch = BLOCK;
-        break;
-    case NORM:
-        *tasks = ceil_div(n->rows, NORM_SPAN);
-        *scratch = BLOCK;
-        break;
-    case MATCH:
-        *tasks = m->batch;
-        *scratch = (ceil_div(m->targets, BLOCK) + 1) * BLOCK * m->channels + ceil_div(m->targets, BLOCK) * BLOCK * BLOCK;
-        break;
-    case SLOTS:
-        *tasks = o->batch;
-        *scratch = BLOCK;
-        break;
-    case MERGE:
-        *tasks = g->batch;
-        *scratch = 2 * g->slots + BLOCK;
-        break;
-    default:
-        *tasks = r->outer * ceil_div(r->inner, SUM_SPAN);
-        *scratch = BLOCK;
-    }
+typedef struct {
+    int64_t tasks, scratch;
+} work_size;
+
+static work_size scan_forward_size(const void *job) {
+    const scan_job *j = job;
+    return (work_size){j->batch * j->groups * blocks_per_group(j), (2 * j->states + 9 * TILE) * BLOCK};
 }
+
+static work_size scan_backward_size(const void *job) {
+    const scan_job *j = job;
+    int64_t gradients = TEAM_BLOCKS * (3 * j->states + 4) * BLOCK, tiles = 2 * TILE * j->states * (BLOCK + 1);
+    return (work_size){j->batch * j->groups * teams_per_group(j), gradients + tiles + 13 * TILE * BLOCK};
+}
+
+static work_size conv_size(const void *job) {
+    const conv_job *j = job;
+    return (work_size){j->batch * ceil_div(j->channels, BLOCK), (4 * j->width + 3 * TILE + 2) * BLOCK};
+}
+
+static work_size softplus_size(const void *job) {
+    const softplus_job *j = job;
+    return (work_size){j->batch * ceil_div(j->channels, BLOCK), (2 * TILE + 1) * BLOCK};
+}
+
+static work_size project_size(const void *job) {
+    const project_job *j = job;
+    return (work_size){j->conv.batch * ceil_div(j->conv.length, span_of(j)), (2 * j->conv.width + 2 * TILE) * BLOCK};
+}
+
+static work_size pack_size(const void *job) {
+    const pack_job *j = job;
+    return (work_size){ceil_div(j->columns, BLOCK), 0};
+}
+
+static work_size norm_size(const void *job) {
+    const norm_job *j = job;
+    return (work_size){ceil_div(j->rows, NORM_SPAN), 0};
+}
+
+static work_size match_size(const void *job) {
+    const match_job *j = job;
+    int64_t columns = ceil_div(j->targets, BLOCK) * BLOCK;
+    return (work_size){j->batch, (columns + BLOCK) * j->channels + columns * BLOCK};
+}
+
+static work_size slots_size(const void *job) {
+    const slots_job *j = job;
+    return (work_size){j->batch, 0};
+}
+
+static work_size merge_size(const void *job) {
+    const merge_job *j = job;
+    return (work_size){j->batch, 2 * j->slots};
+}
+
+static work_size sum_size(const void *job) {
+    const sum_job *j = job;
+    return (work_size){j->outer * ceil_div(j->inner, SUM_SPAN), 0};
+}
+
+/* What a kind of job is: its task at each level, and its size. */
+typedef struct {
+    void (*run[3])(const void *job, int64_t task, float *scratch);
+    work_size (*size)(const void *job);
+} job_kind;
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define LEVELS(name) {name##_task_base, name##_task_avx2, name##_task_avx512}
+#else
+#define LEVELS(name) {name##_task_base, name##_task_base, name##_task_base}
+#endif
+static const job_kind kinds[] = {
+    [SCAN_FORWARD] = {LEVELS(scan_forward), scan_forward_size},
+    [SCAN_BACKWARD] = {LEVELS(scan_backward), scan_backward_size},
+    [CONV_FORWARD] = {LEVELS(conv_forward), conv_size},
+    [CONV_BACKWARD] = {LEVELS(conv_backward), conv_size},
+    [SUM] = {LEVELS(sum), sum_size},
+    [SOFTPLUS] = {LEVELS(softplus), softplus_size},
+    [PROJECT] = {LEVELS(project), project_size},
+    [PACK] = {LEVELS(pack), pack_size},
+    [NORM] = {LEVELS(norm), norm_size},
+    [MATCH] = {LEVELS(match), match_size},
+    [SLOTS] = {LEVELS(slots), slots_size},
+    [MERGE] = {LEVELS(merge), merge_size},
+};
 
 typedef struct {
     int level;
@@ -414,21 +388,19 @@ static void measure_all(const team *t, int64_t *tasks, int64_t *scratch) {
     const header *h = t->jobs;
     *tasks = *scratch = 0;
     for (int64_t k = 0; k < t->count; k++, h = after(h)) {
-        int64_t some_tasks, some_scratch;
-        measure((int)h->kind, h + 1, &some_tasks, &some_scratch);
-        if (some_tasks > *tasks) *tasks = some_tasks;
-        if (some_scratch > *scratch) *scratch = some_scratch;
+        work_size size = kinds[h->kind].size(h + 1);
+        if (size.tasks > *tasks) *tasks = size.tasks;
+        if (size.scratch > *scratch) *scratch = size.scratch;
     }
 }
 
 /* Take tasks until none is left, then wait for those that others still work on: the next job may need them. The
  * wait is for tasks, not for threads, as some may never come. */
 static void share_job(const header *h, int level, _Atomic int64_t *taken, _Atomic int64_t *done, float *scratch) {
-    task_fn run = pick_task((int)h->kind, level);
-    int64_t tasks, unused;
-    measure((int)h->kind, h + 1, &tasks, &unused);
+    const job_kind *kind = &kinds[h->kind];
+    int64_t tasks = kind->size(h + 1).tasks;
     for (int64_t task; (task = atomic_fetch_add(taken, 1)) < tasks; atomic_fetch_add(done, 1))
-        run(h + 1, task, scratch);
+        kind->run[level](h + 1, task, scratch);
     for (int spins = 0; atomic_load(done) < tasks; spins++)
         if (spins > SPINS) YIELD();
 }

@@ -1,123 +1,71 @@
-"""Calls into the compiled library: allocates results, runs a job, adds up partial sums."""
+"""Scan, convolution and softplus by the compiled library: allocates results, runs a job, adds up partial sums."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from mtrkit.errors import InputError
 from mtrkit.native import library as lib
-from mtrkit.native.jobs import (
-    CONV,
-    GIVEN_DELTA,
-    NO_FACTORS,
-    NO_VIEW,
-    SCAN,
-    SOFTPLUS,
-    SUM,
-    address,
-    as_float,
-    dense,
-    rows_of,
-    view_of,
-)
+from mtrkit.native.jobs import CONV, NO_VIEW, SOFTPLUS, SUM, address, as_float, dense, pack_scan, view_of
 from mtrkit.native.layout import empty_as
+from mtrkit.types import Scan
 
 ScanGrads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def scan_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    softplus: bool,
-    reverse: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def scan_forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Scan on the CPU in float32: output (B, E, L), last state (B, E, N) and, if ``save``, checkpoints."""
-    batch, channels, length = u.shape
-    states = A.shape[1]
-    dtype, out = u.dtype, empty_as(u, torch.float32)
-    u, delta, z = as_float(u), as_float(delta), z if z is None else as_float(z)
-    A, D, bias = dense(A), D if D is None else dense(D), bias if bias is None else dense(bias)
-    B, C = _state_last(B), _state_last(C)
-    last = u.new_empty((batch, states, channels))
-    checkpoints = u.new_empty(checkpoint_shape(batch, channels, length, states, B.shape[1], save))
-    job = SCAN.pack(
-        *(batch, channels, length, states, B.shape[1], softplus, reverse, *GIVEN_DELTA),
-        *(*view_of(u), *view_of(delta), *view_of(z), *view_of(out)),
-        *(NO_VIEW * 6),
-        *(*rows_of(B), *rows_of(C), *NO_FACTORS),
-        *(
-            address(A),
-            address(D),
-            address(bias),
-            address(last),
-            0,
-            address(checkpoints) if save else 0,
-            0,
-            0,
-        ),
+    out, ready = empty_as(scan.u, torch.float32), _ready(scan)
+    batch, channels, length = scan.u.shape
+    states, groups = scan.A.shape[1], scan.B.shape[1]
+    last = out.new_empty((batch, states, channels))
+    checkpoints = out.new_empty(checkpoint_shape(batch, channels, length, states, groups, save))
+    job = pack_scan(
+        _sizes(ready),
+        {"u": ready.u, "delta": ready.delta, "z": ready.z, "y": out},
+        {"B": ready.B, "C": ready.C},
+        {**_parameters(ready), "last": last, "checkpoints": checkpoints if save else None},
     )
     lib.library().run((lib.SCAN_FORWARD, job))
-    return _back(out, dtype), last.transpose(1, 2), checkpoints
+    return _back(out, scan.u.dtype), last.transpose(1, 2), checkpoints
 
 
-def scan_backward(
-    grad_y: Tensor,
-    grad_last: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    checkpoints: Tensor,
-    softplus: bool,
-    reverse: bool,
-) -> ScanGrads:
+def scan_backward(grad_y: Tensor, grad_last: Tensor | None, scan: Scan, checkpoints: Tensor) -> ScanGrads:
     """Gradients of u, delta, A, B, C, D, z, bias in float32; an absent input has an empty gradient."""
-    batch, channels, length = u.shape
-    states, groups = A.shape[1], B.shape[1]
-    du, ddelta = empty_as(u, torch.float32), empty_as(delta, torch.float32)
-    dz = u.new_empty(0) if z is None else empty_as(z, torch.float32)
-    grad_y, u, delta, z = as_float(grad_y), as_float(u), as_float(delta), z if z is None else as_float(z)
-    A, D, bias = dense(A), D if D is None else dense(D), bias if bias is None else dense(bias)
-    B, C = _state_last(B), _state_last(C)
-    dlast = None if grad_last is None else grad_last.float().transpose(1, 2).contiguous()
+    ready = _ready(scan)
+    batch, channels, length = scan.u.shape
+    states, groups = scan.A.shape[1], scan.B.shape[1]
+    du, ddelta, none = empty_as(scan.u, torch.float32), empty_as(scan.delta, torch.float32), grad_y.new_empty(0)
+    dz = none if scan.z is None else empty_as(scan.z, torch.float32)
+    if grad_last is not None:
+        _expect("grad_last", grad_last, (batch, channels, states))
+    dlast = None if grad_last is None else dense(grad_last.transpose(1, 2))
     blocks = _blocks(channels, groups)
-    teams = -(-blocks // lib.TEAM_BLOCKS)
-    sums = u.new_empty((batch, groups, blocks, states + 2, lib.BLOCK))
-    dBC = u.new_empty((batch, groups, teams, length, 2 * states))
-    job = SCAN.pack(
-        *(batch, channels, length, states, groups, softplus, reverse, *GIVEN_DELTA),
-        *(*view_of(u), *view_of(delta), *view_of(z), *NO_VIEW),
-        *(*view_of(grad_y), *view_of(du), *view_of(ddelta), *(NO_VIEW if z is None else view_of(dz)), *(NO_VIEW * 2)),
-        *(*rows_of(B), *rows_of(C), *NO_FACTORS),
-        *(address(A), address(D), address(bias), 0, address(dlast)),
-        *(address(checkpoints), address(sums), address(dBC)),
+    sums = du.new_empty((batch, groups, blocks, states + 2, lib.BLOCK))
+    dBC = du.new_empty((batch, groups, -(-blocks // lib.TEAM_BLOCKS), length, 2 * states))
+    _expect("grad_y", grad_y, scan.u.shape)
+    _expect("checkpoints", checkpoints, checkpoint_shape(batch, channels, length, states, groups, True))
+    grads = {"dy": as_float(grad_y), "du": du, "ddelta": ddelta, "dz": None if scan.z is None else dz}
+    job = pack_scan(
+        _sizes(ready),
+        {"u": ready.u, "delta": ready.delta, "z": ready.z, **grads},
+        {"B": ready.B, "C": ready.C},
+        {**_parameters(ready), "dlast": dlast, "checkpoints": dense(checkpoints), "sums": sums, "dBC": dBC},
     )
     lib.library().run((lib.SCAN_BACKWARD, job))
     per_channel = _per_channel(_sum(sums, 0), channels, groups)
     dB, dC = _sum(dBC, 2).transpose(2, 3).split(states, dim=2)
-    none = u.new_empty(0)
-    dD, dbias = (none if t is None else per_channel[:, i] for t, i in ((D, states), (bias, states + 1)))
+    dD, dbias = (none if t is None else per_channel[:, states + i] for i, t in enumerate((scan.D, scan.bias)))
     return du, ddelta, per_channel[:, :states], dB, dC, dD, dz, dbias
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
     """Causal depthwise convolution of x (B, E, L) with weight (E, K)."""
-    batch, channels, length = x.shape
     dtype, out = x.dtype, empty_as(x, torch.float32)
-    x, weight, bias = as_float(x), dense(weight), bias if bias is None else dense(bias)
+    x, weight, bias = as_float(x), dense(weight), _dense(bias)
     job = CONV.pack(
-        *(batch, channels, length, weight.shape[1], silu, reverse),
+        *_conv_sizes(x, weight, bias, silu, reverse),
         *(*view_of(x), *view_of(out), *NO_VIEW, *NO_VIEW),
         *(address(weight), address(bias), 0),
     )
@@ -129,14 +77,13 @@ def conv_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight (E, K) and bias (empty without one) in float32."""
-    batch, channels, length = x.shape
-    width, blocks = weight.shape[1], _blocks(channels, 1)
+    channels, width = weight.shape
     dx = empty_as(x, torch.float32)
-    grad_y, x, weight = as_float(grad_y), as_float(x), dense(weight)
-    bias = bias if bias is None else dense(bias)
-    sums = x.new_empty((batch, 1, blocks, width + 1, lib.BLOCK))
+    _expect("grad_y", grad_y, x.shape)
+    grad_y, x, weight, bias = as_float(grad_y), as_float(x), dense(weight), _dense(bias)
+    sums = x.new_empty((x.shape[0], 1, _blocks(channels, 1), width + 1, lib.BLOCK))
     job = CONV.pack(
-        *(batch, channels, length, width, silu, reverse),
+        *_conv_sizes(x, weight, bias, silu, reverse),
         *(*view_of(x), *NO_VIEW, *view_of(grad_y), *view_of(dx)),
         *(address(weight), address(bias), address(sums)),
     )
@@ -145,13 +92,15 @@ def conv_backward(
     return dx, per_channel[:, :width], x.new_empty(0) if bias is None else per_channel[:, width]
 
 
-def softplus_forward(delta: Tensor, bias: Tensor) -> Tensor:
+def softplus_forward(delta: Tensor, bias: Tensor | None) -> Tensor:
     """softplus(delta + bias) for delta (B, E, L) and bias (E,)."""
     dtype, out = delta.dtype, empty_as(delta, torch.float32)
-    delta, bias = as_float(delta), dense(as_float(bias))
+    if bias is not None:
+        _expect("bias", bias, delta.shape[1:2])
+    delta, bias = as_float(delta), _dense(bias)
     job = SOFTPLUS.pack(*delta.shape, *view_of(delta), *view_of(out), address(bias))
     lib.library().run((lib.SOFTPLUS, job))
-    return out.to(dtype)
+    return _back(out, dtype)
 
 
 def checkpoint_shape(batch: int, channels: int, length: int, states: int, groups: int, save: bool) -> Sequence[int]:
@@ -159,6 +108,60 @@ def checkpoint_shape(batch: int, channels: int, length: int, states: int, groups
     if not save:
         return (0,)
     return (batch, groups * _blocks(channels, groups), -(-length // lib.TILE), states, lib.BLOCK)
+
+
+def _ready(scan: Scan) -> Scan:
+    """In float32 and in an order of memory that C reads; every size is checked, as C cannot."""
+    batch, channels, length = scan.u.shape
+    states, groups = scan.A.shape[-1], scan.B.shape[1]
+    if groups < 1 or channels % groups:
+        raise InputError(f"B has {groups} groups; expected a number that divides the {channels} channels of u")
+    expected = {
+        **dict.fromkeys(("delta", "z"), (batch, channels, length)),
+        **dict.fromkeys(("B", "C"), (batch, groups, states, length)),
+        **dict.fromkeys(("D", "bias"), (channels,)),
+        "A": (channels, states),
+    }
+    for name, shape in expected.items():
+        if (x := getattr(scan, name)) is not None:
+            _expect(name, x, shape)
+    return scan._replace(
+        u=as_float(scan.u),
+        delta=as_float(scan.delta),
+        A=dense(scan.A),
+        B=_state_last(scan.B),
+        C=_state_last(scan.C),
+        D=_dense(scan.D),
+        z=None if scan.z is None else as_float(scan.z),
+        bias=_dense(scan.bias),
+    )
+
+
+def _sizes(scan: Scan) -> dict[str, int]:
+    batch, channels, length = scan.u.shape
+    sizes = {"batch": batch, "channels": channels, "length": length, "states": scan.A.shape[1]}
+    return sizes | {"groups": scan.B.shape[1], "softplus": scan.softplus, "reverse": scan.reverse}
+
+
+def _parameters(scan: Scan) -> dict[str, Tensor | None]:
+    return {"A": scan.A, "D": scan.D, "bias": scan.bias}
+
+
+def _conv_sizes(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> tuple[int, ...]:
+    batch, channels, length = x.shape
+    _expect("weight", weight, (channels, weight.shape[-1]))
+    if bias is not None:
+        _expect("bias", bias, (channels,))
+    return (batch, channels, length, weight.shape[1], silu, reverse)
+
+
+def _expect(name: str, x: Tensor, shape: Sequence[int]) -> None:
+    if tuple(x.shape) != tuple(shape):
+        raise InputError(f"{name} has shape {tuple(x.shape)}; expected {tuple(shape)}")
+
+
+def _dense(x: Tensor | None) -> Tensor | None:
+    return None if x is None else dense(x)
 
 
 def _blocks(channels: int, groups: int) -> int:
@@ -179,7 +182,7 @@ def _sum(parts: Tensor, dim: int) -> Tensor:
     outer = parts.shape[:dim].numel()
     if out.numel():
         inner = out.numel() // outer
-        job = SUM.pack(outer, parts.shape[dim], inner, parts.data_ptr(), out.data_ptr())
+        job = SUM.pack(outer, parts.shape[dim], inner, address(parts), address(out))
         lib.library().run((lib.SUM, job))
     return out
 

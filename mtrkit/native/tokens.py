@@ -12,11 +12,14 @@ def nearest(metric: Tensor, src: Tensor, dst: Tensor) -> Tensor:
 
     Of targets that are equal up to rounding the first. Returns (B, s).
     """
-    metric, src, dst = jobs.dense(metric), src.contiguous(), dst.contiguous()
-    found = torch.empty_like(src)
-    places = (jobs.address(tensor) for tensor in (metric, src, dst, found))
+    if src.dim() != 2 or dst.dim() != 2 or not len(metric) == len(src) == len(dst) or not dst.shape[1]:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (metric, src, dst))
+        raise InputError(f"metric, src and dst have shapes {shapes}; expected (B, L, D), (B, s) and (B, t), t ≥ 1")
+    metric, src, dst = jobs.dense(metric), jobs.positions(src), jobs.positions(dst)
+    found, wrong = torch.empty_like(src), src.new_zeros(1)
+    places = (jobs.address(tensor) for tensor in (metric, src, dst, found, wrong))
     job = jobs.MATCH.pack(*metric.shape, src.shape[1], dst.shape[1], *places)
-    library.library().run((library.MATCH, job))
+    _run(library.MATCH, job, wrong, metric.shape[1])
     return found
 
 
@@ -32,7 +35,7 @@ def merge(tokens: Tensor, slot: Tensor, slots: int, weight: Tensor | None = None
     """
     if slot.shape != tokens.shape[:2] or (weight is not None and weight.shape != (*slot.shape, 1)):
         raise InputError(f"slots of shape {tuple(slot.shape)} do not fit tokens of shape {tuple(tokens.shape)}")
-    tokens, slot, weight = jobs.dense(tokens), _positions(slot), weight if weight is None else jobs.dense(weight)
+    tokens, slot, weight = jobs.dense(tokens), jobs.positions(slot), weight if weight is None else jobs.dense(weight)
     merged, wrong = tokens.new_empty((tokens.shape[0], slots, tokens.shape[2])), slot.new_zeros(1)
     places = [jobs.address(tensor) for tensor in (slot, tokens, weight, merged, wrong)]
     job = jobs.MERGE.pack(*tokens.shape[:2], slots, tokens.shape[2], mean, *places)
@@ -53,19 +56,12 @@ def number(num_tokens: int, kept: Tensor, merged: Tensor, target: Tensor, ordere
     if merged.shape != target.shape or len(merged) != len(kept):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (kept, merged, target))
         raise InputError(f"kept, merged and target tokens have shapes {shapes}; the last two must be equal")
-    kept, merged, target = _positions(kept), _positions(merged), _positions(target)
+    kept, merged, target = jobs.positions(kept), jobs.positions(merged), jobs.positions(target)
     slot, sequence, wrong = kept.new_empty((len(kept), num_tokens)), torch.empty_like(kept), kept.new_zeros(1)
-    places = [tensor.data_ptr() for tensor in (kept, merged, target, slot, sequence, wrong)]
+    places = [jobs.address(tensor) for tensor in (kept, merged, target, slot, sequence, wrong)]
     job = jobs.SLOTS.pack(len(kept), num_tokens, kept.shape[1], merged.shape[1], ordered, *places)
     _run(library.SLOTS, job, wrong, num_tokens)
     return slot, sequence
-
-
-def _positions(x: Tensor) -> Tensor:
-    """Contiguous; the compiled library takes them for what they should be."""
-    if x.dtype is not torch.int64 or not x.is_cpu:
-        raise InputError(f"positions are {x.dtype} on {x.device}; give int64 on the CPU, where the tokens are")
-    return x.contiguous()
 
 
 def _run(kind: int, job: bytes, wrong: Tensor, limit: int) -> None:

@@ -126,7 +126,7 @@ class PatchedBlock:
         if num_kept >= hidden.shape[1]:
             return None
         special = self.reduction.special_at(began_with)
-        state = BlockState(hidden, residual, stream.size, _columns(stream.slot, special), *signals)
+        state = BlockState(hidden, residual, stream.size, _columns(stream.slot, special), signals)
         return self.reduction.decide(self.index, state, num_kept, stream)
 
 

@@ -2,10 +2,10 @@
 
 from mtrkit.native.weights import DirectionWeights, MixerWeights
 from mtrkit.scan.backend import BackendStatus
-from mtrkit.scan.conv import causal_conv1d
-from mtrkit.scan.dispatch import backend_for, length_last, scan_backends, scan_op, use_scan_backend
-from mtrkit.scan.interface import selective_scan
-from mtrkit.scan.mixer import Signals, mixer_forward
+from mtrkit.scan.dispatch import backend_for, length_last, scan_backends, use_scan_backend
+from mtrkit.scan.interface import causal_conv1d, selective_scan
+from mtrkit.scan.mixer import mixer_forward, mixer_parts
+from mtrkit.types import Signals
 
 __all__ = [
     "BackendStatus",
@@ -16,8 +16,8 @@ __all__ = [
     "causal_conv1d",
     "length_last",
     "mixer_forward",
+    "mixer_parts",
     "scan_backends",
-    "scan_op",
     "selective_scan",
     "use_scan_backend",
 ]

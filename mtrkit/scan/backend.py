@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mtrkit.types import Scan
+
 
 class BackendStatus(NamedTuple):
     """One line of :func:`mtrkit.scan_backends`."""
@@ -23,12 +25,13 @@ class Backend:
     Attributes:
         name: What users call it.
         status: Returns whether it can run in this installation, and why or why not. It is asked often and
-            caches what is slow; whatever goes wrong inside is a reason, never an exception.
+            caches what is slow. It must not raise: an error inside becomes the reason.
         refuses: Returns why it cannot take tensors of this device type and dtype, or an empty string if it
             can.
-        scan: Takes the arguments of :func:`mtrkit.scan.scan_op` without ``backend``, with B and C as (B, G,
-            N, L); returns the output and the last state.
+        scan: Takes a :class:`~mtrkit.types.Scan`; returns the output (B, E, L) in the dtype of u and the state
+            (B, E, N) after the token visited last.
         conv: Takes (x, weight (E, K), bias, silu, reverse).
+        softplus: Takes (delta (B, E, L), bias (E,) or ``None``); returns softplus of their sum like delta.
         length_last: Whether it reads (B, E, L) tensors fastest when tokens, not channels, are neighbours in
             memory.
     """
@@ -36,6 +39,7 @@ class Backend:
     name: str
     status: Callable[[], tuple[bool, str]]
     refuses: Callable[[str, torch.dtype], str]
-    scan: Callable[..., tuple[Tensor, Tensor]]
-    conv: Callable[..., Tensor]
+    scan: Callable[[Scan], tuple[Tensor, Tensor]]
+    conv: Callable[[Tensor, Tensor, Tensor | None, bool, bool], Tensor]
+    softplus: Callable[[Tensor, Tensor | None], Tensor]
     length_last: bool = False

@@ -1,4 +1,4 @@
-"""Which backend runs: the registry, the choice, and the scan with a direction that the mixers call."""
+"""Which backend runs: the registry and the choice."""
 
 import logging
 from collections.abc import Iterator
@@ -7,18 +7,18 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mtrkit.dynamo import constant_result
-from mtrkit.errors import BackendError, InputError
+from mtrkit.errors import BackendError
 from mtrkit.registry import Registry
-from mtrkit.scan import mamba_ssm, native, reference
+from mtrkit.scan import mamba_ssm, operators, reference
 from mtrkit.scan.backend import Backend, BackendStatus
-from mtrkit.scan.checks import check_scan
 
 _logger = logging.getLogger(__name__)
 
 BACKENDS: Registry[Backend] = Registry("scan backend")
-for _backend in (mamba_ssm.BACKEND, native.BACKEND, reference.BACKEND):  # best first
+for _backend in (mamba_ssm.BACKEND, operators.BACKEND, reference.BACKEND):  # best first
     BACKENDS.add(_backend.name, _backend)
 
 _forced = "auto"
@@ -36,6 +36,8 @@ def scan_backends() -> list[BackendStatus]:
 @contextmanager
 def use_scan_backend(name: str) -> Iterator[None]:
     """Make every scan inside the block use one backend, in all threads of this process.
+
+    Other operations on tokens follow: unless the backend is ``"native"``, no compiled code of mtrkit runs.
 
     Args:
         name: A name in :func:`scan_backends`, or ``"auto"`` for the best that can run.
@@ -55,7 +57,7 @@ def use_scan_backend(name: str) -> Iterator[None]:
 
 
 def backend_for(device: torch.device | str) -> str:
-    """Name of the backend that float32 tensors on ``device`` would be scanned by now."""
+    """Name of the backend that float32 tensors on ``device`` are scanned by now."""
     return _choose(_forced, torch.device(device).type, torch.float32)
 
 
@@ -70,46 +72,24 @@ def length_last(device: torch.device) -> bool:
 def choose_backend(requested: str, x: Tensor) -> Backend:
     """The backend for tensors like ``x``; ``requested`` is a name, or "auto" for the forced or the best."""
     name = _forced if requested == "auto" else requested
+    if under_transform():
+        if name not in ("auto", "reference"):
+            raise BackendError(
+                f"scan backend {name!r} has derivatives for backward passes only, and torch.func or forward-mode "
+                'differentiation is at work; use backend="auto", which then takes "reference"'
+            )
+        name = "reference"
     return BACKENDS.get(_choose(name, x.device.type, x.dtype))
 
 
-def scan_op(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    reverse: bool = False,
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """Selective scan in either direction; :func:`mtrkit.selective_scan` describes the arguments.
+def under_transform() -> bool:
+    """Whether ``torch.func`` or forward-mode differentiation is at work.
 
-    Args:
-        u: (B, E, L).
-        delta: (B, E, L).
-        A: (E, N).
-        B: (B, N, L), (B, G, N, L) or (E, N).
-        C: Like B.
-        D: (E,).
-        z: (B, E, L).
-        delta_bias: (E,).
-        delta_softplus: Whether softplus is applied to ``delta + delta_bias``.
-        reverse: Whether the scan runs from the last token to the first. The output stays aligned with the
-            tokens.
-        backend: A name in :func:`scan_backends` or ``"auto"``.
-
-    Returns:
-        The output (B, E, L) in the dtype of ``u``, and the state (B, E, N) after the token visited last.
+    They take operators apart, and silently lose what goes through one that they know only from outside.
     """
-    check_scan(u, delta, A, B, C, D, z, delta_bias)
-    B, C = _grouped(B, u), _grouped(C, u)
-    B, C = _same_groups(B, C)
-    run = choose_backend(backend, u).scan
-    return run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 @constant_result  # compile takes the answer, not the import machinery behind it
@@ -139,23 +119,3 @@ def _require_available(backend: Backend) -> None:
     available, reason = backend.status()
     if not available:
         raise BackendError(f'scan backend {backend.name!r} cannot run here: {reason}; use backend="auto"')
-
-
-def _grouped(x: Tensor, u: Tensor) -> Tensor:
-    """B or C as (B, G, N, L); one that does not depend on the input becomes a group per channel, repeated."""
-    if x.dim() == 4:
-        return x
-    if x.dim() == 3:
-        return x.unsqueeze(1)
-    batch, channels, length = u.shape
-    return x[None, :, :, None].expand(batch, channels, x.shape[1], length)
-
-
-def _same_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    if B.shape[1] == C.shape[1]:
-        return B, C
-    groups = max(B.shape[1], C.shape[1])
-    if groups % min(B.shape[1], C.shape[1]) != 0:
-        raise InputError(f"B has {B.shape[1]} groups and C has {C.shape[1]}; one must divide the other")
-    repeated = (x.repeat_interleave(groups // x.shape[1], dim=1) for x in (B, C))
-    return next(repeated), next(repeated)

@@ -1,53 +1,107 @@
-"""When a call may go straight to the compiled library."""
+"""The one door to the compiled library: every question whether a call may go straight there is answered here.
+
+A call passes if the backend in force is ``"native"``, the tensors are float32 on a CPU and hold what they show, and
+nothing has to see what happens inside: no derivative, no autocast, no tracer, no transform, no hook.
+"""
+
+from collections.abc import Iterable
+from typing import Any, TypeGuard, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from mtrkit.dynamo import constant_result
 from mtrkit.native.library import current_level, library
-from mtrkit.scan.dispatch import backend_for
+from mtrkit.native.weights import MixerWeights
+from mtrkit.scan.dispatch import backend_for, under_transform
 
+M = TypeVar("M", bound=type[nn.Module])
 
-@constant_result
-def fuses() -> bool:
-    """Whether the operators are the fastest way for float32 on a CPU.
-
-    For 16-bit numbers a CPU may have matrix units, which torch knows.
-    """
-    return not library().missing and current_level() > 0 and backend_for("cpu") == "native"
-
-
-def inference_fuses(x: Tensor) -> bool:
-    """Whether :func:`fuses` for this tensor, and nobody wants a derivative or another precision."""
-    if not x.is_cpu or x.dtype is not torch.float32 or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-        return False
-    return fuses()
-
-
-def can_match(metric: Tensor) -> bool:
-    """Whether :func:`mtrkit.scan.operators.nearest` takes this tensor."""
-    return metric.dtype == torch.float32 and _runs_compiled(metric.device.type)
+_PLAIN_TENSORS = frozenset({Tensor, nn.Parameter})
+# As they were when mtrkit was imported.
+_OWN_FORWARD: dict[type[nn.Module], Any] = {nn.Linear: nn.Linear.forward, nn.Conv1d: nn.Conv1d.forward}
 
 
 @constant_result  # compile takes the answer, not the search for the library
-def _runs_compiled(device: str) -> bool:
-    return device == "cpu" and not library().missing
+def native_can_run(device: str) -> bool:
+    """Whether the compiled library is there for this device type, and ``"native"`` is the backend in force."""
+    return device == "cpu" and not library().missing and backend_for(device) == "native"
+
+
+@constant_result
+def native_is_fastest() -> bool:
+    """Whether whole mixers in the compiled library are the fastest way for float32 on a CPU.
+
+    For 16-bit numbers a CPU may have matrix units, which torch knows.
+    """
+    return native_can_run("cpu") and current_level() > 0
+
+
+def for_inference(x: Tensor) -> bool:
+    """Whether :func:`native_is_fastest` for this tensor, and neither a derivative nor another precision is wanted."""
+    if not x.is_cpu or x.dtype is not torch.float32 or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    return native_is_fastest() and not under_transform()
+
+
+def no_tracing(x: Tensor) -> bool:
+    """True outside of tracing, dispatch modes, transforms and profiling: torch's dispatcher may then be left out."""
+    if torch.compiler.is_compiling() or type(x) is not Tensor:
+        return False
+    watched = torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None
+    return not (watched or torch._C._autograd._profiler_enabled() or under_transform())
+
+
+def can_mix(weights: object, hidden: Tensor) -> TypeGuard[MixerWeights]:
+    """Whether a whole mixer may be one operator: plain weights without outer biases, and :func:`for_inference`."""
+    if not isinstance(weights, MixerWeights) or weights.in_bias is not None or weights.out_bias is not None:
+        return False
+    return for_inference(hidden) and plain_tensors(_all_weights(weights))
+
+
+def can_match(metric: Tensor) -> bool:
+    """Whether :func:`mtrkit.scan.operators.nearest` takes this tensor; it has no derivative, as its answer has none."""
+    return metric.dtype == torch.float32 and native_can_run(metric.device.type) and not under_transform()
 
 
 def can_merge(tokens: Tensor) -> bool:
-    """Whether :func:`mtrkit.native.tokens.merge` takes these: float32 on a CPU, no derivative wanted, no one looks."""
-    return inference_fuses(tokens) and unwatched(tokens)
+    """Whether :func:`mtrkit.native.tokens.merge` takes these tokens."""
+    return for_inference(tokens) and no_tracing(tokens)
 
 
 def can_number(kept: Tensor) -> bool:
     """Whether :func:`mtrkit.native.tokens.number` takes these positions."""
-    return kept.is_cpu and kept.dtype is torch.int64 and fuses() and unwatched(kept)
+    return kept.is_cpu and kept.dtype is torch.int64 and native_is_fastest() and no_tracing(kept)
 
 
-def unwatched(x: Tensor) -> bool:
-    """Whether nobody traces, transforms or profiles: going through torch's dispatcher would then only take time."""
-    if torch.compiler.is_compiling() or type(x) is not Tensor:
-        return False
-    watched = torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None
-    watched = watched or torch._C._autograd._profiler_enabled()
-    return not watched and torch._C._functorch.peek_interpreter_stack() is None
+def plain_tensors(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether none of them is of a subclass, such as a quantised weight, that computes in its own way."""
+    return all(x is None or type(x) in _PLAIN_TENSORS for x in tensors)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether calling the module runs the ``forward`` of a class that mtrkit knows, and nothing else.
+
+    Not so for a subclass, with hooks of any kind, a ``forward`` of the instance's own, or one that the class was
+    given later.
+    """
+    own, cls = module.__dict__, type(module)
+    hooked = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
+    known = _OWN_FORWARD.get(cls)
+    return known is not None and cls.forward is known and not hooked and "forward" not in own
+
+
+def are_plain(modules: Iterable[nn.Module]) -> bool:
+    """Whether :func:`is_plain` for all of them, and no hook holds for every module."""
+    return not _has_any_global_hook() and all(map(is_plain, modules))
+
+
+def known_forward(cls: M) -> M:
+    """Decorate a class of mtrkit's own models, so that :func:`is_plain` knows it."""
+    _OWN_FORWARD[cls] = cls.forward
+    return cls
+
+
+def _all_weights(weights: MixerWeights) -> list[Tensor | None]:
+    return [weights.in_proj, weights.out_proj, *(weight for way in weights.directions for weight in way)]

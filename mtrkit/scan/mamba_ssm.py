@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mtrkit.scan import operators
 from mtrkit.scan.backend import Backend
+from mtrkit.types import Scan
 
 _SCAN_MODULE = "mamba_ssm.ops.selective_scan_interface"
 
@@ -46,34 +47,23 @@ def _refuses(device: str, dtype: torch.dtype) -> str:
     return ""
 
 
-def _scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:
+def _scan(scan: Scan) -> tuple[Tensor, Tensor]:
     # The kernel wants u, delta, B, C and z in one dtype and the parameters in float32; it knows one direction
     # only.
-    x, step, B, C = (_ordered(t, u.dtype, reverse) for t in (u, delta, B, C))
-    gate = None if z is None else _ordered(z, u.dtype, reverse)
+    dtype, reverse = scan.u.dtype, scan.reverse
+    u, delta, B, C = (_ordered(x, dtype, reverse) for x in (scan.u, scan.delta, scan.B, scan.C))
     function = _find(_SCAN_MODULE, "selective_scan_fn")[0]
     assert function is not None
     y, last = function(
-        x,
-        step,
-        A.float(),
+        u,
+        delta,
+        scan.A.float(),
         B,
         C,
-        D=None if D is None else D.float(),
-        z=gate,
-        delta_bias=None if delta_bias is None else delta_bias.float(),
-        delta_softplus=delta_softplus,
+        D=None if scan.D is None else scan.D.float(),
+        z=None if scan.z is None else _ordered(scan.z, dtype, reverse),
+        delta_bias=None if scan.bias is None else scan.bias.float(),
+        delta_softplus=scan.softplus,
         return_last_state=True,
     )
     return (y.flip(-1) if reverse else y), last
@@ -94,4 +84,4 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: b
     return y.flip(-1) if reverse else y
 
 
-BACKEND = Backend("mamba_ssm", _status, _refuses, _scan, _conv, length_last=True)
+BACKEND = Backend("mamba_ssm", _status, _refuses, _scan, _conv, operators.delta_softplus, length_last=True)

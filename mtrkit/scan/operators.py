@@ -1,123 +1,113 @@
-"""Scan and convolution as torch operators, so that compile, export and autograd see one node per call.
+"""Scan, convolution and matching as torch operators, so that compile, export and autograd see one node per call.
 
-Each operator has one implementation for every device, which takes the compiled kernel where that can run and
-torch operations elsewhere; a shape rule for tracing; and a derivative that is an operator again. They are
-registered through ``torch.library.Library``, whose calls cost less than those of ``torch.library.custom_op``.
+Each operator has one implementation for every device, which takes the first set of kernels that can run there; a
+shape rule for tracing; and a derivative that is an operator again. They are registered through
+``torch.library.Library``, whose calls cost less than those of ``torch.library.custom_op``. Their derivatives are for
+backward passes only: see :func:`mtrkit.scan.fastpath.under_transform`.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from mtrkit.native import scan as kernels
+from mtrkit.native import scan as native_scan
 from mtrkit.native import tokens
 from mtrkit.native.layout import empty_as
-from mtrkit.native.library import library
+from mtrkit.native.library import LEVELS, current_level, library
 from mtrkit.scan import torch_conv, torch_scan
-from mtrkit.scan.torch_scan import CHUNK
+from mtrkit.scan.backend import Backend
+from mtrkit.types import Scan
+
+
+class Kernels(NamedTuple):
+    """One implementation of everything that the operators below need."""
+
+    scan_forward: Callable[[Scan, bool], tuple[Tensor, Tensor, Tensor]]
+    scan_backward: Callable[[Tensor, Tensor | None, Scan, Tensor], tuple[Tensor, ...]]
+    checkpoint_shape: Callable[..., Any]
+    conv_forward: Callable[..., Tensor]
+    conv_backward: Callable[..., tuple[Tensor, ...]]
+    softplus_forward: Callable[[Tensor, Tensor | None], Tensor]
+
+
+C = Kernels(
+    native_scan.scan_forward,
+    native_scan.scan_backward,
+    native_scan.checkpoint_shape,
+    native_scan.conv_forward,
+    native_scan.conv_backward,
+    native_scan.softplus_forward,
+)
+TORCH = Kernels(
+    torch_scan.scan_forward,
+    torch_scan.scan_backward,
+    torch_scan.checkpoint_shape,
+    torch_conv.conv_forward,
+    torch_conv.conv_backward,
+    torch_scan.softplus_forward,
+)
+
+
+def kernels_for(x: Tensor) -> Kernels:
+    """The compiled library on a CPU, but for float64, if the library is there; torch elsewhere."""
+    return C if x.device.type == "cpu" and x.dtype != torch.float64 and not library().missing else TORCH
+
 
 _lib = torch.library.Library("mtrkit", "DEF")  # torch forgets the operators when this object goes
-_SCAN_INPUTS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
-_lib.define(f"selective_scan({_SCAN_INPUTS}, bool delta_softplus, bool reverse, bool save) -> (Tensor, Tensor, Tensor)")
+_TENSORS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias"
+_SCAN = f"{_TENSORS}, bool softplus, bool reverse"
+_lib.define(f"selective_scan({_SCAN}, bool save) -> (Tensor, Tensor, Tensor)")
 _lib.define(
-    f"selective_scan_backward(Tensor grad_y, Tensor? grad_last, {_SCAN_INPUTS}, Tensor checkpoints, "
-    "bool delta_softplus, bool reverse) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    f"selective_scan_backward(Tensor grad_y, Tensor? grad_last, {_TENSORS}, Tensor checkpoints, bool softplus, "
+    "bool reverse) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _lib.define("causal_conv1d(Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse) -> Tensor")
 _lib.define(
     "causal_conv1d_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse)"
     " -> (Tensor, Tensor, Tensor)"
 )
-_lib.define("delta_softplus(Tensor delta, Tensor bias) -> Tensor")
+_lib.define("delta_softplus(Tensor delta, Tensor? bias) -> Tensor")
 _lib.define("nearest(Tensor metric, Tensor src, Tensor dst) -> Tensor")
 
 
-def runs_compiled(x: Tensor) -> bool:
-    """Whether the compiled kernel takes this tensor: on the CPU, not float64, and the library is there."""
-    return x.device.type == "cpu" and x.dtype != torch.float64 and not library().missing
+def _scan(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *fields, save = arguments
+    scan = Scan(*fields)
+    return kernels_for(scan.u).scan_forward(scan, save)
 
 
-def _scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    forward = kernels.scan_forward if runs_compiled(u) else torch_scan.scan_forward
-    return forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, save)
-
-
-def _scan_shapes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    batch, channels, length = u.shape
-    states, groups, dtype = A.shape[1], B.shape[1], torch.promote_types(u.dtype, torch.float32)
-    last = u.new_empty((batch, states, channels), dtype=dtype).transpose(1, 2)
-    if runs_compiled(u):
-        shape = kernels.checkpoint_shape(batch, channels, length, states, groups, rest[-1])
-    else:
-        shape = (-(-length // CHUNK), batch, groups, channels // groups, states) if rest[-1] else (0,)
+def _scan_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *fields, save = arguments
+    scan = Scan(*fields)
+    u, states = scan.u, scan.A.shape[1]
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    last = u.new_empty((u.shape[0], states, u.shape[1]), dtype=dtype).transpose(1, 2)
+    shape = kernels_for(u).checkpoint_shape(*u.shape, states, scan.B.shape[1], save)
     return empty_as(u), last, u.new_empty(shape, dtype=dtype)
 
 
-def _scan_backward(
-    grad_y: Tensor,
-    grad_last: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    checkpoints: Tensor,
-    delta_softplus: bool,
-    reverse: bool,
-) -> tuple[Tensor, ...]:
-    backward = kernels.scan_backward if runs_compiled(u) else torch_scan.scan_backward
+def _scan_backward(grad_y: Tensor, grad_last: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
+    *tensors, checkpoints, softplus, reverse = arguments
+    scan = Scan(*(*tensors, softplus, reverse))
+    kernels = kernels_for(scan.u)
     if checkpoints.numel() == 0:  # nothing was kept: autograd was asked for behind the caller's back
-        checkpoints = _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, True)[2]
-    grads = backward(grad_y, grad_last, u, delta, A, B, C, D, z, delta_bias, checkpoints, delta_softplus, reverse)
-    return tuple(map(_settle, grads, _grad_templates(u, delta, A, B, C, D, z, delta_bias)))
+        checkpoints = kernels.scan_forward(scan, True)[2]
+    grads = kernels.scan_backward(grad_y, grad_last, scan, checkpoints)
+    return tuple(map(_settle, grads, _grad_templates(scan)))
 
 
-def _scan_backward_shapes(grad_y: Tensor, grad_last: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    return _grad_templates(*rest[:8])
+def _scan_backward_shapes(grad_y: Tensor, grad_last: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
+    return _grad_templates(Scan(*arguments[:8]))
 
 
-def _grad_templates(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-) -> tuple[Tensor, ...]:
+def _grad_templates(scan: Scan) -> tuple[Tensor, ...]:
     """Unwritten gradients in the dtypes and memory orders that the backward operators promise."""
-    rows = (x.new_empty((*x.shape[:2], x.shape[3], x.shape[2])).transpose(2, 3) for x in (B, C))
-    return (
-        empty_as(u),
-        empty_as(delta),
-        _dense(A),
-        *rows,
-        _dense(D, u),
-        _map_as(z, u),
-        _dense(delta_bias, u),
-    )
-
-
-def _map_as(x: Tensor | None, other: Tensor) -> Tensor:
-    return other.new_empty(0) if x is None else empty_as(x)
+    u = scan.u
+    rows = (x.new_empty((*x.shape[:2], x.shape[3], x.shape[2])).transpose(2, 3) for x in (scan.B, scan.C))
+    gate = u.new_empty(0) if scan.z is None else empty_as(scan.z)
+    return empty_as(u), empty_as(scan.delta), _dense(scan.A), *rows, _dense(scan.D, u), gate, _dense(scan.bias, u)
 
 
 def _dense(x: Tensor | None, other: Tensor | None = None) -> Tensor:
@@ -137,8 +127,7 @@ def _settle(grad: Tensor, template: Tensor) -> Tensor:
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
-    forward = kernels.conv_forward if runs_compiled(x) else torch_conv.conv_forward
-    return forward(x, weight, bias, silu, reverse)
+    return kernels_for(x).conv_forward(x, weight, bias, silu, reverse)
 
 
 def _conv_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
@@ -148,8 +137,7 @@ def _conv_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, rev
 def _conv_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
 ) -> tuple[Tensor, ...]:
-    backward = kernels.conv_backward if runs_compiled(x) else torch_conv.conv_backward
-    grads = backward(grad_y, x, weight, bias, silu, reverse)
+    grads = kernels_for(x).conv_backward(grad_y, x, weight, bias, silu, reverse)
     return tuple(map(_settle, grads, (empty_as(x), _dense(weight), _dense(bias, x))))
 
 
@@ -159,25 +147,23 @@ def _conv_backward_shapes(
     return empty_as(x), _dense(weight), _dense(bias, x)
 
 
-def _softplus(delta: Tensor, bias: Tensor) -> Tensor:
-    if runs_compiled(delta):
-        return kernels.softplus_forward(delta, bias)
-    return _settle(F.softplus(delta + bias[:, None]).to(delta.dtype), empty_as(delta))
+def _softplus(delta: Tensor, bias: Tensor | None) -> Tensor:
+    return kernels_for(delta).softplus_forward(delta, bias)
 
 
-def _softplus_shapes(delta: Tensor, bias: Tensor) -> Tensor:
+def _softplus_shapes(delta: Tensor, bias: Tensor | None) -> Tensor:
     return empty_as(delta)
 
 
-def _softplus_keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+def _softplus_keep(ctx: Any, inputs: tuple[Tensor, Tensor | None], output: Tensor) -> None:
     ctx.save_for_backward(output)
-    ctx.bias_dtype = inputs[1].dtype
+    ctx.bias_dtype = None if inputs[1] is None else inputs[1].dtype
 
 
-def _softplus_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+def _softplus_derivative(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
     (step,) = ctx.saved_tensors
     grad = grad * -torch.expm1(-step)  # sigmoid(x) = 1 - exp(-softplus(x))
-    return grad, grad.sum(dim=(0, 2)).to(ctx.bias_dtype)
+    return grad, None if ctx.bias_dtype is None else grad.sum(dim=(0, 2)).to(ctx.bias_dtype)
 
 
 def _scan_keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -220,11 +206,28 @@ for _name, _run, _shapes in (
 torch.library.register_autograd("mtrkit::selective_scan", _scan_derivative, setup_context=_scan_keep, lib=_lib)
 torch.library.register_autograd("mtrkit::causal_conv1d", _conv_derivative, setup_context=_conv_keep, lib=_lib)
 torch.library.register_autograd("mtrkit::delta_softplus", _softplus_derivative, setup_context=_softplus_keep, lib=_lib)
-
 _lib.impl("nearest", tokens.nearest, "CPU")
 torch.library.register_fake("mtrkit::nearest", lambda metric, src, dst: torch.empty_like(src), lib=_lib)
 
-selective_scan = torch.ops.mtrkit.selective_scan.default
 causal_conv1d = torch.ops.mtrkit.causal_conv1d.default
 delta_softplus = torch.ops.mtrkit.delta_softplus.default
 nearest = torch.ops.mtrkit.nearest.default
+
+
+def selective_scan(scan: Scan) -> tuple[Tensor, Tensor]:
+    """Output and last state; states are kept for a backward pass only if there will be one."""
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in scan.tensors)
+    y, last, _ = torch.ops.mtrkit.selective_scan.default(*scan, save)
+    return y, last
+
+
+def _status() -> tuple[bool, str]:
+    missing = library().missing
+    return True, f"torch fallback: {missing}" if missing else f"compiled, {LEVELS[current_level()]}"
+
+
+def _refuses(device: str, dtype: torch.dtype) -> str:
+    return ""
+
+
+BACKEND = Backend("native", _status, _refuses, selective_scan, causal_conv1d, delta_softplus)

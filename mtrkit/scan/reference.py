@@ -8,42 +8,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtrkit.scan.backend import Backend
+from mtrkit.types import Scan
 
 
-def selective_scan_reference(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:
+def selective_scan_reference(scan: Scan) -> tuple[Tensor, Tensor]:
     """Scan token by token, in float64 for float64 inputs and in float32 otherwise.
 
-    Args:
-        u: (B, E, L).
-        delta: (B, E, L).
-        A: (E, N).
-        B: (B, G, N, L), E divisible by G.
-        C: (B, G, N, L).
-        D: (E,) or None.
-        z: (B, E, L) or None.
-        delta_bias: (E,) or None.
-        delta_softplus: Whether Δ = softplus(delta + delta_bias).
-        reverse: Whether the scan starts at the last token.
-
     Returns:
-        The output (B, E, L) in the dtype of ``u`` and the state (B, E, N) after the last visited token.
+        The output (B, E, L) in the dtype of u and the state (B, E, N) after the token visited last.
     """
+    u, delta, A, B, C, D, z, bias, softplus, reverse = scan
     dtype = torch.promote_types(u.dtype, torch.float32)
     x, delta, A, B, C = (t.to(dtype) for t in (u, delta, A, B, C))
-    if delta_bias is not None:
-        delta = delta + delta_bias.to(dtype)[:, None]
-    if delta_softplus:
+    if bias is not None:
+        delta = delta + bias.to(dtype)[:, None]
+    if softplus:
         delta = F.softplus(delta)
     channels, length, groups = u.shape[1], u.shape[2], B.shape[1]
     B, C = (t.repeat_interleave(channels // groups, dim=1) for t in (B, C))  # (B, E, N, L)
@@ -86,6 +65,11 @@ def causal_conv1d_reference(x: Tensor, weight: Tensor, bias: Tensor | None, silu
     return (F.silu(y) if silu else y).to(x.dtype)
 
 
+def delta_softplus_reference(delta: Tensor, bias: Tensor | None) -> Tensor:
+    """softplus(delta + bias) for delta (B, E, L) and bias (E,) or ``None``, in the dtype of ``delta``."""
+    return F.softplus(delta if bias is None else delta + bias[:, None]).to(delta.dtype)
+
+
 def _status() -> tuple[bool, str]:
     return True, "a plain loop over tokens, for tests"
 
@@ -94,4 +78,11 @@ def _refuses(device: str, dtype: torch.dtype) -> str:
     return ""
 
 
-BACKEND = Backend("reference", _status, _refuses, selective_scan_reference, causal_conv1d_reference)
+BACKEND = Backend(
+    "reference",
+    _status,
+    _refuses,
+    selective_scan_reference,
+    causal_conv1d_reference,
+    delta_softplus_reference,
+)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtrkit.native.layout import empty_as
+from mtrkit.types import Scan
 
 CHUNK = 32  # tokens per chunk: enough to keep the vectorised part long, few enough to keep its memory small
 
@@ -41,97 +42,94 @@ class _Sequence(NamedTuple):
         return _Chunk(self.u[part], self.step[part], self.B[part], self.C[part])
 
 
-def scan_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    softplus: bool,
-    reverse: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def scan_forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Arguments and results of :func:`mtrkit.native.scan.scan_forward`, on any device, float64 included."""
-    seq = _sequence(u, delta, A, B, C, bias, softplus, reverse)
-    length = u.shape[2]
-    state = seq.u.new_zeros((*seq.u.shape[1:], A.shape[1]))
+    seq = _sequence(scan)
+    state = seq.u.new_zeros((*seq.u.shape[1:], scan.A.shape[1]))
     starts, outputs = [], []
-    for start in range(0, length, CHUNK):
+    for start in range(0, scan.u.shape[2], CHUNK):
         chunk = seq.chunk(start)
         starts.append(state)
         states = _states(chunk, seq.A, state)[1]
         outputs.append(_contract(states, chunk.C))
         state = states[-1]
-    y = _skip_and_gate(_back_to_tokens(torch.cat(outputs), reverse), u, D, z)
-    out = empty_as(u)
+    y = _skip_and_gate(_back_to_tokens(torch.cat(outputs), scan.reverse), scan)
+    out = empty_as(scan.u)
     out.copy_(y)
-    checkpoints = torch.stack(starts) if save else u.new_empty(0, dtype=y.dtype)
+    checkpoints = torch.stack(starts) if save else y.new_empty(0)
     return out, _last(state), checkpoints
 
 
-def scan_backward(
-    grad_y: Tensor,
-    grad_last: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    checkpoints: Tensor,
-    softplus: bool,
-    reverse: bool,
-) -> ScanGrads:
+def scan_backward(grad_y: Tensor, grad_last: Tensor | None, scan: Scan, checkpoints: Tensor) -> ScanGrads:
     """Arguments and results of :func:`mtrkit.native.scan.scan_backward`, on any device, float64 included."""
-    seq = _sequence(u, delta, A, B, C, bias, softplus, reverse)
-    dtype = seq.u.dtype
-    grad_y, wide_u = grad_y.to(dtype), u.to(dtype)
-    gated = grad_y if z is None else grad_y * F.silu(z.to(dtype))
-    du_chunks, dstep_chunks, dB_chunks, dC_chunks, y_chunks = [], [], [], [], []
-    dA = torch.zeros_like(seq.A)
-    grads = _visit(gated, reverse, seq.A.shape[0])
+    seq = _sequence(scan)
+    dtype, grad_y = seq.u.dtype, grad_y.to(seq.u.dtype)
+    gated = grad_y if scan.z is None else grad_y * F.silu(scan.z.to(dtype))
+    grads = _visit(gated, scan.reverse, seq.A.shape[0])
     carry = torch.zeros_like(checkpoints[0]) if grad_last is None else grad_last.to(dtype).view_as(checkpoints[0])
-    starts = range(0, u.shape[2], CHUNK)
+    found, dA = [], torch.zeros_like(seq.A)
+    starts = range(0, scan.u.shape[2], CHUNK)
     for index in reversed(range(len(starts))):
-        chunk, grad = seq.chunk(starts[index]), grads[starts[index] : starts[index] + CHUNK]
-        decay, states = _states(chunk, seq.A, checkpoints[index])
-        if z is not None:
-            y_chunks.append(_contract(states, chunk.C))
-        dC_chunks.append((grad.unsqueeze(-1) * states).sum(-2))
-        dstates, carry = _state_grads(decay, grad, chunk.C, carry)
-        dinput = _contract(dstates, chunk.B)  # gradient of Δu
-        dB_chunks.append(((chunk.step * chunk.u).unsqueeze(-1) * dstates).sum(-2))
-        before = torch.cat((checkpoints[index].unsqueeze(0), states[:-1]))
-        through = dstates * before * decay  # gradient of ΔA
-        dstep_chunks.append(dinput * chunk.u + (through * seq.A).sum(-1))
-        dA += (through * chunk.step.unsqueeze(-1)).sum((0, 1))
-        du_chunks.append(dinput * chunk.step)
-    du = _back_to_tokens(torch.cat(du_chunks[::-1]), reverse)
-    dstep = _back_to_tokens(torch.cat(dstep_chunks[::-1]), reverse)
-    if softplus:
-        dstep = dstep * torch.sigmoid(_raw_step(delta, bias, dtype))
-    none = du.new_empty(0)
-    dz = none
-    if z is not None:
-        y = _skip_and_gate(_back_to_tokens(torch.cat(y_chunks[::-1]), reverse), u, D, None)
-        dz = torch.ops.aten.silu_backward(grad_y * y, z.to(dtype))
-    if D is not None:
-        du = du + gated * D.to(dtype)[:, None]
-    return (
-        du,
-        dstep,
-        dA.view(A.shape),
-        _rows_to_tokens(torch.cat(dB_chunks[::-1]), reverse),
-        _rows_to_tokens(torch.cat(dC_chunks[::-1]), reverse),
-        none if D is None else (gated * wide_u).sum((0, 2)),
-        dz,
-        none if bias is None else dstep.sum((0, 2)),
-    )
+        grad = grads[starts[index] : starts[index] + CHUNK]
+        chunk_grads, dA_part, carry = _chunk_backward(seq, starts[index], grad, checkpoints[index], carry)
+        found.append(chunk_grads)
+        dA += dA_part
+    du, dstep, dB, dC, y = (torch.cat(parts[::-1]) for parts in zip(*found, strict=True))
+    du, dstep, y = (_back_to_tokens(x, scan.reverse) for x in (du, dstep, y))
+    dB, dC = (_rows_to_tokens(x, scan.reverse) for x in (dB, dC))
+    return _finish(scan, _ChunkGrads(du, dstep, dB, dC, y), dA, grad_y, gated)
+
+
+class _ChunkGrads(NamedTuple):
+    """What the backward pass finds for a chunk, or for the whole sequence: gradients, and the output again."""
+
+    u: Tensor
+    step: Tensor
+    B: Tensor
+    C: Tensor
+    y: Tensor  # without skip and gate
+
+
+def _chunk_backward(
+    seq: _Sequence, start: int, grad: Tensor, before: Tensor, carry: Tensor
+) -> tuple[_ChunkGrads, Tensor, Tensor]:
+    """A chunk's gradients, its part of that of A, and the gradient of the state ``before`` it."""
+    chunk = seq.chunk(start)
+    decay, states = _states(chunk, seq.A, before)
+    y, dC = _contract(states, chunk.C), (grad.unsqueeze(-1) * states).sum(-2)
+    dstates, carry = _state_grads(decay, grad, chunk.C, carry)
+    dinput = _contract(dstates, chunk.B)  # gradient of Δu
+    dB = ((chunk.step * chunk.u).unsqueeze(-1) * dstates).sum(-2)
+    through = dstates * torch.cat((before.unsqueeze(0), states[:-1])) * decay  # gradient of ΔA
+    dstep = dinput * chunk.u + (through * seq.A).sum(-1)
+    dA = (through * chunk.step.unsqueeze(-1)).sum((0, 1))
+    return _ChunkGrads(dinput * chunk.step, dstep, dB, dC, y), dA, carry
+
+
+def _finish(scan: Scan, found: _ChunkGrads, dA: Tensor, grad_y: Tensor, gated: Tensor) -> ScanGrads:
+    """The gradients of what stands around the recurrence: softplus, bias, skip and gate."""
+    dtype, none = found.u.dtype, found.u.new_empty(0)
+    du, dstep, dD, dz = found.u, found.step, none, none
+    if scan.softplus:
+        dstep = dstep * torch.sigmoid(_raw_step(scan, dtype))
+    if scan.z is not None:
+        y = _skip_and_gate(found.y, scan._replace(z=None))
+        dz = torch.ops.aten.silu_backward(grad_y * y, scan.z.to(dtype))
+    if scan.D is not None:
+        du, dD = du + gated * scan.D.to(dtype)[:, None], (gated * scan.u.to(dtype)).sum((0, 2))
+    dbias = none if scan.bias is None else dstep.sum((0, 2))
+    return du, dstep, dA.view(scan.A.shape), found.B, found.C, dD, dz, dbias
+
+
+def softplus_forward(delta: Tensor, bias: Tensor | None) -> Tensor:
+    """Arguments and result of :func:`mtrkit.native.scan.softplus_forward`, on any device, float64 included."""
+    biased = delta if bias is None else delta + bias[:, None]
+    return empty_as(delta).copy_(F.softplus(biased))
+
+
+def checkpoint_shape(batch: int, channels: int, length: int, states: int, groups: int, save: bool) -> tuple[int, ...]:
+    """Shape of the states kept for the backward pass, one set per chunk."""
+    return (-(-length // CHUNK), batch, groups, channels // groups, states) if save else (0,)
 
 
 def _contract(states: Tensor, rows: Tensor) -> Tensor:
@@ -157,28 +155,19 @@ def _state_grads(decay: Tensor, grad: Tensor, C: Tensor, carry: Tensor) -> tuple
     return dstates, carry
 
 
-def _sequence(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    bias: Tensor | None,
-    softplus: bool,
-    reverse: bool,
-) -> _Sequence:
-    dtype, groups = torch.promote_types(u.dtype, torch.float32), B.shape[1]
-    step = _raw_step(delta, bias, dtype)
-    if softplus:
+def _sequence(scan: Scan) -> _Sequence:
+    dtype, groups = torch.promote_types(scan.u.dtype, torch.float32), scan.B.shape[1]
+    step = _raw_step(scan, dtype)
+    if scan.softplus:
         step = F.softplus(step)
-    B, C = (_flip(x.to(dtype).permute(3, 0, 1, 2), reverse) for x in (B, C))
-    grouped_A = A.to(dtype).reshape(groups, -1, A.shape[1])
-    return _Sequence(_visit(u.to(dtype), reverse, groups), _visit(step, reverse, groups), B, C, grouped_A)
+    u, step = (_visit(x, scan.reverse, groups) for x in (scan.u.to(dtype), step))
+    B, C = (_flip(x.to(dtype).permute(3, 0, 1, 2), scan.reverse) for x in (scan.B, scan.C))
+    return _Sequence(u, step, B, C, scan.A.to(dtype).reshape(groups, -1, scan.A.shape[1]))
 
 
-def _raw_step(delta: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    delta = delta.to(dtype)
-    return delta if bias is None else delta + bias.to(dtype)[:, None]
+def _raw_step(scan: Scan, dtype: torch.dtype) -> Tensor:
+    delta = scan.delta.to(dtype)
+    return delta if scan.bias is None else delta + scan.bias.to(dtype)[:, None]
 
 
 def _visit(x: Tensor, reverse: bool, groups: int) -> Tensor:
@@ -201,10 +190,10 @@ def _flip(x: Tensor, reverse: bool) -> Tensor:
     return x.flip(0) if reverse else x
 
 
-def _skip_and_gate(y: Tensor, u: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
-    if D is not None:
-        y = y + D.to(y.dtype)[:, None] * u.to(y.dtype)
-    return y if z is None else y * F.silu(z.to(y.dtype))
+def _skip_and_gate(y: Tensor, scan: Scan) -> Tensor:
+    if scan.D is not None:
+        y = y + scan.D.to(y.dtype)[:, None] * scan.u.to(y.dtype)
+    return y if scan.z is None else y * F.silu(scan.z.to(y.dtype))
 
 
 def _last(state: Tensor) -> Tensor:

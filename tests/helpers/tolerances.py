@@ -17,5 +17,5 @@ EXPONENTIAL = 4e-7
 
 def rms_error(value: torch.Tensor, reference: torch.Tensor) -> float:
     """RMS of the error over RMS of the reference; both empty or both zero count as equal."""
-    difference = (value.double() - reference.double()).norm().item()
-    return difference / max(reference.double().norm().item(), 1e-30)
+    difference = (value.cpu().double() - reference.cpu().double()).norm().item()
+    return difference / max(reference.cpu().double().norm().item(), 1e-30)

@@ -5,7 +5,7 @@ import torch
 
 from mtrkit.methods import METHODS
 from mtrkit.ops import continue_stream, open_stream, reduce_stream
-from mtrkit.types import BlockState, ReducedStream
+from mtrkit.types import BlockState, ReducedStream, Signals
 from tests.methods.plain import Image
 
 WIDTH, INNER, STATE = 6, 12, 4
@@ -49,7 +49,7 @@ def decide(name, hidden, residual, stream, classes, signals, num_kept, /, **opti
     method = METHODS.get(name)
     fields = {"delta": "delta", "B": "ssm_B", "C": "ssm_C", "y": "y"}
     seen = {fields[key]: value for key, value in signals.items()}
-    state = BlockState(hidden, residual, stream.size, columns(stream.slot, classes), **seen)
+    state = BlockState(hidden, residual, stream.size, columns(stream.slot, classes), Signals(**seen))
     return method.decide(state, num_kept, method.configure(options))
 
 

@@ -6,7 +6,7 @@ import torch
 import mtrkit
 from mtrkit.methods import METHODS
 from mtrkit.methods.signals import importance, read_signal
-from mtrkit.types import BlockState
+from mtrkit.types import BlockState, Signals
 from tests.helpers.families import FAMILIES
 from tests.methods.host import Host, run, tokens
 from tests.test_matrix import run as answer
@@ -50,7 +50,7 @@ def test_the_weight_does_not_depend_on_the_indicators_scale(method):
     def kept(scale, shift):
         size = torch.ones(2, 25, 1)
         special = torch.full((2, 1), 12)
-        state = BlockState(hidden * scale + shift, residual, size, special, ssm_B=signals["B"])
+        state = BlockState(hidden * scale + shift, residual, size, special, Signals(ssm_B=signals["B"]))
         return chosen.decide(state, 20, chosen.configure(options)).token_map.kept
 
     assert torch.equal(kept(1, 0), kept(1000, -7))
@@ -82,13 +82,14 @@ def test_signals_are_read_only_where_they_matter():
 
 
 def test_signals_by_name():
-    fields = ("hidden", "residual", "size", "special", "delta", "ssm_B", "ssm_C", "y", "keys", "attention")
-    state = BlockState(**{field: torch.rand(2, 5, 3) for field in fields})
-    named = {"X": "hidden", "delta": "delta", "B": "ssm_B", "C": "ssm_C", "y": "y", "keys": "keys"}
+    signals = Signals(*(torch.rand(2, 5, 3) for _ in Signals._fields))._replace(delta_mean=None)
+    state = BlockState(*(torch.rand(2, 5, 3) for _ in range(4)), signals)
+    named = {"delta": "delta", "B": "ssm_B", "C": "ssm_C", "y": "y", "keys": "keys"}
     for name, field in named.items():
-        assert read_signal(state, name) is getattr(state, field)
+        assert read_signal(state, name) is getattr(signals, field)
+    assert read_signal(state, "X") is state.hidden
     assert torch.equal(read_signal(state, "features"), state.hidden + state.residual)
-    assert torch.equal(importance(state, "attention", "mean"), state.attention.mean(-1))
+    assert torch.equal(importance(state, "attention", "mean"), signals.attention.mean(-1))
 
 
 @pytest.mark.parametrize("method", ["evit", "mtr"])

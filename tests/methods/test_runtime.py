@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mtrkit.methods import METHODS
 from mtrkit.ops import open_stream, reduce_stream, restore_stream
-from mtrkit.types import BlockState
+from mtrkit.types import BlockState, Signals
 from tests.methods.test_options import GIVEN, every_option
 
 COMBINED = [
@@ -48,7 +48,9 @@ def there_and_back(method, options, signals):
 def pipeline(decide, config, signals):
     """The same with a config that exists already, as in a model."""
     stream = open_stream(signals["residual"])
-    decision = decide(BlockState(size=stream.size, **signals), 16, config)
+    state = {name: signals[name] for name in ("hidden", "residual", "special")}
+    seen = Signals(**{name: value for name, value in signals.items() if name not in state})
+    decision = decide(BlockState(size=stream.size, signals=seen, **state), 16, config)
     hidden, stream = reduce_stream(signals["hidden"], stream, decision.token_map, decision.hidden_map)
     return hidden, stream.residual, stream.slot, *restore_stream(hidden, stream)
 

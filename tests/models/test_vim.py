@@ -254,7 +254,7 @@ def test_compile_and_export():
 def test_mixer_weights_are_what_forward_uses():
     mixer = tiny().layers[0].mixer
     tokens = torch.randn(2, 7, 32)
-    weights = mixer.weights()
+    weights = mtrkit.scan.mixer_parts(mixer, halve=mixer.halve)
     out, signals = mtrkit.scan.mixer_forward(tokens, weights, frozenset({"delta", "y"}))
     assert torch.allclose(out, mixer(tokens), atol=1e-6)
     assert weights.halve and len(weights.directions) == 2
@@ -273,10 +273,11 @@ def test_blocks_run_in_one_call_unless_somebody_looks_between():
         (block.mixer.register_forward_hook, "MambaMixer"),
         (block.mixer.register_forward_pre_hook, "MambaMixer"),
         (block.norm.register_forward_hook, "RMSNorm"),
-        (torch.nn.modules.module.register_module_forward_hook, "RMSNorm"),
+        (torch.nn.modules.module.register_module_forward_hook, "Linear"),
     ):
         handle = register(look)
-        assert torch.equal(model(images), expected) and found in seen
+        torch.testing.assert_close(model(images), expected, rtol=1e-5, atol=1e-5 if found == "Linear" else 0)
+        assert found in seen
         handle.remove()
         seen.clear()
     block.norm.forward = lambda x, residual: (look(block.norm), type(block.norm).forward(block.norm, x, residual))[1]

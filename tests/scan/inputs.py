@@ -5,11 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mtrkit.scan import selective_scan
 from mtrkit.scan.reference import selective_scan_reference
+from mtrkit.types import Scan
 
 
 class ScanInputs(NamedTuple):
-    """Tensors of a scan, in the order of ``scan_op``."""
+    """Tensors of a scan, in the order of :func:`mtrkit.selective_scan`."""
 
     u: Tensor
     delta: Tensor
@@ -44,16 +46,27 @@ def cast(inputs, dtype):
     return ScanInputs(*(t if t is None else t.to(kind) for t, kind in zip(inputs, kinds, strict=True)))
 
 
-def leaves(inputs, dtype=None):
+def on(device, inputs):
+    """The same tensors on a device."""
+    return ScanInputs(*(t if t is None else t.to(device) for t in inputs))
+
+
+def leaves(inputs, dtype=None, device=None):
     """The same tensors as leaves that record gradients, strides kept."""
-    return ScanInputs(*(t if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs))
+    return ScanInputs(*(t if t is None else t.detach().to(device, dtype or t.dtype).requires_grad_() for t in inputs))
 
 
 def truth(inputs, softplus=True, reverse=False):
     """Output and last state of the reference in float64."""
     u, delta, A, B, C, *rest = (t if t is None else t.double() for t in inputs)
     B, C = (t.unsqueeze(1) if t.dim() == 3 else t for t in (B, C))
-    return selective_scan_reference(u, delta, A, B, C, *rest, softplus, reverse)
+    return selective_scan_reference(Scan(u, delta, A, B, C, *rest, softplus, reverse))
+
+
+def scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, softplus=False, reverse=False, backend="auto"):
+    """Output and last state of the public scan."""
+    rest = {"delta_softplus": softplus, "return_last_state": True, "backend": backend, "reverse": reverse}
+    return selective_scan(u, delta, A, B, C, D, z, delta_bias, **rest)
 
 
 def present(tensors):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from mtrkit.scan import causal_conv1d, scan_op
+from mtrkit.scan import causal_conv1d
 from tests.helpers.tolerances import SCAN_GRADIENTS, rms_error
-from tests.scan.inputs import cast, leaves, make_inputs
+from tests.scan.inputs import cast, leaves, make_inputs, scan
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ class Layer(torch.nn.Module):
     """Convolution and scan, the tensors given from outside."""
 
     def forward(self, weight, u, *rest):
-        y, last = scan_op(causal_conv1d(u, weight, reverse=True), *rest, True, True)
+        y, last = scan(causal_conv1d(u, weight, reverse=True), *rest, True, True)
         return y * 2, last
 
 

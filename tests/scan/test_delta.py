@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mtrkit.scan.dispatch import BACKENDS
 from mtrkit.scan.operators import delta_softplus
 
 ERROR = {
@@ -17,17 +18,24 @@ ERROR = {
 @pytest.mark.parametrize("dtype", ERROR)
 @pytest.mark.parametrize(("batch", "channels", "length"), [(2, 16, 16), (3, 35, 19), (1, 1, 1), (0, 16, 4)])
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_equals_torch(path, batch, channels, length, channels_last, dtype):
+def test_equals_torch(way, batch, channels, length, channels_last, dtype):
     shape = (batch, length, channels) if channels_last else (batch, channels, length)
     x, bias = 5 * torch.randn(shape), torch.randn(channels) - 4
     delta = (x.transpose(1, 2) if channels_last else x).to(dtype)
-    found = delta_softplus(delta, bias.to(dtype) if dtype == torch.float64 else bias)
+    softplus, given = BACKENDS.get(way.backend).softplus, bias.to(dtype) if dtype == torch.float64 else bias
+    found = softplus(delta.to(way.device), given.to(way.device)).cpu()
     shifted = delta + bias.to(torch.promote_types(dtype, torch.float32))[:, None]
     wanted = F.softplus(shifted.double())
     assert found.dtype == dtype and found.shape == delta.shape
     torch.testing.assert_close(
         found.double(), wanted, rtol=ERROR[dtype], atol=1e-7 if dtype == torch.float16 else 1e-30
     )
+
+
+def test_without_a_bias(way):
+    delta = torch.randn(2, 5, 3, device=way.device)
+    found = BACKENDS.get(way.backend).softplus(delta, None)
+    torch.testing.assert_close(found, F.softplus(delta), rtol=2e-6, atol=1e-30)
 
 
 def test_gradients():

@@ -1,5 +1,6 @@
 """Which backend runs, what it says about itself, and what users are told when something does not fit."""
 
+import dataclasses
 import logging
 import sys
 import types
@@ -15,13 +16,13 @@ from mtrkit.scan import (
     length_last,
     mamba_ssm,
     scan_backends,
-    scan_op,
     selective_scan,
     use_scan_backend,
 )
 from mtrkit.scan.reference import causal_conv1d_reference, selective_scan_reference
+from mtrkit.types import Scan
 from tests.helpers.tolerances import SCAN_VALUES, rms_error
-from tests.scan.inputs import make_inputs
+from tests.scan.inputs import make_inputs, scan
 
 
 @pytest.fixture(autouse=True)
@@ -36,13 +37,14 @@ def _forget_imports():
 
 def test_order_and_reasons():
     found = scan_backends()
-    assert [status.name for status in found] == ["mamba_ssm", "native", "reference"]
+    assert [status.name for status in found] == [backend.name for backend in dispatch.BACKENDS]
     assert all(status.reason for status in found)
-    assert all(status.available for status in found[1:])
+    available = [status.name for status in found if status.available]
+    assert available[-2:] == ["native", "reference"]
 
 
 def test_native_says_what_it_runs_on(path):
-    reason = scan_backends()[1].reason
+    reason = next(status.reason for status in scan_backends() if status.name == "native")
     assert reason == ("torch fallback: hidden by a test" if path == "torch" else f"compiled, {path}")
 
 
@@ -57,9 +59,9 @@ def test_forcing_a_backend():
     inputs = make_inputs()
     with use_scan_backend("reference"):
         assert backend_for("cpu") == "reference"
-        inside = scan_op(*inputs, True)[0]
+        inside = scan(*inputs, True)[0]
     assert backend_for("cpu") == "native"
-    assert torch.equal(inside, scan_op(*inputs, True, backend="reference")[0])
+    assert torch.equal(inside, scan(*inputs, True, backend="reference")[0])
     with pytest.raises(RuntimeError, match="on purpose"), use_scan_backend("reference"):
         raise RuntimeError("on purpose")
     assert backend_for("cpu") == "native"
@@ -74,7 +76,7 @@ def test_selective_scan_returns_what_is_asked_for():
 
 @pytest.mark.parametrize(
     "use",
-    [lambda name: scan_op(*make_inputs(), backend=name), lambda name: use_scan_backend(name).__enter__()],
+    [lambda name: scan(*make_inputs(), backend=name), lambda name: use_scan_backend(name).__enter__()],
 )
 def test_asking_for_what_cannot_run(use, monkeypatch):
     monkeypatch.setitem(sys.modules, "mamba_ssm", None)
@@ -99,14 +101,14 @@ BAD = {
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
 def test_bad_inputs_are_named(name, value):
     with pytest.raises(InputError, match=f"^{name} "):
-        scan_op(*make_inputs(2, 24, 19, 4)._replace(**{name: value}))
+        scan(*make_inputs(2, 24, 19, 4)._replace(**{name: value}))
 
 
 def test_groups_of_B_and_C_have_to_fit():
     inputs = make_inputs(2, 24, 19, 4)
     rows = {groups: torch.randn(2, groups, 4, 19) for groups in (2, 3)}
     with pytest.raises(InputError, match="2 groups and C has 3"):
-        scan_op(*inputs._replace(B=rows[2], C=rows[3]))
+        scan(*inputs._replace(B=rows[2], C=rows[3]))
 
 
 @pytest.mark.parametrize("weight", [torch.randn(5, 4), torch.randn(24, 2, 4), torch.randn(24), torch.randn(24, 0)])
@@ -132,7 +134,7 @@ def stand_in_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_soft
     """The signature and the demands of mamba_ssm's function, computed by the reference."""
     assert {t.dtype for t in (u, delta, B, C, z)} == {u.dtype}
     assert {t.dtype for t in (A, D, delta_bias)} == {torch.float32}
-    y, last = selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus, False)
+    y, last = selective_scan_reference(Scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus))
     return (y, last) if return_last_state else y
 
 
@@ -150,9 +152,7 @@ def on_cpu(monkeypatch):
     monkeypatch.setitem(
         dispatch.BACKENDS._entries,
         "mamba_ssm",
-        type(backend)(
-            backend.name, backend.status, mamba_ssm._refuses, backend.scan, backend.conv, backend.length_last
-        ),
+        dataclasses.replace(backend, refuses=mamba_ssm._refuses),
     )
 
 
@@ -164,8 +164,8 @@ def test_mamba_ssm_is_called_as_it_stands(on_cpu, monkeypatch, reverse):
     assert length_last(torch.device("cpu"))
     inputs, weight = make_inputs(2, 24, 19, 4), torch.randn(24, 4)
     mixed = inputs._replace(B=inputs.B.bfloat16().float(), D=inputs.D.double())
-    y, last = scan_op(*mixed, True, reverse)
-    expected, expected_last = scan_op(*mixed, True, reverse, backend="reference")
+    y, last = scan(*mixed, True, reverse)
+    expected, expected_last = scan(*mixed, True, reverse, backend="reference")
     assert rms_error(y, expected) < SCAN_VALUES[torch.float32]
     assert rms_error(last, expected_last) < SCAN_VALUES[torch.float32]
     found = causal_conv1d(inputs.u, weight, inputs.D, reverse=reverse)
@@ -196,7 +196,7 @@ def test_mamba_ssm_takes_cuda_tensors_only(monkeypatch):
     assert backend_for("cpu") == "native"
     assert backend_for("cuda") == "mamba_ssm"
     with pytest.raises(BackendError, match="takes CUDA tensors only"):
-        scan_op(*make_inputs(), backend="mamba_ssm")
+        scan(*make_inputs(), backend="mamba_ssm")
 
 
 @pytest.mark.parametrize(

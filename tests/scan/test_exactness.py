@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from mtrkit.native import library as lib
-from mtrkit.scan import causal_conv1d, scan_op
+from mtrkit.scan import causal_conv1d
 from tests.helpers.tolerances import EXPONENTIAL, SCAN_VALUES, rms_error
-from tests.scan.inputs import leaves, make_inputs, truth
+from tests.scan.inputs import leaves, make_inputs, scan, truth
 
 
 def everything(inputs):
@@ -19,7 +19,7 @@ def everything(inputs):
     results = []
     for reverse in (False, True):
         u = causal_conv1d(inputs.u, weight, inputs.D, reverse=reverse)
-        y, last = scan_op(u, *inputs[1:], True, reverse)
+        y, last = scan(u, *inputs[1:], True, reverse)
         results += [y, last, *torch.autograd.grad((y * y).sum() + last.sum(), (*inputs, weight))]
     return [r.detach() for r in results]
 
@@ -65,10 +65,10 @@ def test_two_callers_at_once(path):
 def test_a_sample_does_not_depend_on_its_batch(path):
     """The torch operations promise less: torch itself rounds the ends of its loops differently."""
     inputs = make_inputs(4, 72, 33, 16)
-    y, last = scan_op(*inputs, True)
+    y, last = scan(*inputs, True)
     for i in range(4):
         alone = inputs._replace(**{k: getattr(inputs, k)[i : i + 1] for k in ("u", "delta", "B", "C", "z")})
-        y_alone, last_alone = scan_op(*alone, True)
+        y_alone, last_alone = scan(*alone, True)
         assert torch.equal(y_alone[0], y[i])
         assert torch.equal(last_alone[0], last[i])
 
@@ -88,7 +88,7 @@ def test_empty_batch(path):
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_output_keeps_the_memory_order(path, channels_last):
     inputs = make_inputs(2, 24, 7, 4, channels_last=channels_last)
-    y, _ = scan_op(*inputs, True)
+    y, _ = scan(*inputs, True)
     u = causal_conv1d(inputs.u, torch.randn(24, 4))
     wanted = (7 * 24, 1, 24) if channels_last else (7 * 24, 7, 1)
     assert y.stride() == u.stride() == wanted
@@ -99,7 +99,7 @@ def test_softplus_over_its_whole_range(path):
     delta = torch.linspace(-80, 100, 16 * 400).view(1, 16, 400)
     ones = torch.ones(16, 1)
     y = torch.cat(
-        [scan_op(torch.ones(1, 16, 1), d, -ones, ones, ones, delta_softplus=True)[0] for d in delta.split(1, dim=2)],
+        [scan(torch.ones(1, 16, 1), d, -ones, ones, ones, softplus=True)[0] for d in delta.split(1, dim=2)],
         dim=2,
     )
     expected = F.softplus(delta.double())
@@ -113,7 +113,7 @@ def test_exponential_over_its_whole_range(path):
     u = torch.stack((one, torch.zeros_like(one)), -1).reshape(1, -1, 2)
     delta = torch.stack((one, exponent), -1).reshape(1, -1, 2)
     ones = torch.ones(u.shape[1], 1)
-    y, _ = scan_op(u, delta, ones, ones, ones)
+    y, _ = scan(u, delta, ones, ones, ones)
     expected = torch.exp(exponent.double())
     assert ((y[0, :, 1].view(expected.shape) - expected).abs() <= exponent_error(exponent) * expected + 1e-37).all()
 
@@ -121,7 +121,7 @@ def test_exponential_over_its_whole_range(path):
 def test_large_steps_underflow_to_a_fresh_start(path):
     inputs = make_inputs(1, 32, 40, 16)
     inputs = inputs._replace(delta=inputs.delta * 60, delta_bias=None)
-    y, _ = scan_op(*inputs, True)
+    y, _ = scan(*inputs, True)
     assert rms_error(y, truth(inputs)[0]) < SCAN_VALUES[torch.float32]
 
 
@@ -130,8 +130,8 @@ def test_a_long_step_changes_no_bit_of_other_channels(path):
     inputs = make_inputs(1, 20, 40, 16)
     long = inputs.delta.clone()
     long[0, 3, 20] = 500.0
-    same, _ = scan_op(*inputs, True)
-    y, _ = scan_op(*inputs._replace(delta=long), True)
+    same, _ = scan(*inputs, True)
+    y, _ = scan(*inputs._replace(delta=long), True)
     assert not torch.equal(y[:, 3], same[:, 3])
     assert torch.equal(y[:, :3], same[:, :3]) and torch.equal(y[:, 4:], same[:, 4:])
 
@@ -141,10 +141,10 @@ def test_a_long_step_changes_no_bit_of_other_channels(path):
 def test_what_is_not_finite_shows(path, name, value):
     """It spoils the channel and the tokens behind it, and no token before it."""
     inputs = make_inputs(1, 20, 40, 16)
-    clean, _ = scan_op(*inputs, True)
+    clean, _ = scan(*inputs, True)
     broken = getattr(inputs, name).clone()
     broken[0, 3, 20] = value
-    y, _ = scan_op(*inputs._replace(**{name: broken}), True)
+    y, _ = scan(*inputs._replace(**{name: broken}), True)
     assert torch.equal(y[..., :20], clean[..., :20])
     if (name, value) != ("delta", float("-inf")):  # a step of 0, which is harmless
         assert not y[0, 3, 20:].isfinite().all()

@@ -246,7 +246,7 @@ def test_a_model_without_memory_runs():
 def test_is_a_well_formed_operator(path):
     weights = make_weights()
     directions = [weight for way in weights.directions for weight in way]
-    inputs = (torch.randn(2, 19, 24), weights.in_proj, weights.out_proj, directions, 0.5, "projected delta")
+    inputs = (torch.randn(2, 19, 24), weights.in_proj, weights.out_proj, directions, True, "delta ssm_B")
     torch.library.opcheck(torch.ops.mtrkit.mixer.default, inputs)
 
 

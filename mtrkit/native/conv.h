@@ -1,0 +1,121 @@
+/* The causal convolution, forward and backward, and the product that follows it. */
+
+/* Weights as (width, BLOCK) with the bias behind them. */
+INLINE void FN(load_filter)(const conv_job *j, int64_t e, int64_t channels, float *w) {
+    memset(w, 0, (size_t)((j->width + 1) * BLOCK) * sizeof(float));
+    for (int64_t c = 0; c < channels; c++) {
+        for (int64_t k = 0; k < j->width; k++) w[k * BLOCK + c] = j->weight[(e + c) * j->width + k];
+        if (j->bias != NULL) w[j->width * BLOCK + c] = j->bias[e + c];
+    }
+}
+
+/* The tokens from - (K - 1) .. from + TILE - 1: in place, or copied with zeros before the start. */
+INLINE const float *FN(history)(const conv_job *j, walk w, int64_t from, int64_t steps, int64_t channels, float *spare,
+                                int64_t *stride) {
+    int64_t past = j->width - 1, missing = from < past ? past - from : 0;
+    if (missing == 0 && in_place(w, steps, channels)) {
+        *stride = w.t;
+        return w.p + (from - past) * w.t;
+    }
+    memset(spare, 0, (size_t)((past + TILE) * BLOCK) * sizeof(float));
+    int64_t rows = past + steps - missing;
+    gather(w, from - past + missing, rows, channels, rows, spare + missing * BLOCK);
+    *stride = BLOCK;
+    return spare;
+}
+
+INLINE vf FN(filter)(const float *x, int64_t stride, const float *w, int64_t width, int v) {
+    vf sum = LOAD(w + width * BLOCK + v);
+    for (int64_t k = 0; k < width; k++) sum += LOAD(w + k * BLOCK + v) * LOAD(x + k * stride + v);
+    return sum;
+}
+
+INLINE void FN(convolve)(const float *x, int64_t sx, const float *w, int64_t width, int silu, float *out, int64_t so) {
+    PARTS(v) for (int64_t t = 0; t < TILE; t++) {
+        vf value = FN(filter)(x + t * sx, sx, w, width, v);
+        if (silu) value *= FN(sigmoid)(value);
+        STORE(out + t * so + v, value);
+    }
+}
+
+/* The tokens from `first` to before `last` of a channel block. */
+static TARGET void FN(convolve_span)(const conv_job *j, int64_t b, int64_t e, int64_t first, int64_t last,
+                                     float *scratch) {
+    int64_t L = j->length, channels = j->channels - e < BLOCK ? j->channels - e : BLOCK;
+    float *w = scratch, *spare_y = w + (j->width + 1) * BLOCK, *spare_x = spare_y + TILE * BLOCK;
+    FN(load_filter)(j, e, channels, w);
+    walk wx = walk_from(j->x, b, e, L, j->reverse), wy = walk_from(j->y, b, e, L, j->reverse);
+    for (int64_t from = first; from < last; from += TILE) {
+        int64_t steps = last - from < TILE ? last - from : TILE, sx, sy;
+        const float *x = FN(history)(j, wx, from, steps, channels, spare_x, &sx);
+        float *out = tile_out(wy, from, steps, channels, spare_y, &sy);
+        if (j->width == 4 && j->silu) FN(convolve)(x, sx, w, 4, 1, out, sy);
+        else FN(convolve)(x, sx, w, j->width, j->silu != 0, out, sy);
+        tile_flush(wy, from, steps, channels, spare_y);
+    }
+}
+
+static TARGET void FN(conv_forward_task)(const void *job, int64_t task, float *scratch) {
+    const conv_job *j = job;
+    int64_t blocks = ceil_div(j->channels, BLOCK);
+    FN(convolve_span)(j, task / blocks, task % blocks * BLOCK, 0, j->length, scratch);
+}
+
+/* Gradients of one tile; row r of `dx` is token from - (K - 1) + r, finished once the tile before which it lies is. */
+INLINE void FN(convolve_back)(const float *x, int64_t sx, const float *dy, int64_t sg, const float *w, int64_t width,
+                              int silu, int64_t steps, float *dx, float *sums) {
+    PARTS(v) for (int64_t t = 0; t < steps; t++) {
+        vf grad = LOAD(dy + t * sg + v);
+        if (silu) {
+            vf value = FN(filter)(x + t * sx, sx, w, width, v), s = FN(sigmoid)(value);
+            grad *= s + value * s * (1.0f - s);
+        }
+        for (int64_t k = 0; k < width; k++) {
+            float *to = dx + (t + k) * BLOCK + v, *sum = sums + k * BLOCK + v;
+            STORE(to, LOAD(to) + grad * LOAD(w + k * BLOCK + v));
+            STORE(sum, LOAD(sum) + grad * LOAD(x + (t + k) * sx + v));
+        }
+        STORE(sums + width * BLOCK + v, LOAD(sums + width * BLOCK + v) + grad);
+    }
+}
+
+static TARGET void FN(conv_backward_task)(const void *job, int64_t task, float *scratch) {
+    const conv_job *j = job;
+    int64_t L = j->length, K = j->width, blocks = ceil_div(j->channels, BLOCK), b = task / blocks;
+    int64_t e = task % blocks * BLOCK, channels = j->channels - e < BLOCK ? j->channels - e : BLOCK;
+    float *w = scratch, *sums = w + (K + 1) * BLOCK, *spare_dy = sums + (K + 1) * BLOCK;
+    float *dx = spare_dy + TILE * BLOCK, *spare_x = dx + (TILE + K) * BLOCK;
+    FN(load_filter)(j, e, channels, w);
+    memset(sums, 0, (size_t)((K + 1) * BLOCK) * sizeof(float));
+    memset(dx, 0, (size_t)((TILE + K) * BLOCK) * sizeof(float));
+    walk wx = walk_from(j->x, b, e, L, j->reverse), wg = walk_from(j->dy, b, e, L, j->reverse);
+    walk wd = walk_from(j->dx, b, e, L, j->reverse);
+    for (int64_t from = 0; from < L; from += TILE) {
+        int64_t steps = L - from < TILE ? L - from : TILE, sx, sg;
+        const float *x = FN(history)(j, wx, from, steps, channels, spare_x, &sx);
+        const float *dy = tile_in(wg, from, steps, channels, spare_dy, &sg);
+        if (K == 4) FN(convolve_back)(x, sx, dy, sg, w, 4, j->silu != 0, steps, dx, sums);
+        else FN(convolve_back)(x, sx, dy, sg, w, K, j->silu != 0, steps, dx, sums);
+        /* After the last tile all rows are finished; before, the last K - 1 still wait for their successors. */
+        int64_t ready = from + steps == L ? steps + K - 1 : steps, before = K - 1 - from > 0 ? K - 1 - from : 0;
+        if (ready > before) scatter(wd, from - K + 1 + before, ready - before, channels, dx + before * BLOCK);
+        memmove(dx, dx + steps * BLOCK, (size_t)((K - 1) * BLOCK) * sizeof(float));
+        memset(dx + (K - 1) * BLOCK, 0, (size_t)((TILE + 1) * BLOCK) * sizeof(float));
+    }
+    memcpy(j->sums + task * (K + 1) * BLOCK, sums, (size_t)((K + 1) * BLOCK) * sizeof(float));
+}
+
+/* Columns outside, tokens inside: a block of the weight is read from the nearest cache but the first time. */
+static TARGET void FN(project_task)(const void *job, int64_t task, float *scratch) {
+    const project_job *q = job;
+    const conv_job *j = &q->conv;
+    int64_t L = j->length, K = j->channels, span = span_of(q), spans = ceil_div(L, span);
+    int64_t b = task / spans, first = task % spans * span, last = first + span < L ? first + span : L;
+    for (int64_t e = 0; e < K && j->width; e += BLOCK) FN(convolve_span)(j, b, e, first, last, scratch);
+    walk tokens = walk_from(j->y, b, 0, L, j->reverse), out = walk_rows(q->out, b, 0, L, j->reverse);
+    for (int64_t c = 0; c < q->columns; c += BLOCK)
+        for (int64_t from = first; from < last; from += LANES) PARTS(v) {
+            float *to = out.p + from * out.t + c + v;
+            FN(multiply)(tokens, from, last - from, K, q->weight + c * K + v, to, out.t);
+        }
+}

@@ -1,0 +1,38 @@
+/* The arithmetic for one instruction set; native.c includes this file once per level.
+ *
+ * SUFFIX names the level, LANES is the floats in a vector, TARGET the function attribute. A vector holds
+ * neighbouring channels, so a sum over states is an ordinary sum of vectors and no horizontal sums are needed.
+ */
+typedef float FN(vf) __attribute__((vector_size(LANES * 4)));
+typedef float FN(uf) __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int32_t FN(vi) __attribute__((vector_size(LANES * 4)));
+#define vf FN(vf)
+#define vi FN(vi)
+#define INLINE static inline TARGET __attribute__((always_inline))
+#define LOAD(p) ((vf)*(const FN(uf) *)(p))
+#define STORE(p, v) (*(FN(uf) *)(p) = (FN(uf))(v))
+#define PARTS(v) for (int v = 0; v < BLOCK; v += LANES)
+#define STEPS(t) for (int t = 0; t < TILE; t++)
+
+#include "vectors.h"
+#include "products.h"
+#include "scan.h"
+#include "conv.h"
+#include "pointwise.h"
+#include "tokens.h"
+
+#undef place
+#undef block_grads
+#undef vf
+#undef vi
+#undef INLINE
+#undef LOAD
+#undef STORE
+#undef PARTS
+#undef STEPS
+#undef SUFFIX
+#undef LANES
+#undef TARGET
+#undef SHIFT
+#undef AVX2
+#undef AVX512_EXP2

@@ -1,0 +1,96 @@
+/* Matching, numbering and merging tokens. */
+
+/* A row as a unit vector, with its elements `stride` apart. */
+INLINE void FN(unit)(const float *row, int64_t count, float *out, int64_t stride) {
+    float norm = sqrtf(FN(add_squares)(row, count)), scale = 1.0f / (norm > 1e-12f ? norm : 1e-12f);
+    if (norm != norm) scale = norm;
+    for (int64_t e = 0; e < count; e++) out[e * stride] = row[e] * scale;
+}
+
+/* The first of the greatest scores up to rounding; the first of all if one is no number. */
+INLINE int64_t FN(first_best)(const float *scores, int64_t count) {
+    float best = scores[0];
+    for (int64_t i = 0; i < count; i++) {
+        if (scores[i] != scores[i]) return 0;
+        if (scores[i] > best) best = scores[i];
+    }
+    for (int64_t i = 0; i < count; i++)
+        if (scores[i] >= best - 16.0f * FLT_EPSILON) return i;
+    return 0;
+}
+
+/* Whether all positions lie in a sequence of `length` tokens. */
+INLINE int FN(all_within)(const int64_t *positions, int64_t count, int64_t length) {
+    for (int64_t i = 0; i < count; i++)
+        if (positions[i] < 0 || positions[i] >= length) return 0;
+    return 1;
+}
+
+static TARGET void FN(match_task)(const void *job, int64_t b, float *scratch) {
+    const match_job *j = job;
+    int64_t K = j->channels, columns = ceil_div(j->targets, BLOCK) * BLOCK;
+    float *packed = scratch, *tile = packed + columns * K, *scores = tile + BLOCK * K;
+    const float *rows = j->metric + b * j->length * K;
+    const int64_t *src = j->src + b * j->sources, *dst = j->dst + b * j->targets;
+    if (!FN(all_within)(src, j->sources, j->length) || !FN(all_within)(dst, j->targets, j->length)) {
+        *j->wrong = 1;
+        return;
+    }
+    memset(packed, 0, (size_t)(columns * K) * sizeof(float));
+    for (int64_t i = 0; i < j->targets; i++)
+        FN(unit)(rows + dst[i] * K, K, packed + i / BLOCK * BLOCK * K + i % BLOCK, BLOCK);
+    walk tokens = {tile, 1, K};
+    for (int64_t first = 0; first < j->sources; first += BLOCK) {
+        int64_t steps = j->sources - first < BLOCK ? j->sources - first : BLOCK;
+        for (int64_t i = 0; i < steps; i++) FN(unit)(rows + src[first + i] * K, K, tile + i * K, 1);
+        for (int64_t c = 0; c < columns; c += BLOCK)
+            for (int64_t from = 0; from < steps; from += LANES) PARTS(v)
+                FN(multiply)(tokens, from, steps - from, K, packed + c * K + v, scores + from * columns + c + v, columns);
+        for (int64_t i = 0; i < steps; i++)
+            j->found[b * j->sources + first + i] = dst[FN(first_best)(scores + i * columns, j->targets)];
+    }
+}
+
+/* Needs no vectors; here beside its siblings. */
+static TARGET void FN(slots_task)(const void *job, int64_t b, float *scratch) {
+    const slots_job *j = job;
+    const int64_t *keep = j->keep + b * j->kept, *merge = j->merge + b * j->merged, *target = j->target + b * j->merged;
+    int64_t *slot = j->slot + b * j->length, *sequence = j->sequence + b * j->kept, number = 0;
+    (void)scratch;
+    for (int64_t t = 0; t < j->length; t++) slot[t] = -1;
+    for (int64_t i = 0; i < j->kept; i++) {
+        if (keep[i] < 0 || keep[i] >= j->length) *j->wrong = 1;
+        else slot[keep[i]] = i;
+        sequence[i] = keep[i];
+    }
+    for (int64_t t = 0; t < j->length && j->ordered; t++)
+        if (slot[t] >= 0) sequence[number] = t, slot[t] = number++;
+    for (int64_t i = 0; i < j->merged; i++) {
+        if (merge[i] < 0 || merge[i] >= j->length || target[i] < 0 || target[i] >= j->length) *j->wrong = 1;
+        else slot[merge[i]] = slot[target[i]];
+    }
+}
+
+static TARGET void FN(merge_task)(const void *job, int64_t b, float *scratch) {
+    const merge_job *j = job;
+    const int64_t *slot = j->slot + b * j->length;
+    const float *weight = j->weight == NULL ? NULL : j->weight + b * j->length;
+    int64_t K = j->channels;
+    float *dst = j->dst + b * j->slots * K, *total = scratch, *met = scratch + j->slots;
+    memset(dst, 0, (size_t)(j->slots * K) * sizeof(float));
+    memset(scratch, 0, (size_t)(2 * j->slots) * sizeof(float));
+    for (int64_t t = 0; t < j->length; t++) {
+        if (slot[t] >= j->slots) *j->wrong = 1;
+        else if (slot[t] >= 0) total[slot[t]] += weight == NULL ? 1.0f : weight[t];
+    }
+    for (int64_t t = 0; t < j->length; t++) {
+        if (slot[t] < 0 || slot[t] >= j->slots) continue;
+        const float *from = j->src + (b * j->length + t) * K;
+        float *to = dst + slot[t] * K, share = weight == NULL ? 1.0f : weight[t] / total[slot[t]];
+        /* The first is written, not added to zero, so that a token alone keeps every bit. */
+        if (met[slot[t]]++ == 0.0f) for (int64_t c = 0; c < K; c++) to[c] = share * from[c];
+        else for (int64_t c = 0; c < K; c++) to[c] += share * from[c];
+    }
+    for (int64_t s = 0; s < j->slots && j->mean && weight == NULL; s++)
+        for (int64_t c = 0; c < K && total[s] > 1.0f; c++) dst[s * K + c] /= total[s];
+}
