@@ -12,7 +12,7 @@ from torch import nn
 from mtrkit.adapters import ADAPTERS, Adapter, find_adapter
 from mtrkit.errors import InputError, MtrkitError, OptionError, SmallModelWarning, UnsupportedModelError
 from mtrkit.methods import METHODS, Widths
-from mtrkit.patch import RECORD, Plan, Reduction, ReductionInfo, Trace, install
+from mtrkit.patch import RECORD, Plan, Reduction, ReductionInfo, Trace, install, uninstall
 from mtrkit.scan import backend_for, scan_backends
 from mtrkit.schedule import (
     Directions,
@@ -45,8 +45,8 @@ def apply_reduction(
     """Patch a Vision Mamba in place so that its later blocks see fewer tokens.
 
     Parameters, their names and the state dict stay as they are. Applying again replaces the earlier patch;
-    :func:`remove_reduction` restores the model exactly. Works in train and eval mode. If anything is wrong
-    the model stays as it was.
+    :func:`remove_reduction` restores the model exactly. Works in train and eval mode. If anything is wrong, or
+    interrupts, the model stays as it was. Not while another thread runs the model.
 
     Args:
         model: A model of a family in :func:`list_adapters`, or one that has exactly one such model inside
@@ -81,7 +81,6 @@ def apply_reduction(
     """
     host, adapter = _find_host(model)
     reduction = _prepare(model, host, adapter, method, ratio, input_size, layers, tokens, r, options)
-    remove_reduction(host)
     install(host, reduction)
     if reduction.plan.layers:
         _warn_if_small(reduction.plan.shape)
@@ -94,9 +93,8 @@ def remove_reduction(model: M) -> M:
     Returns:
         The same object.
     """
-    for host, reduction in _patched(model):
-        reduction.journal.undo()
-        vars(host).pop(RECORD, None)
+    for _, reduction in _patched(model):
+        uninstall(reduction)
     return model
 
 
@@ -104,7 +102,8 @@ def remove_reduction(model: M) -> M:
 def reduction_disabled(model: nn.Module) -> Iterator[None]:
     """Run the dense model inside the ``with`` block, to the same bits as without a patch.
 
-    Meant for a teacher or a comparison. It holds for the model, so for all threads that use it.
+    Meant for a teacher or a comparison. It holds for the model, so for all threads that use it, in passes that begin
+    inside the block.
     """
     reductions = [reduction for _, reduction in _patched(model)]
     before = [reduction.enabled for reduction in reductions]
@@ -188,7 +187,7 @@ def count_flops(
     shape = _shape(model, host, adapter, size)
     if tokens is not None:
         return model_flops(shape, check_schedule(tokens, shape), directions=directions)
-    if reduction is None or not reduction.enabled:
+    if reduction is None or not reduction.active:
         return model_flops(shape, directions=directions)
     schedule = [reduction.plan.num_kept(index, shape.tokens) for index in range(shape.depth)]
     return model_flops(shape, schedule, reduction.plan.cost, directions)
@@ -241,7 +240,7 @@ def _prepare(
         tokens=None if tokens is None else tuple(tokens),
         any_length=adapter.any_length,
     )
-    return Reduction(chosen, config, adapter, size, adapter.special_at(host), plan)
+    return Reduction(chosen, config, adapter, size, adapter.special_at(host), plan, host)
 
 
 def _warn_if_small(shape: ModelShape) -> None:

@@ -31,6 +31,10 @@ class InputError(MtrkitError, ValueError):
     """A tensor has a shape, dtype or device that the operation cannot take."""
 
 
+class StreamError(MtrkitError, AttributeError):
+    """Code between the blocks of a reduced model has met what travels there, and takes it for a tensor."""
+
+
 class BackendError(MtrkitError, RuntimeError):
     """The scan backend that was asked for cannot run here; the message says why."""
 

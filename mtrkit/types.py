@@ -5,10 +5,12 @@ D model width, E inner width, N state size, S special tokens.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from mtrkit.errors import StreamError
 
 Combine = Literal["mean", "max", "min"]
 
@@ -147,6 +149,24 @@ class Gaps(NamedTuple):
     backward: Tensor
 
 
+@dataclass(eq=False)
+class MixerCall:
+    """What a reduced block hands to its mixer beside the tokens, and where the mixer leaves what is read of it.
+
+    It travels in an argument of the block's own, so that hooks, wrappers and checkpoints around a mixer see the
+    tensors that they know, and nothing is kept on a module.
+    """
+
+    reads: frozenset[str] = frozenset()  # names of the signals wanted
+    gaps: Gaps | None = None  # what the mixer's scan passes over
+    signals: Signals | None = None
+
+    def take(self) -> Signals | None:
+        """The signals, which are let go here: a checkpoint holds its arguments until the backward pass."""
+        signals, self.signals = self.signals, None
+        return signals
+
+
 class Stage(NamedTuple):
     """One reduction that has happened in a forward pass, with what is needed to undo it."""
 
@@ -166,4 +186,12 @@ class ReducedStream(NamedTuple):
     size: Tensor  # (B, L', 1)
     slot: Tensor  # (B, L) int64: where each original token stands now, −1 if it was dropped
     stages: tuple[Stage, ...]
-    passed: Tensor | None = None  # (B, L, E): Δ of dropped tokens per direction, if a method wants it remembered
+    records: bool  # whether gradients were recorded where it was made
+    dropped_delta: Tensor | None = None  # (B, L, E): Δ of dropped tokens per direction, if a method wants it remembered
+
+    def __getattr__(self, name: str) -> Any:
+        raise StreamError(
+            f"a {type(self).__name__} was found where a tensor with `{name}` was expected: between the blocks of a "
+            "reduced model this travels in place of the residual. mtrkit.ops.stream_tokens(hidden, residual) gives the "
+            "features on the full sequence, and mtrkit.reduction_disabled(model) runs the model without reduction"
+        )

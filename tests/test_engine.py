@@ -109,7 +109,7 @@ def test_pruned_tokens_keep_their_last_features():
     mtrkit.apply_reduction(model, "mtr", ratio=0.3, layers=(2,), operation="prune")
     states = []
     hooks = [
-        model.layers[1].mixer.register_forward_hook(lambda m, a, out: states.append(out.hidden)),
+        model.layers[1].mixer.register_forward_hook(lambda m, a, out: states.append(out)),
         model.layers[2].norm.register_forward_hook(lambda m, a, out: states.append(a[0])),
         model.norm_f.register_forward_hook(lambda m, a, out: states.append(a[0])),
     ]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import mtrkit
 from mtrkit.adapters import find_adapter
 from mtrkit.errors import UnsupportedModelError
-from mtrkit.ops import count_gaps, open_stream, pass_over, reduce_stream, standing, sum_gaps, token_map
+from mtrkit.ops import count_gaps, open_stream, original_positions, reduce_stream, remember_dropped, sum_gaps, token_map
 from mtrkit.types import Gaps
 from tests.helpers.families import FAMILIES
 from tests.models.plain_vim import on_one_thread, silu
@@ -49,9 +49,9 @@ def test_the_scan_decays_over_gaps_like_a_loop_over_all_positions(family, known)
     delta[:, LEFT] = 0
     stream = open_stream(torch.zeros(1, 11, 32))
     to = token_map(11, torch.tensor([LEFT]))
-    passed = pass_over(stream, to.slot, 2 * delta)
+    passed = remember_dropped(stream, to.slot, 2 * delta)
     _, stream = reduce_stream(torch.zeros(1, 11, 32), stream, to)
-    stream = stream._replace(passed=passed)
+    stream = stream._replace(dropped_delta=passed)
     ours, _ = adapter.run_mixer(mixer, tokens, frozenset(), sum_gaps(stream) if known else count_gaps(stream))
     w = mixer.state_dict()
     x, z = (tokens[0] @ w["in_proj.weight"].T).chunk(2, dim=-1)
@@ -69,7 +69,7 @@ def test_gaps_are_counted_per_sample_and_over_stages():
         torch.zeros(2, 6, 1), stream, token_map(6, torch.tensor([[0, 2, 3, 5], [1, 2, 3, 4]]))
     )
     _, stream = reduce_stream(hidden, stream, token_map(4, torch.tensor([[0, 2, 3], [0, 2, 3]])))
-    assert standing(stream).tolist() == [[0, 3, 5], [1, 3, 4]]
+    assert original_positions(stream).tolist() == [[0, 3, 5], [1, 3, 4]]
     gaps = count_gaps(stream)
     assert gaps.forward.squeeze(-1).tolist() == [[0, 2, 1], [1, 1, 0]]
     assert gaps.backward.squeeze(-1).tolist() == [[2, 1, 0], [1, 0, 1]]

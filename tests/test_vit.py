@@ -7,6 +7,8 @@ import torch.nn.functional as F
 import mtrkit
 from mtrkit.adapters import find_adapter
 from mtrkit.errors import UnsupportedModelError
+from mtrkit.patch.engine import ReadableMixer
+from mtrkit.types import MixerCall
 from tests.helpers.families import FAMILIES
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -24,10 +26,13 @@ def test_a_reducing_block_computes_what_timms_own_does(vit):
     tokens = vit.norm_pre(vit._pos_embed(vit.patch_embed(IMAGES)))
     for block in vit.blocks:
         own = block(tokens)
-        ours, signals = find_adapter(vit).run_block(block, tokens, EVERY)
+        adapter, call = find_adapter(vit), MixerCall(EVERY)
+        block.attn.forward = ReadableMixer(block.attn, adapter)
+        ours = adapter.run_block(block, tokens, call)
         torch.testing.assert_close(ours, own, rtol=1e-5, atol=1e-5)
         tokens = own
-    assert signals.keys.shape == (2, tokens.shape[1], 16)
+    signals = call.take()
+    assert call.signals is None and signals.keys.shape == (2, tokens.shape[1], 16)
     torch.testing.assert_close(signals.attention.sum(1), torch.ones(2, 1))
 
 

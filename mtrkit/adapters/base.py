@@ -11,7 +11,7 @@ from mtrkit.errors import InputError, UnsupportedModelError
 from mtrkit.registry import Registry
 from mtrkit.scan import Signals
 from mtrkit.schedule import ModelShape
-from mtrkit.types import Gaps
+from mtrkit.types import Gaps, MixerCall
 
 SpecialAt = Callable[[int], tuple[int, ...]]
 
@@ -85,15 +85,16 @@ class Adapter(ABC):
     )  # that a method may read of this family's blocks
     single_stream = False  # whether blocks are called as ``x = block(x)``, with :meth:`run_block` where one reduces
 
-    def run_block(self, block: nn.Module, tokens: Tensor, reads: frozenset[str]) -> tuple[Tensor, Signals]:
-        """Run a whole block of a single-stream family and return its tokens with the signals in ``reads``."""
+    reads_itself = False  # whether the family's mixers take a MixerCall as they are
+    splits = False  # whether :meth:`split_block` takes the blocks of a single-stream family apart
+
+    def run_block(self, block: nn.Module, tokens: Tensor, call: MixerCall) -> Tensor:
+        """Run a whole block of a single-stream family, its mixer with ``call``, and return its tokens."""
         raise NotImplementedError
 
-    def split_block(
-        self, block: nn.Module, tokens: Tensor, reads: frozenset[str]
-    ) -> tuple[Tensor, Tensor, Signals] | None:
-        """The same with mixer output and residual apart, where the tokens are the sum of these; else ``None``."""
-        del block, tokens, reads
+    def split_block(self, block: nn.Module, tokens: Tensor, call: MixerCall) -> tuple[Tensor, Tensor] | None:
+        """Mixer output and residual of a block whose tokens are the sum of these, if the family ``splits``."""
+        del block, tokens, call
         return None
 
     takes_stream = False  # whether what follows the last block takes the reduced stream, and restores the sequence

@@ -14,8 +14,7 @@ from mtrkit.adapters.base import register_adapter
 from mtrkit.adapters.language import WHY_NO_GENERATION, LanguageMamba
 from mtrkit.adapters.padding import Group, group_by_length, spread
 from mtrkit.ops import restore_sum
-from mtrkit.scan import Signals
-from mtrkit.types import ReducedStream
+from mtrkit.types import MixerCall, ReducedStream
 
 
 @register_adapter
@@ -29,10 +28,12 @@ class HFMambaAdapter(LanguageMamba):
     side_channel = None
     entries = ("forward",)
 
-    def split_block(self, block: Any, tokens: Tensor, reads: frozenset[str]) -> tuple[Tensor, Tensor, Signals] | None:
+    splits = True
+
+    def split_block(self, block: Any, tokens: Tensor, call: MixerCall) -> tuple[Tensor, Tensor]:
         """Norm and mixer, and the tokens that the block adds to, in float32 if it wants so."""
-        hidden, signals = self.run_mixer(block.mixer, block.norm(tokens.to(block.norm.weight.dtype)), reads)
-        return hidden, tokens.float() if block.residual_in_fp32 else tokens, signals
+        hidden = block.mixer(block.norm(tokens.to(block.norm.weight.dtype)), call)
+        return hidden, tokens.float() if block.residual_in_fp32 else tokens
 
     def refusal_of_call(
         self,

@@ -19,7 +19,8 @@ class VimAdapter(IsotropicMamba):
         missing = missing_name(model, ("class_token", "num_class_tokens", "num_registers", "global_pool"))
         return f"has no `{missing}`" if missing else super().mismatch(model)
 
-    side_channel = "gaps"
+    side_channel = "call"
+    reads_itself = True
     takes_stream = True
 
     def input_size(self, model: Any) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mtrkit.adapters.base import Adapter, SpecialAt, count_patches, missing_name, register_adapter
 from mtrkit.scan import Signals
 from mtrkit.schedule import ModelShape, TransformerShape
-from mtrkit.types import Gaps
+from mtrkit.types import Gaps, MixerCall
 
 _MODEL = ("patch_embed", "blocks", "norm", "head", "num_prefix_tokens", "attn_pool")
 _BLOCK = ("norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2")
@@ -79,11 +79,10 @@ class TimmVitAdapter(Adapter):
         )
         return mixer.proj_drop(mixer.proj(x)), signals
 
-    def run_block(self, block: Any, tokens: Tensor, reads: frozenset[str]) -> tuple[Tensor, Signals]:
+    def run_block(self, block: Any, tokens: Tensor, call: MixerCall) -> Tensor:
         """Attention and MLP, each added to the tokens."""
-        attended, signals = self.run_mixer(block.attn, block.norm1(tokens), reads)
-        tokens = tokens + block.drop_path1(block.ls1(attended))
-        return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens)))), signals
+        tokens = tokens + block.drop_path1(block.ls1(block.attn(block.norm1(tokens), call)))
+        return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
 
     def special_at(self, model: Any) -> SpecialAt:
         """Class, distillation and register tokens come before the patches."""

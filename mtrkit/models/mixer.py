@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtrkit.scan import mixer_forward, mixer_parts
 from mtrkit.scan.fastpath import known_forward
-from mtrkit.types import Gaps
+from mtrkit.types import MixerCall
 
 DT_RANGE = (1e-3, 0.1)  # of the time steps Δ at the start of training
 
@@ -43,9 +43,12 @@ class MambaMixer(nn.Module):
         self.D, self.D_b = self._skip(), self._skip()
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
 
-    def forward(self, hidden_states: Tensor, gaps: Gaps | None = None) -> Tensor:
-        """Normalised tokens (B, L, D) to (B, L, D), the scan's state decaying over ``gaps`` between them."""
-        return mixer_forward(hidden_states, mixer_parts(self, halve=self.halve), gaps=gaps)[0]
+    def forward(self, hidden_states: Tensor, call: MixerCall | None = None) -> Tensor:
+        """Normalised tokens (B, L, D) to (B, L, D); what a ``call`` asks for is left in it."""
+        call = MixerCall() if call is None else call
+        parts = mixer_parts(self, halve=self.halve)
+        out, call.signals = mixer_forward(hidden_states, parts, call.reads, call.gaps)
+        return out
 
     def extra_repr(self) -> str:
         """What printing the model shows."""

@@ -22,10 +22,10 @@ from mtrkit.models.layers import DropPath, PatchEmbed, RMSNorm, Size, init_weigh
 from mtrkit.models.loading import load_checkpoint
 from mtrkit.models.mixer import MambaMixer
 from mtrkit.models.positions import ClassToken, class_index, insert_at, resize_positions, square_grid, without
-from mtrkit.ops import nothing_dropped, stream_tokens, take
+from mtrkit.ops import check_gradients, nothing_dropped, stream_tokens, take
 from mtrkit.scan import fused, mixer_parts
 from mtrkit.scan.fastpath import are_plain, can_mix, no_tracing
-from mtrkit.types import Gaps, ReducedStream
+from mtrkit.types import MixerCall, ReducedStream
 
 Pool = Literal["token", "avg", ""]
 
@@ -40,9 +40,9 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(
-        self, hidden_states: Tensor, residual: Tensor | None = None, gaps: Gaps | None = None
+        self, hidden_states: Tensor, residual: Tensor | None = None, call: MixerCall | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Add ``hidden_states`` (B, L, D) to ``residual`` and run the mixer on the sum, its scan aligned to ``gaps``.
+        """Add ``hidden_states`` (B, L, D) to ``residual`` and run the mixer on the sum; ``call`` is for the mixer.
 
         Returns:
             The mixer's output, and the sum in at least float32 without that output.
@@ -51,11 +51,11 @@ class Block(nn.Module):
             residual = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
             normed = self.norm(residual)
         else:
-            together = None if gaps is not None else self._norm_and_mixer(hidden_states, residual)
+            together = None if call is not None else self._norm_and_mixer(hidden_states, residual)
             if together is not None:
                 return together
             normed, residual = self.norm(self.drop_path(hidden_states), residual)
-        return self.mixer(normed.to(hidden_states.dtype), gaps), residual
+        return self.mixer(normed.to(hidden_states.dtype), call), residual
 
     def _norm_and_mixer(self, hidden_states: Tensor, residual: Tensor) -> tuple[Tensor, Tensor] | None:
         """Norm and mixer as one call; ``None`` if something has to see what is between them."""
@@ -174,6 +174,7 @@ class VisionMamba(nn.Module):
         hidden, norm = self.drop_path(hidden), self.norm_f
         each_alone = type(norm) is RMSNorm and are_plain((norm,))  # and not something that looks at all tokens
         if isinstance(residual, ReducedStream) and nothing_dropped(residual.stages) and each_alone:
+            check_gradients(hidden, residual)
             # The few tokens that are left first, then where they stand for others.
             return take(norm(hidden, residual.residual)[0], residual.slot).to(hidden.dtype)
         return norm(stream_tokens(hidden, residual)).to(hidden.dtype)

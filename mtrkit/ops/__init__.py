@@ -1,6 +1,6 @@
 """Operators on token tensors: score, group, match, reorder, merge. They know no model."""
 
-from mtrkit.ops.gaps import count_gaps, pass_over, standing, sum_gaps
+from mtrkit.ops.gaps import count_gaps, original_positions, remember_dropped, sum_gaps
 from mtrkit.ops.group import in_sequence, rank_tokens, split_by_rank, without
 from mtrkit.ops.match import (
     Links,
@@ -25,7 +25,7 @@ from mtrkit.ops.reorder import (
 from mtrkit.ops.rows import take
 from mtrkit.ops.score import ChannelReduction, channel_score, class_score, standardize
 from mtrkit.ops.stream import (
-    continue_stream,
+    check_gradients,
     nothing_dropped,
     open_stream,
     reduce_stream,
@@ -41,9 +41,9 @@ __all__ = [
     "Links",
     "Similarity",
     "channel_score",
+    "check_gradients",
     "class_score",
     "comparable",
-    "continue_stream",
     "count_gaps",
     "exact_slots",
     "hold_special",
@@ -57,12 +57,13 @@ __all__ = [
     "noise",
     "nothing_dropped",
     "open_stream",
+    "original_positions",
     "pair_similarity",
-    "pass_over",
     "permutation",
     "rank_tokens",
     "reduce_stream",
     "reduce_sum",
+    "remember_dropped",
     "restore_stream",
     "restore_sum",
     "scaled_slots",
@@ -70,7 +71,6 @@ __all__ = [
     "split_by_rank",
     "spread_places",
     "standardize",
-    "standing",
     "stream_tokens",
     "strongest_links",
     "successive_weights",

@@ -8,7 +8,7 @@ from mtrkit.ops.product import precise_product
 from mtrkit.types import Gaps, ReducedStream
 
 
-def standing(stream: ReducedStream) -> Tensor:
+def original_positions(stream: ReducedStream) -> Tensor:
     """(B, L') original position of the token that stands at each slot."""
     batch, length = stream.slot.shape
     positions = torch.arange(length, device=stream.slot.device).expand(batch, length)
@@ -19,16 +19,16 @@ def standing(stream: ReducedStream) -> Tensor:
 
 def count_gaps(stream: ReducedStream) -> Gaps:
     """How many dropped tokens lie in front of each one that is left, (B, L', 1) per direction."""
-    return _between(standing(stream), (stream.slot < 0).to(stream.size.dtype)[..., None])
+    return _between(original_positions(stream), (stream.slot < 0).to(stream.size.dtype)[..., None])
 
 
 def sum_gaps(stream: ReducedStream) -> Gaps:
     """The sum of the last known Δ of the dropped tokens in front of each one, (B, L', E) per direction."""
-    assert stream.passed is not None
-    return _between(standing(stream), stream.passed)
+    assert stream.dropped_delta is not None
+    return _between(original_positions(stream), stream.dropped_delta)
 
 
-def pass_over(stream: ReducedStream, slot: Tensor, delta: Tensor, directions: int = 2) -> Tensor:
+def remember_dropped(stream: ReducedStream, slot: Tensor, delta: Tensor, directions: int = 2) -> Tensor:
     """Remember Δ of the tokens that are dropped now, at their original positions.
 
     Args:
@@ -41,9 +41,9 @@ def pass_over(stream: ReducedStream, slot: Tensor, delta: Tensor, directions: in
         (B, L, E), zero for tokens that are still there.
     """
     batch, length = stream.slot.shape
-    passed = delta.new_zeros(batch, length, delta.shape[2]) if stream.passed is None else stream.passed
+    passed = delta.new_zeros(batch, length, delta.shape[2]) if stream.dropped_delta is None else stream.dropped_delta
     dropped = torch.where((slot < 0)[..., None], delta / directions, 0.0)
-    return passed.scatter_add(1, standing(stream)[..., None].expand_as(dropped), dropped)
+    return passed.scatter_add(1, original_positions(stream)[..., None].expand_as(dropped), dropped)
 
 
 def _between(positions: Tensor, value: Tensor) -> Gaps:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mtrkit.errors import InputError
 from mtrkit.ops.merge import Merger, unmerge_tokens
 from mtrkit.ops.rows import take
 from mtrkit.types import ReducedStream, Stage, TokenMap
@@ -13,12 +14,22 @@ def open_stream(residual: Tensor) -> ReducedStream:
     batch, length, _ = residual.shape
     slot = torch.arange(length, device=residual.device).expand(batch, length)
     size = torch.ones(batch, length, 1, dtype=torch.float32, device=residual.device)
-    return ReducedStream(residual, size, slot, ())
+    return ReducedStream(residual, size, slot, (), torch.is_grad_enabled())
 
 
-def continue_stream(residual: Tensor, stream: ReducedStream) -> ReducedStream:
-    """The same stream behind a block that left its tokens alone."""
-    return ReducedStream(residual, stream.size, stream.slot, stream.stages, stream.passed)
+def check_gradients(hidden: Tensor | ReducedStream, stream: ReducedStream) -> None:
+    """Raise :class:`InputError` if the stream's gradients were lost on the way to the block that is to go on.
+
+    Reentrant checkpointing runs a block without recording and connects the tensors that it is called with; it does
+    not see those inside of a stream.
+    """
+    if stream.records or not torch.is_grad_enabled():
+        return
+    if isinstance(hidden, ReducedStream) or hidden.requires_grad:
+        raise InputError(
+            "a reduced model's blocks were checkpointed with use_reentrant=True, which loses the gradients of the "
+            "residual stream; use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+        )
 
 
 def reduce_stream(
@@ -37,32 +48,37 @@ def reduce_stream(
     merger, stages = Merger(token_map), (*stream.stages, stage)
     slot = token_map.slot.gather(1, stream.slot) if nothing_dropped(stages) else token_map.follow(stream.slot)
     residual, size = merger.tokens(stream.residual), merger.sizes(stream.size)
-    reduced = ReducedStream(residual, size, slot, stages, stream.passed)
+    reduced = stream._replace(residual=residual, size=size, slot=slot, stages=stages)
     return (merger if hidden_map is None else Merger(hidden_map)).tokens(hidden), reduced
 
 
 def reduce_sum(
-    hidden: Tensor, residual: Tensor, stream: ReducedStream, token_map: TokenMap, hidden_map: TokenMap | None = None
+    hidden: Tensor,
+    residual: Tensor | None,
+    stream: ReducedStream,
+    token_map: TokenMap,
+    hidden_map: TokenMap | None = None,
 ) -> ReducedStream:
-    """:func:`reduce_stream` where the stream holds the sum of both: each goes by its own map, then they are added.
+    """:func:`reduce_stream` if the stream holds the sum of both: each goes by its own map, then they are added.
 
     Args:
         hidden: (B, L, D).
-        residual: (B, L, D); the stream's tokens are ``residual + hidden``.
+        residual: (B, L, D); the stream's tokens are ``residual + hidden``, or ``hidden`` alone if it is ``None``.
         stream: What travels.
         token_map: Where the tokens go.
         hidden_map: As in :func:`reduce_stream`.
     """
-    apart = continue_stream(residual, stream)
-    hidden, reduced = reduce_stream(hidden, apart, token_map, hidden_map)
+    if residual is None:
+        return reduce_stream(hidden[..., :0], stream, token_map)[1]
+    hidden, reduced = reduce_stream(hidden, stream._replace(residual=residual), token_map, hidden_map)
     total = stream.residual
     stage = Stage(token_map, total[..., :0], total) if token_map.drops else Stage(token_map, None, None)
-    stages = (*stream.stages, stage)
-    return ReducedStream(reduced.residual + hidden, reduced.size, reduced.slot, stages, stream.passed)
+    return reduced._replace(residual=reduced.residual + hidden, stages=(*stream.stages, stage))
 
 
 def restore_sum(stream: ReducedStream) -> Tensor:
     """:func:`restore_stream` for a stream that holds all there is: its tokens (B, L, D) at the length it began with."""
+    check_gradients(stream, stream)
     return restore_stream(stream.residual[..., :0], stream)[1]
 
 
@@ -71,6 +87,7 @@ def restore_stream(hidden: Tensor, stream: ReducedStream) -> tuple[Tensor, Tenso
 
     A merged token's features go to all places they were merged from, a dropped one keeps its last.
     """
+    check_gradients(hidden, stream)
     residual = stream.residual
     if stream.stages and nothing_dropped(stream.stages):  # all the way at once
         return take(hidden, stream.slot), take(residual, stream.slot)

@@ -1,14 +1,14 @@
 """One forward pass: run a block, ask the method where its tokens go, move them, hand on the shorter stream.
 
-Blocks from the first reducing one on get a ``forward`` of their own, as do the mixers whose signals the
-method reads. What a pass has to remember travels in its return values (see
-:class:`~mtrkit.types.ReducedStream`); nothing is written to a module during a pass.
+Blocks from the first reducing one on get a ``forward`` of their own, as do the mixers of other packages whose
+signals the method reads. What a pass has to remember travels in its return values (see
+:class:`~mtrkit.types.ReducedStream`) and arguments (:class:`~mtrkit.types.MixerCall`); nothing is written to a module
+during a pass. The first reducing block decides whether the pass is reduced: the others follow what they are given.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +17,20 @@ from mtrkit.adapters.base import Adapter, SpecialAt
 from mtrkit.errors import InputError, UnsupportedModelError
 from mtrkit.methods.base import Method, MethodConfig
 from mtrkit.ops import (
-    continue_stream,
+    check_gradients,
     count_gaps,
     open_stream,
-    pass_over,
     reduce_stream,
     reduce_sum,
+    remember_dropped,
     restore_stream,
     restore_sum,
     sum_gaps,
 )
 from mtrkit.patch.journal import Journal
+from mtrkit.patch.patched import Patched, Replication
 from mtrkit.patch.plan import Plan
-from mtrkit.scan import Signals
-from mtrkit.types import BlockState, Decision, Gaps, ReducedStream
+from mtrkit.types import BlockState, Decision, Gaps, MixerCall, ReducedStream, Signals
 
 Observer = Callable[[int, BlockState, Decision, ReducedStream], None]
 
@@ -45,9 +45,37 @@ class Reduction:
     input_size: tuple[int, ...]
     special_at: SpecialAt
     plan: Plan
+    host: nn.Module = field(repr=False)
     enabled: bool = True
+    removed: bool = False  # what others still hold of the patch then runs as if there were none
     observer: Observer | None = None
     journal: Journal = field(default_factory=Journal, repr=False)
+    blocks: tuple[nn.Module, ...] = field(init=False, repr=False)  # as they were when the patch was made
+    _seen: tuple[nn.Module, ...] = field(init=False, repr=False)  # what was last found in their place, and is in order
+
+    def __post_init__(self) -> None:
+        self.blocks = self._seen = tuple(self.adapter.blocks(self.host))
+
+    @property
+    def active(self) -> bool:
+        """Whether passes that begin now are reduced."""
+        return self.enabled and not self.removed
+
+    def check_blocks(self) -> None:
+        """Raise :class:`UnsupportedModelError` if the model has other blocks than when it was patched.
+
+        A block may be inside of a wrapper by now.
+        """
+        now = tuple(self.adapter.blocks(self.host))
+        if len(now) == len(self._seen) and all(a is b for a, b in zip(now, self._seen, strict=True)):
+            return
+        same = len(now) == len(self.blocks)
+        if not same or any(all(m is not block for m in a.modules()) for a, block in zip(now, self.blocks, strict=True)):
+            raise UnsupportedModelError(
+                f"the blocks of {type(self.host).__name__} have changed since it was patched ({len(self.blocks)} then, "
+                f"{len(now)} now, or others in their place); call mtrkit.apply_reduction again"
+            )
+        self._seen = now
 
     def decide(self, index: int, state: BlockState, num_kept: int, stream: ReducedStream) -> Decision:
         """Ask the method, and tell whoever observes."""
@@ -57,60 +85,51 @@ class Reduction:
         return decision
 
 
-class MixerOutput(NamedTuple):
-    """Stands in for the mixer's output between a reducing block's mixer and the block's end."""
+class ReadableMixer(Patched):
+    """``forward`` of another package's mixer: the same kernels, unfused, for calls of a reduced block."""
 
-    hidden: Tensor
-    signals: Signals
-
-
-class ReadableMixer:
-    """``forward`` of a mixer whose signals are read: the same kernels, unfused."""
-
-    def __init__(self, mixer: nn.Module, reduction: Reduction) -> None:
-        self.mixer, self.reduction = mixer, reduction
-        self.previous = vars(mixer).get("forward")
+    def __init__(self, mixer: nn.Module, adapter: Adapter) -> None:
+        super().__init__(mixer)
+        self.adapter = adapter
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Run the mixer; while reduction is disabled, exactly as it was."""
-        if not self.reduction.enabled:
-            return _call(self.mixer, self.previous, hidden_states, *args, **kwargs)
-        adapter, reads = self.reduction.adapter, self.reduction.config.reads
-        gaps = kwargs.get(adapter.side_channel or "", args[0] if args else None)
-        if gaps is not None and not isinstance(gaps, Gaps):
-            raise InputError(
-                f"{adapter.side_channel} was given, but a reduced model needs the whole sequence in one pass; call "
-                "it without, or inside mtrkit.reduction_disabled(model)"
-            )
-        return MixerOutput(*adapter.run_mixer(self.mixer, hidden_states, reads, gaps))
+        """Run the mixer and leave its signals in the call; without such a call, exactly as it was."""
+        call = kwargs.get(self.adapter.side_channel or "", args[0] if args else None)
+        if not isinstance(call, MixerCall):
+            return self.hidden(hidden_states, *args, **kwargs)
+        out, call.signals = self.adapter.run_mixer(self.module, hidden_states, call.reads, call.gaps)
+        return out
 
 
-class GuardedEntry:
+class GuardedEntry(Patched):
     """The method through which calls enter, refusing those that a reduced model cannot serve."""
 
     def __init__(self, model: nn.Module, name: str, reduction: Reduction) -> None:
-        self.model, self.name, self.reduction = model, name, reduction
-        self.previous = vars(model).get(name)
+        self.name = name
+        super().__init__(model)
+        self.reduction = reduction
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Let the adapter serve the call, or raise :class:`UnsupportedModelError`."""
-        call = partial(_call, self.model, self.previous, name=self.name)
-        if not self.reduction.enabled:
-            return call(*args, **kwargs)
+        if not self.reduction.active:
+            return self.hidden(*args, **kwargs)
         reason = self.reduction.adapter.refusal_of_call(self.name, *args[1:], **kwargs)
         if reason is not None:
             raise UnsupportedModelError(f"{reason}; call the model without, or inside mtrkit.reduction_disabled(model)")
-        return self.reduction.adapter.serve(self.model, call, *args, **kwargs)
+        return self.reduction.adapter.serve(self.module, self.hidden, *args, **kwargs)
 
 
-class PatchedBlock:
+class PatchedBlock(Patched):
     """What the two kinds of reduced blocks below have in common."""
 
     def __init__(self, block: nn.Module, index: int, reduction: Reduction) -> None:
-        self.block, self.index, self.reduction = block, index, reduction
-        self.previous = vars(block).get("forward")
-        self.reduces = index + 1 in reduction.plan.layers
-        self.restores = index + 1 == reduction.plan.shape.depth and not reduction.adapter.takes_stream
+        super().__init__(block)
+        self.index, self.reduction = index, reduction
+        plan, adapter = reduction.plan, reduction.adapter
+        self.reduces = index + 1 in plan.layers
+        self.opens = index + 1 == min(plan.layers, default=0)
+        self.restores = index + 1 == plan.shape.depth and not adapter.takes_stream
+        self.reads = reduction.config.reads if self.reduces else frozenset()
 
     def extra_repr(self) -> str:
         """What printing the model shows for this block."""
@@ -118,6 +137,28 @@ class PatchedBlock:
         before = schedule[self.index - 1] if self.index else before
         change = f", {before}→{schedule[self.index]} tokens" if self.reduces else f", {before} tokens"
         return f"reduction={self.reduction.method.name}{change}"
+
+    def _enter(self, tokens: Any, given: Any) -> tuple[bool, ReducedStream | None]:
+        """Whether this pass is reduced here, and the stream if ``given`` is one, beside or in place of ``tokens``."""
+        if isinstance(given, ReducedStream):
+            check_gradients(tokens, given)
+            return True, given
+        if not self.reduction.active:
+            return False, None
+        if not torch.compiler.is_compiling():
+            self.reduction.check_blocks()
+            _refuse_proxies(tokens)
+        return self.opens, None
+
+    def _signals(self, call: MixerCall) -> Signals:
+        """What the mixer has left; it has to be the one that was there when the model was patched."""
+        signals = call.take()
+        if signals is None and self.reads:
+            raise UnsupportedModelError(
+                f"the mixer of block {self.index + 1} gave no signals: it was replaced since the model was patched, or "
+                "what was put around it holds back an argument; call mtrkit.apply_reduction again"
+            )
+        return Signals() if signals is None else signals
 
     def _decide(self, hidden: Tensor, residual: Tensor, signals: Signals, stream: ReducedStream) -> Decision | None:
         """Where the tokens go; ``None`` if the plan keeps them all."""
@@ -130,132 +171,158 @@ class PatchedBlock:
         return self.reduction.decide(self.index, state, num_kept, stream)
 
 
-class ReducedBlock(PatchedBlock):
-    """``forward`` of a block that reduces, or that runs on a stream reduced before."""
+class TwoTensorBlock(PatchedBlock):
+    """``forward`` of a block that passes on hidden states and residual: the stream travels in place of the latter."""
 
     def __call__(self, hidden_states: Tensor, residual: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Run the block on the stream, reduce if this is the place, restore the sequence after the last."""
-        if not self.reduction.enabled:
-            return _call(self.block, self.previous, hidden_states, residual, *args, **kwargs)
-        stream = residual if isinstance(residual, ReducedStream) else None
-        inner = residual if stream is None else stream.residual
-        if stream is not None and stream.stages:
-            kwargs |= self._gaps(stream)
-        out, inner = _call(self.block, self.previous, hidden_states, inner, *args, **kwargs)
-        hidden, signals = out if isinstance(out, MixerOutput) else (out, Signals())
+        reduced, stream = self._enter(hidden_states, residual)
+        if not reduced:
+            return self.hidden(hidden_states, residual, *args, **kwargs)
+        call = MixerCall(self.reads, None if stream is None else self._gaps(stream))
+        args, kwargs = self._handed(call, args, kwargs)
+        hidden, inner = self.hidden(hidden_states, residual if stream is None else stream.residual, *args, **kwargs)
+        stream = open_stream(inner) if stream is None else stream._replace(residual=inner)
         if self.reduces:
-            hidden, stream = self._reduce(hidden, inner, signals, stream)
-        elif stream is not None:
-            stream = continue_stream(inner, stream)
-        if stream is None:
-            return hidden, inner
+            hidden, stream = self._reduce(hidden, self._signals(call), stream)
         return restore_stream(hidden, stream) if self.restores else (hidden, stream)
 
-    def _reduce(
-        self, hidden: Tensor, residual: Tensor, signals: Signals, stream: ReducedStream | None
-    ) -> tuple[Tensor, ReducedStream]:
-        stream = open_stream(residual) if stream is None else continue_stream(residual, stream)
-        decision = self._decide(hidden, residual, signals, stream)
+    def _handed(
+        self, call: MixerCall, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The block's arguments, with the call in the one that it hands to its mixer, if the mixer has to know."""
+        name = self.reduction.adapter.side_channel
+        if name is None:
+            return args, kwargs
+        if (args and args[0] is not None) or kwargs.get(name) is not None:
+            raise InputError(
+                f"{name} was given, but a reduced model needs the whole sequence in one pass; call it without, or "
+                "inside mtrkit.reduction_disabled(model)"
+            )
+        handed = {name: call} if call.reads or call.gaps is not None else {}
+        return args[1:], kwargs | handed
+
+    def _reduce(self, hidden: Tensor, signals: Signals, stream: ReducedStream) -> tuple[Tensor, ReducedStream]:
+        decision = self._decide(hidden, stream.residual, signals, stream)
         if decision is None:
             return hidden, stream
         if self.reduction.config.alignment == "last" and signals.delta is not None:
-            passed = pass_over(stream, decision.token_map.slot, signals.delta, self.reduction.adapter.directions)
-            stream = ReducedStream(stream.residual, stream.size, stream.slot, stream.stages, passed)
+            directions = self.reduction.adapter.directions
+            dropped = remember_dropped(stream, decision.token_map.slot, signals.delta, directions)
+            stream = stream._replace(dropped_delta=dropped)
         return reduce_stream(hidden, stream, decision.token_map, decision.hidden_map)
 
-    def _gaps(self, stream: ReducedStream) -> dict[str, Gaps]:
-        """What the block's scan passes over, under the name by which the block hands it to its mixer."""
-        alignment, name = self.reduction.config.alignment, self.reduction.adapter.side_channel
-        if alignment == "carry" or name is None:
-            return {}
-        return {name: count_gaps(stream) if alignment == "bias" else sum_gaps(stream)}
+    def _gaps(self, stream: ReducedStream) -> Gaps | None:
+        """What the block's scan passes over."""
+        alignment = self.reduction.config.alignment
+        if alignment == "carry" or not stream.stages:
+            return None
+        return count_gaps(stream) if alignment == "bias" else sum_gaps(stream)
 
 
-class SingleStreamBlock(PatchedBlock):
+class OneTensorBlock(PatchedBlock):
     """``forward`` of a block that passes on one tensor: the stream travels in its place."""
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Run the block on the tokens, reduce if this is the place, restore the sequence after the last."""
-        if not self.reduction.enabled:
-            return _call(self.block, self.previous, x, *args, **kwargs)
-        stream = x if isinstance(x, ReducedStream) else None
+        reduced, stream = self._enter(x, x)
+        if not reduced:
+            return self.hidden(x, *args, **kwargs)
         hidden, residual, signals = self._run(x if stream is None else stream.residual, *args, **kwargs)
         tokens = hidden if residual is None else residual + hidden
-        if stream is not None or self.reduces:
-            stream = open_stream(tokens) if stream is None else continue_stream(tokens, stream)
-        if stream is None:
-            return tokens
+        stream = open_stream(tokens) if stream is None else stream._replace(residual=tokens)
         if self.reduces:
             stream = self._shorten(hidden, residual, signals, stream)
         return restore_sum(stream) if self.restores else stream
 
     def _run(self, tokens: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, Signals]:
-        """Mixer output and residual, or the tokens and nothing beside them where they are no such sum."""
-        adapter, reads = self.reduction.adapter, self.reduction.config.reads
-        split = adapter.split_block(self.block, tokens, reads) if self.reduces else None
+        """Mixer output and residual, or the tokens and nothing beside them if they are no such sum."""
+        adapter, call = self.reduction.adapter, MixerCall(self.reads)
+        split = adapter.split_block(self.module, tokens, call) if self.reduces else None
         if split is not None:
-            return split
-        if self.reduces and reads:
-            tokens, signals = adapter.run_block(self.block, tokens, reads)
-            return tokens, None, signals
-        return _call(self.block, self.previous, tokens, *args, **kwargs), None, Signals()
+            return *split, self._signals(call)
+        if self.reads:
+            return adapter.run_block(self.module, tokens, call), None, self._signals(call)
+        return self.hidden(tokens, *args, **kwargs), None, Signals()
 
     def _shorten(
         self, hidden: Tensor, residual: Tensor | None, signals: Signals, stream: ReducedStream
     ) -> ReducedStream:
-        """Where nothing is beside the tokens, methods see them as the mixer's output and no residual."""
+        """If nothing is beside the tokens, methods see them as the mixer's output and no residual."""
         beside = torch.zeros_like(hidden) if residual is None else residual
         decision = self._decide(hidden, beside, signals, stream)
         if decision is None:
             return stream
-        if residual is None:
-            return reduce_stream(hidden[..., :0], stream, decision.token_map)[1]
         return reduce_sum(hidden, residual, stream, decision.token_map, decision.hidden_map)
 
 
 def install(model: nn.Module, reduction: Reduction) -> None:
-    """Patch the blocks in place; if anything fails, the model is as it was."""
+    """Patch the blocks in place of an earlier patch; if anything fails or interrupts, the model is as it was."""
+    before: Reduction | None = vars(model).get(RECORD)
     try:
+        if before is not None:
+            uninstall(before)
         _install(model, reduction)
     except BaseException:
-        reduction.journal.undo()
+        uninstall(reduction)
+        if before is not None:
+            before.removed = False
+            before.journal.redo()
         raise
+
+
+def uninstall(reduction: Reduction) -> None:
+    """Take the patch off. What others have wrapped is theirs and stays; it runs as if there were no patch."""
+    reduction.removed = True
+    reduction.journal.undo()
 
 
 def _install(model: nn.Module, reduction: Reduction) -> None:
     journal, adapter, plan = reduction.journal, reduction.adapter, reduction.plan
     first = min(plan.layers, default=plan.shape.depth + 1)
-    kind: type[PatchedBlock] = SingleStreamBlock if adapter.single_stream else ReducedBlock
-    for index, block in enumerate(adapter.blocks(model)):
+    kind: type[PatchedBlock] = OneTensorBlock if adapter.single_stream else TwoTensorBlock
+    for index, block in enumerate(reduction.blocks):
         if index + 1 < first:
             continue
         patched = kind(block, index, reduction)
-        if not adapter.single_stream and _is_read(patched, reduction, first):
-            mixer = adapter.mixer(block)
-            journal.set(mixer, "forward", ReadableMixer(mixer, reduction))
+        if _is_read(patched, first) and not adapter.reads_itself:
+            _make_readable(adapter.mixer(block), reduction)
         journal.set(block, "forward", patched)
         journal.set(block, "extra_repr", patched.extra_repr)
+        journal.set(block, Replication.name, Replication(block))
     for entry in adapter.entries if plan.layers else ():
         journal.set(model, entry, GuardedEntry(model, entry, reduction))
+        journal.set(model, Replication.name, Replication(model))
     journal.set(model, RECORD, reduction)
 
 
-def _is_read(block: PatchedBlock, reduction: Reduction, first: int) -> bool:
+def _is_read(block: PatchedBlock, first: int) -> bool:
     """Whether the block's mixer has to give its signals, or to pass over what was dropped before."""
-    aligned = reduction.config.alignment != "carry" and block.index + 1 > first
-    return aligned or (block.reduces and bool(reduction.config.reads))
+    aligned = block.reduction.config.alignment != "carry" and block.index + 1 > first
+    return aligned or bool(block.reads) or (block.reduces and block.reduction.adapter.splits)
+
+
+def _make_readable(mixer: nn.Module, reduction: Reduction) -> None:
+    """Patch a mixer, inside of what accelerate has put around its ``forward``."""
+    own, readable = vars(mixer), ReadableMixer(mixer, reduction.adapter)
+    hooked = "_hf_hook" in own and "_old_forward" in own
+    if not hooked and readable.previous is not None and not isinstance(readable.previous, Patched):
+        raise UnsupportedModelError(
+            f"the forward of a {type(mixer).__name__} was replaced by {readable.previous!r}, which would hide what the "
+            "method reads; take it off, call mtrkit.apply_reduction, and put it on again"
+        )
+    reduction.journal.set(mixer, "_old_forward" if hooked else "forward", readable)
+    reduction.journal.set(mixer, Replication.name, Replication(mixer))
+
+
+def _refuse_proxies(tokens: Any) -> None:
+    if type(tokens).__module__.startswith("torch.fx"):
+        raise UnsupportedModelError(
+            "torch.fx.symbolic_trace cannot follow a reduced model; use torch.export.export or torch.compile"
+        )
 
 
 RECORD = "_mtrkit_reduction"
-
-
-def _call(
-    module: nn.Module, previous: Callable[..., Any] | None, *args: Any, name: str = "forward", **kwargs: Any
-) -> Any:
-    """Call the method that the patch hides: the instance's own if it had one, otherwise its class's."""
-    if previous is not None:
-        return previous(*args, **kwargs)
-    return getattr(type(module), name)(module, *args, **kwargs)
 
 
 def _columns(slot: Tensor, positions: tuple[int, ...]) -> Tensor:

@@ -13,19 +13,29 @@ class Journal:
     """
 
     def __init__(self) -> None:
-        self._entries: list[tuple[nn.Module, str, bool, Any]] = []
+        self._entries: list[tuple[nn.Module, str, Any, bool, Any]] = []
 
     def set(self, module: nn.Module, name: str, value: Any) -> None:
         """Give ``module`` an attribute of its own that hides its class's."""
         own = vars(module)
-        self._entries.append((module, name, name in own, own.get(name)))
+        self._entries.append((module, name, value, name in own, own.get(name)))
         own[name] = value
 
     def undo(self) -> None:
-        """Put everything back, the latest change first; a second call does nothing."""
-        while self._entries:
-            module, name, was_there, previous = self._entries.pop()
+        """Put everything back, the latest change first; a second call does nothing.
+
+        What others have put in the place of a change since then is theirs, and stays.
+        """
+        for module, name, value, was_there, previous in reversed(self._entries):
+            own = vars(module)
+            if own.get(name) is not value:
+                continue
             if was_there:
-                vars(module)[name] = previous
+                own[name] = previous
             else:
-                vars(module).pop(name, None)
+                del own[name]
+
+    def redo(self) -> None:
+        """Make every change again, after :meth:`undo` or in the middle of it."""
+        for module, name, value, *_ in self._entries:
+            vars(module)[name] = value

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mtrkit.ops import standing
+from mtrkit.ops import original_positions
 from mtrkit.types import BlockState, Decision, ReducedStream, Split
 
 
@@ -56,7 +56,7 @@ class Trace:
             TraceStage(
                 index + 1,
                 None if decision.score is None else decision.score.detach().cpu(),
-                standing(stream).cpu(),
+                original_positions(stream).cpu(),
                 None if decision.split is None else Split(*(group.cpu() for group in decision.split)),
                 decision.token_map.follow(stream.slot).cpu(),
             )

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from mtrkit.methods import METHODS
-from mtrkit.ops import continue_stream, open_stream, reduce_stream
+from mtrkit.ops import open_stream, reduce_stream
 from mtrkit.types import BlockState, ReducedStream, Signals
 from tests.methods.plain import Image
 
@@ -60,7 +60,7 @@ def run(name, start, classes, counts, seed=0, /, **options):
     decisions = []
     for count in counts:
         hidden, residual, signals = host.block(hidden, stream.residual)
-        stream = continue_stream(residual, stream)
+        stream = stream._replace(residual=residual)
         kept = hidden.shape[1] - count
         decisions.append(decide(name, hidden, residual, stream, classes, signals, kept, **options))
         hidden, stream = reduce_stream(hidden, stream, decisions[-1].token_map, decisions[-1].hidden_map)
