@@ -11,7 +11,7 @@ from torch import nn
 
 from mtrkit.adapters import ADAPTERS, Adapter, find_adapter
 from mtrkit.errors import InputError, MtrkitError, OptionError, SmallModelWarning, UnsupportedModelError
-from mtrkit.methods import METHODS, Widths
+from mtrkit.methods import METHODS
 from mtrkit.patch import RECORD, Plan, Reduction, ReductionInfo, Trace, install, uninstall
 from mtrkit.scan import backend_for, scan_backends
 from mtrkit.schedule import (
@@ -218,6 +218,8 @@ def _prepare(
     """Decide everything before anything is changed."""
     if tokens is not None and (r is not None or layers is not None):
         raise OptionError("tokens says what every block keeps; give it without r and without layers")
+    for block in adapter.blocks(host):
+        adapter.check_layers(adapter.mixer(block))
     chosen = METHODS.get(method)
     config = chosen.configure(options)
     _check_signals(chosen.name, config.reads, adapter)
@@ -228,7 +230,7 @@ def _prepare(
         )
     size = tuple(input_size) if input_size is not None else adapter.input_size(host)
     shape = _shape(model, host, adapter, size)
-    cost: ReductionCost = partial(config.flops, widths=_widths(shape))
+    cost: ReductionCost = partial(config.flops, widths=shape.widths)
     places = _shrinking(tokens, shape) if tokens is not None else resolve_layers(layers, shape.depth)
     plan = Plan(
         shape=shape,
@@ -263,13 +265,6 @@ def _check_signals(method: str, reads: frozenset[str], adapter: Adapter) -> None
             f"not have (they have: {', '.join(sorted(adapter.signals)) or 'features only'}); choose another option "
             "or method"
         )
-
-
-def _widths(shape: ModelShape) -> Widths:
-    """Of the signals that a method may read; an attention block has none but its features."""
-    if isinstance(shape, MambaShape):
-        return Widths(shape.dim, shape.inner, shape.state)
-    return Widths(shape.dim, shape.dim, shape.dim)
 
 
 def _shrinking(tokens: Sequence[int], shape: ModelShape) -> tuple[int, ...]:

@@ -1,7 +1,9 @@
-"""Tell torch.compile that a function's answer is a constant, without importing the compiler."""
+"""What torch's tracers have to be told, without importing any of them."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from mtrkit.errors import InputError
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -14,3 +16,12 @@ def constant_result(function: F) -> F:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def refuse_proxy(tokens: Any) -> None:
+    """Raise :class:`InputError` under ``torch.fx.symbolic_trace``, which knows no shapes."""
+    if type(tokens).__module__.startswith("torch.fx."):
+        raise InputError(
+            "torch.fx.symbolic_trace gives no shapes, which Vision Mamba models and reductions need; use "
+            "torch.export.export or torch.compile"
+        )

@@ -190,8 +190,20 @@ class ReducedStream(NamedTuple):
     dropped_delta: Tensor | None = None  # (B, L, E): Δ of dropped tokens per direction, if a method wants it remembered
 
     def __getattr__(self, name: str) -> Any:
-        raise StreamError(
-            f"a {type(self).__name__} was found where a tensor with `{name}` was expected: between the blocks of a "
-            "reduced model this travels in place of the residual. mtrkit.ops.stream_tokens(hidden, residual) gives the "
-            "features on the full sequence, and mtrkit.reduction_disabled(model) runs the model without reduction"
-        )
+        raise _no_tensor(f"a tensor with `{name}`")
+
+
+def _no_tensor(expected: str) -> StreamError:
+    return StreamError(
+        f"a ReducedStream was found where {expected} was expected: between the blocks of a reduced model this travels "
+        "in place of the residual. mtrkit.ops.stream_tokens(hidden, residual) gives the features on the full sequence, "
+        "and mtrkit.reduction_disabled(model) runs the model without reduction"
+    )
+
+
+def _refuse(self: ReducedStream, other: object) -> Any:
+    raise _no_tensor("a tensor to compute with")
+
+
+for _operator in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "matmul"):  # a tuple has some of its own
+    setattr(ReducedStream, f"__{_operator}__", _refuse)

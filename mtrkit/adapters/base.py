@@ -4,12 +4,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
+from mtrkit.adapters.sizes import unwrapped
 from mtrkit.adapters.unsupported import known_refusal
 from mtrkit.errors import InputError, UnsupportedModelError
 from mtrkit.registry import Registry
 from mtrkit.scan import Signals
+from mtrkit.scan.fastpath import tells_all
 from mtrkit.schedule import ModelShape
 from mtrkit.types import Gaps, MixerCall
 
@@ -65,6 +68,20 @@ class Adapter(ABC):
     def input_size(self, model: nn.Module) -> tuple[int, ...]:
         """The input size that the model was built for."""
 
+    def check_layers(self, mixer: nn.Module) -> None:
+        """Raise :class:`UnsupportedModelError` if a layer has become more than weights which the family's code reads.
+
+        That code would ignore it in every other block, so no answer would be right.
+        """
+        for name in () if torch.compiler.is_compiling() else self.own_code_reads:
+            layer = getattr(mixer, name)
+            if not tells_all(layer) or (name.startswith("x_proj") and layer.bias is not None):
+                raise UnsupportedModelError(
+                    f"`{name}` of a {type(mixer).__name__} is a {type(layer).__name__} with more than its weights: "
+                    "an adapter, hooks, quantised weights or the like. The code of such models reads the weights and "
+                    "ignores the rest; merge it into the weights or take it off"
+                )
+
     def mismatch_of_size(self, model: nn.Module, input_size: tuple[int, ...]) -> str | None:
         """What is wrong with an input size, as what the model takes and what to give; ``None`` if nothing is."""
         expected = self.input_size(model)
@@ -85,6 +102,7 @@ class Adapter(ABC):
     )  # that a method may read of this family's blocks
     single_stream = False  # whether blocks are called as ``x = block(x)``, with :meth:`run_block` where one reduces
 
+    own_code_reads: tuple[str, ...] = ()  # layers of a mixer whose weights the family's own code reads, uncalled
     reads_itself = False  # whether the family's mixers take a MixerCall as they are
     splits = False  # whether :meth:`split_block` takes the blocks of a single-stream family apart
 
@@ -142,7 +160,7 @@ def find_adapter(model: nn.Module) -> Adapter:
 
 def count_patches(patch: Any, input_size: tuple[int, ...]) -> int:
     """How many patches a convolution ``patch`` cuts an input of (C, H, W) or (C, T, H, W) into."""
-    patches = 1
+    patches, patch = 1, unwrapped(patch)
     for size, kernel, stride in zip(input_size[1:], patch.kernel_size, patch.stride, strict=True):
         if size < kernel:
             raise InputError(f"input_size={input_size} is smaller than one patch of {patch.kernel_size} pixels")

@@ -24,6 +24,7 @@ class HFMambaAdapter(LanguageMamba):
     name = "hf_mamba"
     summary = "MambaModel and MambaForCausalLM of Hugging Face transformers"
     embedding = "embeddings"
+    own_code_reads = ("conv1d", "dt_proj")
     single_stream = True
     side_channel = None
     entries = ("forward",)

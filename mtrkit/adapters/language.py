@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtrkit.adapters.base import Adapter, SpecialAt, missing_name
+from mtrkit.adapters.sizes import macs
 from mtrkit.adapters.stack import MIXER, last, stack_sizes
 from mtrkit.scan import Signals, mixer_forward, mixer_parts
 from mtrkit.schedule import MambaShape, ModelShape
@@ -31,7 +32,6 @@ WHY_NO_GENERATION = (
     "would go on from the states of a reduced text, with every token after it at another place than the model knows, "
     "and one token at a time cannot be reduced"
 )
-_PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 
 
 class LanguageMamba(Adapter):
@@ -56,17 +56,10 @@ class LanguageMamba(Adapter):
         return None
 
     def refusal(self, model: Any) -> str | None:
-        """Mixers of which the weights of the plain layers do not say all."""
+        """Mixers with another activation."""
         for block in model.layers:
             if getattr(block.mixer, "activation", "silu") not in ("silu", "swish"):
                 return f"its mixers' activation is {block.mixer.activation!r}, not SiLU"
-            for name in _PROJECTIONS:
-                layer = getattr(block.mixer, name)
-                if type(layer).forward is not nn.Linear.forward:
-                    return (
-                        f"`{name}` is a {type(layer).__name__}, whose weight alone does not say what it computes; "
-                        "merge or remove what was added to it"
-                    )
         return None
 
     def blocks(self, model: Any) -> list[nn.Module]:
@@ -103,8 +96,8 @@ class LanguageMamba(Adapter):
     def shape_within(self, outer: nn.Module, shape: ModelShape) -> ModelShape:
         """A language head answers at every token of the restored sequence."""
         heads = (getattr(module, "lm_head", None) for module in outer.modules())
-        macs = next((head.weight.numel() for head in heads if isinstance(head, nn.Linear)), 0)
-        return replace(shape, head_token_macs=macs)
+        head = next((head for head in heads if head is not None), None)
+        return replace(shape, head_token_macs=0 if head is None else macs(head))
 
     def input_size(self, model: Any) -> tuple[int, ...]:
         """As many tokens as the published models were trained on: the weights fit texts of any length."""

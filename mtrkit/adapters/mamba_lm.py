@@ -18,6 +18,7 @@ class MambaLMAdapter(LanguageMamba):
     summary = "MixerModel and MambaLMHeadModel of the mamba_ssm package, with Mamba-1 mixers"
     embedding = "embedding"
     entries = ("forward",)
+    own_code_reads = ("in_proj", "conv1d", "x_proj", "dt_proj", "out_proj")
 
     def refusal(self, model: Any) -> str | None:
         """Blocks with an MLP behind the mixer."""

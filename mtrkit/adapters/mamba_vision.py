@@ -7,13 +7,13 @@ MambaVision-T; the fourth begins with 49 tokens and is left alone.
 Source: Hatamizadeh and Kautz, "MambaVision", arXiv:2407.08083.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from mtrkit.adapters.base import Adapter, SpecialAt, missing_name, register_adapter
+from mtrkit.adapters.sizes import macs, macs_inside
 from mtrkit.adapters.stack import nowhere
 from mtrkit.errors import InputError
 from mtrkit.scan import Signals
@@ -88,7 +88,7 @@ class MambaVisionAdapter(Adapter):
         """Read the sizes off the weights; what is not in the stage's blocks is counted with the head."""
         stage = _stage(model)
         index = list(model.levels).index(stage)
-        rest = _stem_macs(model, input_size) + _weights(model.head, nn.Linear)
+        rest = _stem_macs(model, input_size) + macs_inside(model.head, nn.Linear)
         for number, level in enumerate(model.levels):
             rest += _level_macs(level, _grid(input_size, number), with_blocks=level is not stage)
         tokens, blocks = stage.window_size**2, stage.blocks
@@ -138,41 +138,35 @@ def _windows(level: Any, grid: tuple[int, int]) -> int:
 
 def _stem_macs(model: Any, input_size: tuple[int, ...]) -> int:
     """Two strided convolutions."""
-    macs = 0
+    total = 0
     convs = [module for module in model.patch_embed.modules() if isinstance(module, nn.Conv2d)]
     for number, conv in enumerate(convs):
         rows, columns = _grid(input_size, number - 1)
-        macs += conv.weight.numel() * rows * columns
-    return macs
+        total += macs(conv) * rows * columns
+    return total
 
 
 def _level_macs(level: Any, grid: tuple[int, int], with_blocks: bool) -> int:
     """A stage's convolutions and, unless they are counted elsewhere, its blocks."""
     after = -(-grid[0] // 2) * -(-grid[1] // 2)
-    macs = _weights(level.blocks, nn.Conv2d) * grid[0] * grid[1]
+    total = macs_inside(level.blocks, nn.Conv2d) * grid[0] * grid[1]
     if level.downsample is not None:
-        macs += _weights(level.downsample, nn.Conv2d) * after
+        total += macs_inside(level.downsample, nn.Conv2d) * after
     if with_blocks and hasattr(level.blocks[0], "mixer"):
         length = level.window_size**2
         per_token = sum(_token_macs(block) + length * _pair_macs(block) for block in level.blocks)
-        macs += _windows(level, grid) * length * per_token
-    return macs
+        total += _windows(level, grid) * length * per_token
+    return total
 
 
 def _token_macs(block: Any) -> int:
     """Linear layers, short convolutions and, in a Mamba block, the scan as 9·E·N and the skip."""
     scanned = getattr(block.mixer, "A_log", None)
     scan = 0 if scanned is None else scanned.shape[0] * (9 * scanned.shape[1] + 1)
-    return _weights(block, (nn.Linear, nn.Conv1d)) + scan
+    return macs_inside(block, (nn.Linear, nn.Conv1d)) + scan
 
 
 def _pair_macs(block: Any) -> int:
     """Queries against keys and weights against values, in an attention block."""
     qkv = getattr(block.mixer, "qkv", None)
     return 0 if qkv is None else 2 * qkv.in_features
-
-
-def _weights(module: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module], ...]) -> int:
-    """Weights of all layers of a kind inside."""
-    layers: Iterable[Any] = (layer for layer in module.modules() if isinstance(layer, kind))
-    return sum(layer.weight.numel() for layer in layers)

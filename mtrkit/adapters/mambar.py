@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from mtrkit.adapters.base import SpecialAt, missing_name, register_adapter
+from mtrkit.adapters.sizes import macs
 from mtrkit.adapters.stack import IsotropicMamba, spread
 
 
@@ -39,6 +40,6 @@ class MambaRegAdapter(IsotropicMamba):
 
     def head_macs(self, model: Any) -> int:
         """The head reads every register, through a narrow linear layer where there is one."""
-        neck = getattr(model, "neck", None)
-        narrowed = neck.weight.numel() * model.num_cls_tokens if isinstance(neck, nn.Linear) else 0
+        neck = getattr(model, "neck", nn.Identity())
+        narrowed = macs(neck) * model.num_cls_tokens
         return narrowed + super().head_macs(model)

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 from mtrkit.adapters.base import SpecialAt, missing_name, register_adapter
+from mtrkit.adapters.sizes import macs
 from mtrkit.adapters.stack import IsotropicMamba, front, middle, nowhere, spread
 
 
@@ -21,6 +22,7 @@ class VimAdapter(IsotropicMamba):
 
     side_channel = "call"
     reads_itself = True
+    own_code_reads = ()
     takes_stream = True
 
     def input_size(self, model: Any) -> tuple[int, ...]:
@@ -37,7 +39,7 @@ class VimAdapter(IsotropicMamba):
 
     def head_macs(self, model: Any) -> int:
         """The head, and what narrows registers before it."""
-        neck = model.neck.weight.numel() * model.num_registers if hasattr(model, "neck") else 0
+        neck = macs(model.neck) * model.num_registers if hasattr(model, "neck") else 0
         return neck + super().head_macs(model)
 
     def special_at(self, model: Any) -> SpecialAt:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtrkit.adapters.base import Adapter, count_patches, missing_name
+from mtrkit.adapters.sizes import macs, unwrapped
 from mtrkit.ops import spread_places
 from mtrkit.scan import Signals, mixer_forward, mixer_parts
 from mtrkit.schedule import MambaShape, ModelShape
@@ -17,8 +18,13 @@ MIXER = ("in_proj", "conv1d", "x_proj", "dt_proj", "A_log", "D", "out_proj")
 _BACKWARD = ("conv1d_b", "x_proj_b", "dt_proj_b", "A_b_log", "D_b")
 
 
+_LAYERS = ("in_proj", "conv1d", "x_proj", "dt_proj", "out_proj")
+
+
 class IsotropicMamba(Adapter):
     """What the plain stacks of two-direction Mamba blocks have in common."""
+
+    own_code_reads = (*_LAYERS, *(f"{name}_b" for name in _LAYERS[1:-1]))
 
     def mismatch(self, model: Any) -> str | None:
         """Look for the stack, the blocks and the mixers by the attributes that the code below reads."""
@@ -66,13 +72,13 @@ class IsotropicMamba(Adapter):
             tokens=tokens,
             special=len(self.special_at(model)(tokens)),
             patches=patches,
-            patch_macs=patch.weight.numel(),
+            patch_macs=macs(patch),
             head_macs=self.head_macs(model),
         )
 
     def head_macs(self, model: Any) -> int:
         """Multiply-adds of a linear head; none without one."""
-        return model.head.weight.numel() if hasattr(model.head, "weight") else 0
+        return macs(model.head)
 
     def num_class_tokens(self, model: Any) -> int:
         """Number of tokens in the sequence that are no patch."""
@@ -80,7 +86,7 @@ class IsotropicMamba(Adapter):
 
     def input_size(self, model: Any) -> tuple[int, ...]:
         """Channels and the image size that the patch embedding was built for."""
-        return (model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
+        return (unwrapped(model.patch_embed.proj).in_channels, *model.patch_embed.img_size)
 
 
 def nowhere(num_tokens: int) -> tuple[int, ...]:
@@ -120,9 +126,9 @@ def stack_sizes(model: Any) -> dict[str, int]:
     mixer = model.layers[0].mixer
     return {
         "depth": len(model.layers),
-        "dim": mixer.in_proj.in_features,
-        "inner": mixer.out_proj.in_features,
+        "dim": unwrapped(mixer.in_proj).in_features,
+        "inner": unwrapped(mixer.out_proj).in_features,
         "state": mixer.A_log.shape[1],
-        "dt_rank": mixer.dt_proj.in_features,
-        "conv": mixer.conv1d.kernel_size[0],
+        "dt_rank": unwrapped(mixer.dt_proj).in_features,
+        "conv": unwrapped(mixer.conv1d).kernel_size[0],
     }

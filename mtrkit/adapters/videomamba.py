@@ -6,6 +6,7 @@ Source: Li et al., "VideoMamba", arXiv:2403.06977.
 from typing import Any
 
 from mtrkit.adapters.base import SpecialAt, missing_name, register_adapter
+from mtrkit.adapters.sizes import unwrapped
 from mtrkit.adapters.stack import IsotropicMamba, front
 
 
@@ -50,7 +51,7 @@ class VideoMambaAdapter(IsotropicMamba):
         times = getattr(model, "temporal_pos_embedding", None)
         if times is None:
             return (channels, *size)
-        return (channels, times.shape[1] * model.patch_embed.proj.kernel_size[0], *size)
+        return (channels, times.shape[1] * unwrapped(model.patch_embed.proj).kernel_size[0], *size)
 
 
 def _without_switch(model: Any) -> str | None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrkit.adapters.base import Adapter, SpecialAt, count_patches, missing_name, register_adapter
+from mtrkit.adapters.sizes import macs, unwrapped
 from mtrkit.scan import Signals
 from mtrkit.schedule import ModelShape, TransformerShape
 from mtrkit.types import Gaps, MixerCall
@@ -94,18 +95,18 @@ class TimmVitAdapter(Adapter):
         patches = count_patches(patch, input_size)
         return TransformerShape(
             depth=len(model.blocks),
-            dim=block.attn.proj.out_features,
-            hidden=block.mlp.fc1.out_features,
+            dim=unwrapped(block.attn.proj).out_features,
+            hidden=unwrapped(block.mlp.fc1).out_features,
             tokens=patches + model.num_prefix_tokens,
             special=model.num_prefix_tokens,
             patches=patches,
-            patch_macs=patch.weight.numel(),
-            head_macs=model.head.weight.numel() if hasattr(model.head, "weight") else 0,
+            patch_macs=macs(patch),
+            head_macs=macs(model.head),
         )
 
     def input_size(self, model: Any) -> tuple[int, ...]:
         """Channels and the image size that the patch embedding was built for."""
-        return (model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
+        return (unwrapped(model.patch_embed.proj).in_channels, *model.patch_embed.img_size)
 
     def refusal_of_call(self, entry: str, *args: Any, **kwargs: Any) -> str | None:
         """Masks have a row per token; intermediate outputs are collected between the blocks."""

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from mtrkit.errors import OptionError
 from mtrkit.registry import Registry
+from mtrkit.schedule import Widths
 from mtrkit.types import BlockState, Decision
 
 Alignment = Literal["carry", "bias", "last"]
@@ -38,7 +39,7 @@ class MethodConfig:
         """What the scans of later blocks do where tokens were dropped; the default is nothing."""
         return "carry"
 
-    def flops(self, num_tokens: int, num_kept: int, widths: "Widths") -> int:
+    def flops(self, num_tokens: int, num_kept: int, widths: Widths) -> int:
         """Floating-point operations of one reduction, counted as methods.md counts them; default none."""
         del num_tokens, num_kept, widths
         return 0
@@ -60,15 +61,6 @@ def _check(name: str, value: Any, hint: Any, bounds: Mapping[str, float]) -> Non
         if type(value) not in allowed or not math.isfinite(value) or not least <= value <= most:
             kind = "an integer" if hint is int else "a number"
             raise OptionError(f"{name} must be {kind} from {least:g} to {most:g}, not {value!r}")
-
-
-@dataclass(frozen=True)
-class Widths:
-    """Widths that the cost of a decision depends on."""
-
-    dim: int  # D
-    inner: int  # E
-    state: int  # N
 
 
 Config = TypeVar("Config", bound=MethodConfig)

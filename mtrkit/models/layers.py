@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtrkit.dynamo import refuse_proxy
 from mtrkit.errors import InputError, OptionError
 from mtrkit.scan import fused
 from mtrkit.scan.fastpath import for_inference, known_forward, plain_tensors
@@ -108,7 +109,7 @@ class PatchEmbed(nn.Module):
         embed_dim: int = 192,
     ) -> None:
         super().__init__()
-        self.patch_size = pair(patch_size)
+        self.in_chans, self.patch_size = in_chans, pair(patch_size)
         self.stride = pair(patch_size if stride is None else stride)
         self.proj: nn.Conv2d | nn.Conv3d = nn.Conv2d(in_chans, embed_dim, self.patch_size, self.stride)
         self.set_input_size(img_size)
@@ -132,10 +133,11 @@ class PatchEmbed(nn.Module):
     @property
     def input_size(self) -> tuple[int, ...]:
         """Shape of one input."""
-        return (self.proj.in_channels, *self.img_size)
+        return (self.in_chans, *self.img_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, M, D); images of another shape raise :class:`InputError`."""
+        refuse_proxy(x)
         if tuple(x.shape[1:]) != self.input_size:
             raise InputError(
                 f"got an input of shape {tuple(x.shape)}, expected (B, {', '.join(map(str, self.input_size))}): "

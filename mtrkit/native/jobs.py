@@ -70,7 +70,10 @@ def dense(x: Tensor) -> Tensor:
 def positions(x: Tensor) -> Tensor:
     """Contiguous int64 on the CPU; the compiled library takes them for what they should be."""
     if x.dtype is not torch.int64 or not x.is_cpu or not has_memory(x):
-        raise InputError(f"positions are {x.dtype} on {x.device}; give int64 on the CPU, where the tokens are")
+        raise InputError(
+            f"positions are a {type(x).__name__} of {x.dtype} on {x.device}; give a torch.Tensor of int64 on the CPU, "
+            "where the tokens are"
+        )
     return x.contiguous()
 
 

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtrkit.native import tokens as native
+from mtrkit.ops.product import precise_product
 from mtrkit.ops.rows import take
+from mtrkit.scan.dispatch import under_transform
 from mtrkit.scan.fastpath import can_merge
 from mtrkit.types import TokenMap
 
@@ -46,8 +48,10 @@ class Merger:
             return take(tokens, token_map.kept)
         if token_map.combine != "mean":
             return _merge_extreme(tokens, token_map)
-        if can_merge(tokens):
+        if can_merge(tokens, token_map.slot):
             return native.merge(tokens, token_map.slot, token_map.num_kept, token_map.weight)
+        if under_transform():
+            return _multiply(tokens, token_map, token_map.weight)
         if token_map.weight is None:
             return _gather_up(tokens, self.bags(), "mean")
         return _gather_up(tokens, self.bags(), "sum", _shares(token_map, self.bags()))
@@ -57,8 +61,10 @@ class Merger:
         token_map = self.map
         if not token_map.merged.shape[1]:
             return take(size, token_map.kept)
-        if can_merge(size):
+        if can_merge(size, token_map.slot):
             return native.merge(size, token_map.slot, token_map.num_kept, mean=False)
+        if under_transform():
+            return _multiply(size, token_map, mean=False)
         return _gather_up(size, self.bags(), "sum")
 
 
@@ -93,6 +99,17 @@ def _gather_up(tokens: Tensor, bags: _Bags, mode: str, share: Tensor | None = No
     found = F.embedding_bag(bags.token, rows, bags.begin, mode=mode, per_sample_weights=shares)
     found = found.view(tokens.shape[0], bags.bags, tokens.shape[2])
     return found if bags.bags == bags.slots else found[:, : bags.slots].contiguous()
+
+
+def _multiply(tokens: Tensor, token_map: TokenMap, weight: Tensor | None = None, mean: bool = True) -> Tensor:
+    """Means, or sums, as a product with a matrix of shares: slow, and every transform of torch can take it apart."""
+    every = torch.arange(token_map.num_kept, device=tokens.device)[:, None]
+    share = (token_map.slot[:, None] == every).to(tokens.dtype)  # (B, L', L)
+    if weight is not None:
+        share = share * weight.transpose(1, 2).to(tokens.dtype)
+    if mean:
+        share = share / share.sum(dim=2, keepdim=True)
+    return precise_product(share, tokens)
 
 
 def _shares(token_map: TokenMap, bags: _Bags) -> Tensor:

@@ -29,8 +29,8 @@ def token_map(
     >>> token_map(4, torch.tensor([[3, 0]]), torch.tensor([[1]]), torch.tensor([[3]])).slot
     tensor([[ 0,  1, -1,  1]])
     """
-    if can_number(kept):
-        pair = (kept[:, :0],) * 2 if merged is None or target is None else (merged, target)
+    pair = (kept[:, :0],) * 2 if merged is None or target is None else (merged, target)
+    if can_number(kept, *pair):
         slot, kept = native.number(num_tokens, kept, *pair, ordered)
         return TokenMap(slot, kept, pair[0])
     kept = torch.sort(kept, dim=1).values if ordered else kept

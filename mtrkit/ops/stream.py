@@ -1,5 +1,7 @@
 """Move a whole residual stream through a reduction, and back to the sequence it began with."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,15 +19,16 @@ def open_stream(residual: Tensor) -> ReducedStream:
     return ReducedStream(residual, size, slot, (), torch.is_grad_enabled())
 
 
-def check_gradients(hidden: Tensor | ReducedStream, stream: ReducedStream) -> None:
+def check_gradients(hidden: Any, stream: Any) -> None:
     """Raise :class:`InputError` if the stream's gradients were lost on the way to the block that is to go on.
 
     Reentrant checkpointing runs a block without recording and connects the tensors that it is called with; it does
     not see those inside of a stream.
     """
-    if stream.records or not torch.is_grad_enabled():
+    whole = isinstance(stream, ReducedStream)
+    if whole and (stream.records or not torch.is_grad_enabled()):
         return
-    if isinstance(hidden, ReducedStream) or hidden.requires_grad:
+    if not whole or isinstance(hidden, ReducedStream) or hidden.requires_grad:
         raise InputError(
             "a reduced model's blocks were checkpointed with use_reentrant=True, which loses the gradients of the "
             "residual stream; use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"

@@ -8,12 +8,13 @@ during a pass. The first reducing block decides whether the pass is reduced: the
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mtrkit.adapters.base import Adapter, SpecialAt
+from mtrkit.dynamo import refuse_proxy
 from mtrkit.errors import InputError, UnsupportedModelError
 from mtrkit.methods.base import Method, MethodConfig
 from mtrkit.ops import (
@@ -55,6 +56,14 @@ class Reduction:
 
     def __post_init__(self) -> None:
         self.blocks = self._seen = tuple(self.adapter.blocks(self.host))
+        first = {id(block): index for index, block in reversed([*enumerate(self.blocks)])}
+        twice = next((i for i, block in enumerate(self.blocks) if first[id(block)] != i), None)
+        if twice is not None:
+            raise UnsupportedModelError(
+                f"blocks {first[id(self.blocks[twice])] + 1} and {twice + 1} of {type(self.host).__name__} are one "
+                "module, which cannot reduce in one place and not in the other; give each place a block of its own "
+                "(copy.deepcopy), whose parameters may be shared"
+            )
 
     @property
     def active(self) -> bool:
@@ -97,6 +106,7 @@ class ReadableMixer(Patched):
         call = kwargs.get(self.adapter.side_channel or "", args[0] if args else None)
         if not isinstance(call, MixerCall):
             return self.hidden(hidden_states, *args, **kwargs)
+        self.adapter.check_layers(self.module)
         out, call.signals = self.adapter.run_mixer(self.module, hidden_states, call.reads, call.gaps)
         return out
 
@@ -130,6 +140,13 @@ class PatchedBlock(Patched):
         self.opens = index + 1 == min(plan.layers, default=0)
         self.restores = index + 1 == plan.shape.depth and not adapter.takes_stream
         self.reads = reduction.config.reads if self.reduces else frozenset()
+        self.needs_readable = not adapter.reads_itself and self._is_read()
+
+    def _is_read(self) -> bool:
+        """Whether the block's mixer has to give its signals, or to pass over what was dropped before."""
+        plan, adapter = self.reduction.plan, self.reduction.adapter
+        aligned = self.reduction.config.alignment != "carry" and self.index + 1 > min(plan.layers)
+        return aligned or bool(self.reads) or (self.reduces and adapter.splits)
 
     def extra_repr(self) -> str:
         """What printing the model shows for this block."""
@@ -140,23 +157,32 @@ class PatchedBlock(Patched):
 
     def _enter(self, tokens: Any, given: Any) -> tuple[bool, ReducedStream | None]:
         """Whether this pass is reduced here, and the stream if ``given`` is one, beside or in place of ``tokens``."""
-        if isinstance(given, ReducedStream):
+        if isinstance(given, tuple):  # a plain one is a stream that came out of a reentrant checkpoint
             check_gradients(tokens, given)
-            return True, given
+            return True, cast(ReducedStream, given)
         if not self.reduction.active:
             return False, None
         if not torch.compiler.is_compiling():
             self.reduction.check_blocks()
-            _refuse_proxies(tokens)
+            refuse_proxy(tokens)
         return self.opens, None
 
+    def _call_mixer(self) -> MixerCall:
+        """What is handed to the mixer, which has to be one that was patched if it is to read the call."""
+        if self.needs_readable and not _is_readable(self.reduction.adapter.mixer(self.module)):
+            raise UnsupportedModelError(
+                f"the mixer of block {self.index + 1} was replaced since the model was patched; call "
+                "mtrkit.apply_reduction again"
+            )
+        return MixerCall(self.reads)
+
     def _signals(self, call: MixerCall) -> Signals:
-        """What the mixer has left; it has to be the one that was there when the model was patched."""
+        """What the mixer has left."""
         signals = call.take()
         if signals is None and self.reads:
             raise UnsupportedModelError(
-                f"the mixer of block {self.index + 1} gave no signals: it was replaced since the model was patched, or "
-                "what was put around it holds back an argument; call mtrkit.apply_reduction again"
+                f"the mixer of block {self.index + 1} gave no signals: what was put around it since the model was "
+                "patched holds back an argument; take it off, or call mtrkit.apply_reduction again"
             )
         return Signals() if signals is None else signals
 
@@ -179,7 +205,8 @@ class TwoTensorBlock(PatchedBlock):
         reduced, stream = self._enter(hidden_states, residual)
         if not reduced:
             return self.hidden(hidden_states, residual, *args, **kwargs)
-        call = MixerCall(self.reads, None if stream is None else self._gaps(stream))
+        call = self._call_mixer()
+        call.gaps = None if stream is None else self._gaps(stream)
         args, kwargs = self._handed(call, args, kwargs)
         hidden, inner = self.hidden(hidden_states, residual if stream is None else stream.residual, *args, **kwargs)
         stream = open_stream(inner) if stream is None else stream._replace(residual=inner)
@@ -237,7 +264,7 @@ class OneTensorBlock(PatchedBlock):
 
     def _run(self, tokens: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, Signals]:
         """Mixer output and residual, or the tokens and nothing beside them if they are no such sum."""
-        adapter, call = self.reduction.adapter, MixerCall(self.reads)
+        adapter, call = self.reduction.adapter, self._call_mixer()
         split = adapter.split_block(self.module, tokens, call) if self.reduces else None
         if split is not None:
             return *split, self._signals(call)
@@ -285,7 +312,7 @@ def _install(model: nn.Module, reduction: Reduction) -> None:
         if index + 1 < first:
             continue
         patched = kind(block, index, reduction)
-        if _is_read(patched, first) and not adapter.reads_itself:
+        if patched.needs_readable:
             _make_readable(adapter.mixer(block), reduction)
         journal.set(block, "forward", patched)
         journal.set(block, "extra_repr", patched.extra_repr)
@@ -296,10 +323,13 @@ def _install(model: nn.Module, reduction: Reduction) -> None:
     journal.set(model, RECORD, reduction)
 
 
-def _is_read(block: PatchedBlock, first: int) -> bool:
-    """Whether the block's mixer has to give its signals, or to pass over what was dropped before."""
-    aligned = block.reduction.config.alignment != "carry" and block.index + 1 > first
-    return aligned or bool(block.reads) or (block.reduces and block.reduction.adapter.splits)
+def _is_readable(mixer: nn.Module) -> bool:
+    """Whether the mixer, or one inside of a wrapper, leaves its signals in a call."""
+    return any(
+        isinstance(value, ReadableMixer) and value.module is module
+        for module in mixer.modules()
+        for value in (vars(module).get("forward"), vars(module).get("_old_forward"))
+    )
 
 
 def _make_readable(mixer: nn.Module, reduction: Reduction) -> None:
@@ -313,13 +343,6 @@ def _make_readable(mixer: nn.Module, reduction: Reduction) -> None:
         )
     reduction.journal.set(mixer, "_old_forward" if hooked else "forward", readable)
     reduction.journal.set(mixer, Replication.name, Replication(mixer))
-
-
-def _refuse_proxies(tokens: Any) -> None:
-    if type(tokens).__module__.startswith("torch.fx"):
-        raise UnsupportedModelError(
-            "torch.fx.symbolic_trace cannot follow a reduced model; use torch.export.export or torch.compile"
-        )
 
 
 RECORD = "_mtrkit_reduction"

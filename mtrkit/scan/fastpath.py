@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from mtrkit.dynamo import constant_result
+from mtrkit.native.jobs import has_memory
 from mtrkit.native.library import current_level, library
 from mtrkit.native.weights import MixerWeights
 from mtrkit.scan.dispatch import backend_for, under_transform
@@ -62,17 +63,21 @@ def can_mix(weights: object, hidden: Tensor) -> TypeGuard[MixerWeights]:
 
 def can_match(metric: Tensor) -> bool:
     """Whether :func:`mtrkit.scan.operators.nearest` takes this tensor; it has no derivative, as its answer has none."""
-    return metric.dtype == torch.float32 and native_can_run(metric.device.type) and not under_transform()
+    if metric.dtype != torch.float32 or not native_can_run(metric.device.type) or under_transform():
+        return False
+    return torch.compiler.is_compiling() or has_memory(metric)
 
 
-def can_merge(tokens: Tensor) -> bool:
-    """Whether :func:`mtrkit.native.tokens.merge` takes these tokens."""
-    return for_inference(tokens) and no_tracing(tokens)
+def can_merge(tokens: Tensor, slot: Tensor) -> bool:
+    """Whether :func:`mtrkit.native.tokens.merge` takes these tokens, and the slots that they go to."""
+    return for_inference(tokens) and no_tracing(tokens) and plain_tensors((slot,))
 
 
-def can_number(kept: Tensor) -> bool:
+def can_number(kept: Tensor, *others: Tensor) -> bool:
     """Whether :func:`mtrkit.native.tokens.number` takes these positions."""
-    return kept.is_cpu and kept.dtype is torch.int64 and native_is_fastest() and no_tracing(kept)
+    if not kept.is_cpu or kept.dtype is not torch.int64 or not native_is_fastest() or not no_tracing(kept):
+        return False
+    return plain_tensors(others)
 
 
 def plain_tensors(tensors: Iterable[Tensor | None]) -> bool:
@@ -95,6 +100,18 @@ def is_plain(module: nn.Module) -> bool:
 def are_plain(modules: Iterable[nn.Module]) -> bool:
     """Whether :func:`is_plain` for all of them, and no hook holds for every module."""
     return not _has_any_global_hook() and all(map(is_plain, modules))
+
+
+def tells_all(layer: nn.Module) -> bool:
+    """Whether a layer computes what its weights say, so that code which reads them needs not call it.
+
+    So does a parametrized one, and one that accelerate moves between devices; not one with hooks or quantised weights.
+    """
+    own, forward = layer.__dict__, type(layer).forward
+    hooked = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
+    if hooked or forward not in (_OWN_FORWARD[nn.Linear], _OWN_FORWARD[nn.Conv1d]):
+        return False
+    return ("forward" not in own or "_hf_hook" in own) and plain_tensors((layer.weight,))  # type: ignore[arg-type]
 
 
 def known_forward(cls: M) -> M:

@@ -8,6 +8,7 @@ from mtrkit.schedule.cost import (
     ModelShape,
     ReductionCost,
     TransformerShape,
+    Widths,
     bipartite_cost,
     model_flops,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "Placement",
     "ReductionCost",
     "TransformerShape",
+    "Widths",
     "bipartite_cost",
     "check_schedule",
     "default_layers",

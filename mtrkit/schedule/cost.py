@@ -19,6 +19,15 @@ ReductionCost = Callable[[int, int], int]
 """FLOPs of one reduction, from (tokens before, tokens after), special tokens included."""
 
 
+@dataclass(frozen=True)
+class Widths:
+    """Widths that the cost of a decision depends on."""
+
+    dim: int  # D
+    inner: int  # E
+    state: int  # N
+
+
 _MAY_BE_ZERO = ("special", "patches", "patch_macs", "head_macs", "head_token_macs")
 
 
@@ -65,6 +74,11 @@ class ModelShape(ABC):
                 "tokens counts the special ones too"
             )
 
+    @property
+    def widths(self) -> Widths:
+        """Channels of the signals that a method may read; blocks without a scan have none but their features."""
+        return Widths(self.dim, self.dim, self.dim)
+
     @abstractmethod
     def block_flops(self, num_tokens: int, directions: Directions = "one") -> int:
         """Count one block on ``num_tokens`` tokens per sequence, special ones included."""
@@ -92,6 +106,11 @@ class MambaShape(ModelShape):
         super().__post_init__()
         if self.directions > 2:
             raise OptionError(f"MambaShape.directions must be 1 or 2, not {self.directions}")
+
+    @property
+    def widths(self) -> Widths:
+        """As the mixer has them."""
+        return Widths(self.dim, self.inner, self.state)
 
     def block_flops(self, num_tokens: int, directions: Directions = "one") -> int:
         """Count one block; affine in the length, as no part pairs tokens with tokens.

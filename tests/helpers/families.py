@@ -47,6 +47,7 @@ def _spread(model):
 FAMILIES = {
     "vim": _ours(),
     "vim_front": _ours(class_token="front"),
+    "vim_videomamba": _ours(class_token="front", halve=False),
     "vim_mean": _ours(class_token="none", global_pool="avg"),
     "vim_mambar": _ours(MambaReg, num_registers=3),
     "hustvl_vim": _official(),
