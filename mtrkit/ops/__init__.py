@@ -2,17 +2,10 @@
 
 from mtrkit.ops.gaps import count_gaps, original_positions, remember_dropped, sum_gaps
 from mtrkit.ops.group import in_sequence, rank_tokens, split_by_rank, without
-from mtrkit.ops.match import (
-    Links,
-    Similarity,
-    comparable,
-    match_nearest,
-    match_neighbors,
-    pair_similarity,
-    strongest_links,
-)
+from mtrkit.ops.match import Links, Similarity, match_nearest, match_neighbors, pair_similarity, strongest_links
 from mtrkit.ops.merge import merge_sizes, merge_tokens, unmerge_tokens
 from mtrkit.ops.noise import noise, permutation, shuffled
+from mtrkit.ops.product import comparable
 from mtrkit.ops.reorder import (
     exact_slots,
     hold_special,

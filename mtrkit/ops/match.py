@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtrkit.ops.product import precise_product
+from mtrkit.ops.product import comparable, precise_product
 from mtrkit.ops.rows import take
 from mtrkit.scan import operators
 from mtrkit.scan.fastpath import can_match
@@ -98,11 +98,6 @@ def strongest_links(src: Tensor, target: Tensor, strength: Tensor, r: int) -> Li
     return Links(ranked[:, :r], target.gather(1, best), ranked[:, r:])
 
 
-def comparable(metric: Tensor) -> Tensor:
-    """The metric in float32 at least."""
-    return metric if metric.dtype == torch.float64 else metric.float()
-
-
 def _first_best(scores: Tensor, scale: Tensor | float) -> Tensor:
     """(B, s, t) to the index (B, s, 1) of the first of the greatest, up to rounding."""
     best = scores.amax(dim=2, keepdim=True)
@@ -117,5 +112,16 @@ def _similarity_matrix(a: Tensor, b: Tensor, similarity: Similarity) -> tuple[Te
         return precise_product(a, b.transpose(1, 2)), 1.0
     if similarity == "l1":
         return -torch.cdist(a, b, p=1.0), 0.0
-    a2, b2 = a.square().sum(-1, keepdim=True), b.square().sum(-1)[:, None]
-    return 2 * precise_product(a, b.transpose(1, 2)) - (a2 + b2), a2 + b2.amax(dim=2, keepdim=True)
+    a, b = _centred(a, b)
+    terms = a.square().sum(-1, keepdim=True) + b.square().sum(-1)[:, None]
+    return 2 * precise_product(a, b.transpose(1, 2)) - terms, terms
+
+
+def _centred(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both less the mean of ``b`` in each sample: distances stay, but what all share no longer cancels in them.
+
+    A channel whose mean is not finite stays as it is, so that what is not a number stays in its token.
+    """
+    mean = b.mean(dim=1, keepdim=True)
+    mean = torch.where(mean.isfinite(), mean, 0.0)
+    return a - mean, b - mean

@@ -19,6 +19,7 @@ from mtrkit.ops import (
     shuffled,
     split_by_rank,
     stream_tokens,
+    take,
     token_map,
     unmerge_tokens,
 )
@@ -162,6 +163,41 @@ def test_among_equal_targets_the_first_is_chosen(batch, length, width, similarit
         torch.arange(r, length - r).expand(batch, -1),
     )
     assert (match_nearest(tokens.to(dtype), src, dst, similarity) == r).all()
+
+
+def nearest_exactly(tokens, src, dst):
+    """Positions of the targets at the least distance, from differences in float64."""
+    between = take(tokens.double(), src)[:, :, None] - take(tokens.double(), dst)[:, None]
+    return dst.gather(1, between.square().sum(-1).argmin(dim=2))
+
+
+@pytest.mark.parametrize("offset", [0, 100, 1000])
+def test_l2_does_not_see_what_all_tokens_share(offset):
+    tokens = torch.randn(4, 60, 32) + offset
+    src, dst = torch.arange(0, 60, 2).expand(4, -1), torch.arange(1, 60, 2).expand(4, -1)
+    found = match_nearest(tokens, src, dst, "l2")
+    assert torch.equal(found, nearest_exactly(tokens, src, dst))
+    assert torch.equal(found, match_nearest(tokens.double(), src, dst, "l2"))
+    assert torch.equal(found[1:2], match_nearest(tokens[1:2], src[1:2], dst[1:2], "l2"))
+
+
+def test_a_far_target_makes_no_ties_among_the_others():
+    tokens = torch.randn(4, 60, 32)
+    tokens[:, 59, 0] = 1000
+    src, dst = torch.arange(0, 60, 2).expand(4, -1), torch.arange(1, 60, 2).expand(4, -1)
+    assert torch.equal(match_nearest(tokens, src, dst, "l2"), nearest_exactly(tokens, src, dst))
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "l1", "l2"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_what_is_not_a_number_stays_in_its_source_and_its_sample(similarity, poison):
+    tokens = torch.randn(3, 60, 32)
+    src, dst = torch.arange(0, 60, 2).expand(3, -1), torch.arange(1, 60, 2).expand(3, -1)
+    clean = match_nearest(tokens, src, dst, similarity)
+    tokens[0, 6], tokens[1, 7] = poison, poison
+    found = match_nearest(tokens, src, dst, similarity)
+    assert torch.equal(found[2], clean[2])
+    assert torch.equal(torch.cat([found[0, :3], found[0, 4:]]), torch.cat([clean[0, :3], clean[0, 4:]]))
 
 
 def test_among_equal_scores_the_last_leave():
