@@ -6,11 +6,10 @@ after bias and softplus, as the scan uses it; B, C and y as the scan sees and gi
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from mtrkit.methods.base import Widths
-from mtrkit.ops import ChannelReduction, channel_score, class_score
+from mtrkit.ops import ChannelReduction, channel_score, class_score, comparable
 from mtrkit.types import BlockState
 
 Signal = Literal["X", "features", "delta", "B", "C", "y", "keys"]
@@ -44,7 +43,7 @@ def importance(state: BlockState, indicator: Indicator, channels: ChannelReducti
         return class_score(state.features, state.special)
     mean = state.signals.delta_mean
     if mean is not None and (indicator, channels) == ("delta", "mean"):
-        return mean if mean.dtype == torch.float64 else mean.float()
+        return comparable(mean)
     return channel_score(read_signal(state, indicator), channels)
 
 

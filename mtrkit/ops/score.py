@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtrkit.ops.product import precise_product
+from mtrkit.ops.product import comparable, precise_product
 from mtrkit.ops.rows import take
 
 ChannelReduction = Literal["mean", "clipped", "l1", "norm"]
 
 
 def channel_score(signal: Tensor, reduction: ChannelReduction = "mean") -> Tensor:
-    """Turn a signal (B, L, C) into scores (B, L) in float32.
+    """Turn a signal (B, L, C) into scores (B, L), in float32 at least.
 
     Args:
         signal: Δ, B, C, y or features.
@@ -24,7 +24,7 @@ def channel_score(signal: Tensor, reduction: ChannelReduction = "mean") -> Tenso
     >>> channel_score(torch.tensor([[[1.0, -3.0], [2.0, 2.0]]]), "clipped")
     tensor([[0.5000, 2.0000]])
     """
-    signal = signal.float()
+    signal = comparable(signal)
     if reduction == "mean":
         return signal.mean(dim=-1)
     if reduction == "clipped":
@@ -35,14 +35,14 @@ def channel_score(signal: Tensor, reduction: ChannelReduction = "mean") -> Tenso
 
 
 def class_score(features: Tensor, special: Tensor) -> Tensor:
-    """Cosine similarity (B, L) of each token to the class token, the mean over all S special tokens.
+    """Cosine similarity (B, L) of each token to the class token, the mean over all S special tokens; float32 at least.
 
     Args:
         features: (B, L, D).
         special: (B, S) where the special tokens stand. A model without any answers from the mean of its
             tokens: there it is the similarity to all of them.
     """
-    unit = F.normalize(features.float(), dim=-1)
+    unit = F.normalize(comparable(features), dim=-1)
     anchors = take(unit, special) if special.shape[1] else unit
     anchor = anchors.mean(dim=1, keepdim=True)  # (B, 1, D)
     return precise_product(unit, anchor.transpose(1, 2)).squeeze(-1)

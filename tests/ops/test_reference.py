@@ -51,10 +51,12 @@ def of_sample(token_map, i):
 @pytest.mark.parametrize("reduction", ["mean", "clipped", "l1", "norm"])
 @given(case=cases())
 def test_channel_score(case, reduction):
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert channel_score(case.tokens.to(dtype), reduction).dtype == torch.float32
     scores = channel_score(case.tokens, reduction)
-    assert scores.dtype == torch.float32
+    assert scores.dtype == torch.float64
     for score, tokens in zip(scores, case.tokens, strict=True):
-        assert_close(score.double(), rows(plain.channel_score(tokens.tolist(), reduction)), rtol=1e-5, atol=1e-6)
+        assert_close(score, rows(plain.channel_score(tokens.tolist(), reduction)), rtol=1e-12, atol=1e-12)
 
 
 @given(case=cases())
@@ -62,7 +64,7 @@ def test_class_score(case):
     scores = class_score(case.tokens, case.special)
     for score, tokens, special in zip(scores, case.tokens, case.special, strict=True):
         expected = plain.class_score(tokens.tolist(), special.tolist())
-        assert_close(score.double(), rows(expected), rtol=1e-5, atol=1e-6)
+        assert_close(score, rows(expected), rtol=1e-12, atol=1e-12)
 
 
 odd_values = st.sampled_from([float("nan"), float("inf"), float("-inf"), 0.0, -0.0, 1.0, 2.0, 3e38])
