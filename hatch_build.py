@@ -32,7 +32,7 @@ class NativeBuildHook(BuildHookInterface):
 
     def dependencies(self) -> list[str]:
         """What the build needs beyond hatchling: the PyPI compiler where PATH has none."""
-        if self.target_name != "wheel" or _compiler():
+        if self.target_name != "wheel" or compiler():
             return []
         return [f'ziglang; platform_machine in "{ZIG_MACHINES}"']
 
@@ -43,7 +43,7 @@ class NativeBuildHook(BuildHookInterface):
         library = Path(self.root) / FOLDER / f"_native{SUFFIX}"
         library.unlink(missing_ok=True)
         try:
-            _compile(library)
+            compile_library(library)
         except (OSError, subprocess.CalledProcessError) as error:
             details = getattr(error, "stderr", None) or error
             self.app.display_warning(f"mtrkit is built without its compiled scan, which will be slower: {details}")
@@ -53,19 +53,25 @@ class NativeBuildHook(BuildHookInterface):
         build_data["artifacts"].append(f"/{(FOLDER / library.name).as_posix()}")
 
 
-def _compile(library: Path) -> None:
-    command = _compiler() or _zig()
+def compile_library(library: Path, *flags: str) -> None:
+    """Compile the ``native.c`` beside the library, with further flags after the usual ones.
+
+    Raises:
+        OSError: The compiler cannot be run.
+        subprocess.CalledProcessError: It failed; ``stderr`` says at what.
+    """
+    command = compiler() or _zig()
     position = [] if sys.platform == "win32" else ["-fPIC"]
     source = library.with_name("native.c")
     # Into a temporary place first: a library that a running process has mapped must not be written over.
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         fresh = Path(folder) / library.name
-        arguments = [*command, *FLAGS, *position, str(source), "-o", str(fresh)]
+        arguments = [*command, *FLAGS, *position, *flags, str(source), "-o", str(fresh)]
         subprocess.run(arguments, check=True, capture_output=True, text=True)
         os.replace(fresh, library)
 
 
-def _compiler() -> list[str]:
+def compiler() -> list[str]:
     """The C compiler named by CC, else the first one on PATH, else nothing. MSVC has no vector types."""
     if os.environ.get("CC"):
         return shlex.split(os.environ["CC"])
