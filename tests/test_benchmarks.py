@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import save_file
 
 import mtrkit
-from mtrkit.models.releases import BUNDLED, Release
+from mtrkit.models.variants import BUNDLED, Release
 
 ROOT = Path(__file__).parents[1]
 MODEL = "vim_micro_patch4_32"

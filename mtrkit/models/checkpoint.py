@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from mtrkit.errors import CheckpointError
-from mtrkit.models.releases import OFFICIAL
 
 Ema = bool | Literal["auto"]
 
+_EMA_FILES = {"vim_b_midclstok_81p9acc.pth"}  # official files with a published accuracy of the averaged weights
 _PLAIN, _AVERAGED = ("model", "state_dict"), ("model_ema", "state_dict_ema")
 
 
@@ -93,8 +93,8 @@ def _choose(content: Any, file: Path, ema: Ema) -> Any:
     found = [key for key in (*_PLAIN, *_AVERAGED) if isinstance(content.get(key), Mapping)]
     plain = [key for key in found if key in _PLAIN] if found else [None]
     averaged = [key for key in found if key in _AVERAGED]
-    official = file.name in {release.file for release in OFFICIAL.values() if release.ema}
-    wanted = {True: averaged, False: plain, "auto": averaged + plain if official else plain + averaged}[ema]
+    either = averaged + plain if file.name in _EMA_FILES else plain + averaged
+    wanted = {True: averaged, False: plain, "auto": either}[ema]
     if not wanted:
         kind, instead = "averaged (EMA)" if ema else "plain", ", ".join(found) or "a bare state dict"
         raise CheckpointError(f"{file} has no {kind} weights, only {instead}; pass ema={not ema}")

@@ -1,206 +1,174 @@
 """The models by name: what each is built from, how images are prepared for it, and where its weights are."""
 
 import inspect
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from mtrkit.errors import OptionError
 from mtrkit.models.mambar import MambaReg
-from mtrkit.models.registry import register_model
-from mtrkit.models.releases import BUNDLED, CLIP_FRAMES, OFFICIAL
+from mtrkit.models.registry import Builder, register_model
 from mtrkit.models.videomamba import VideoMamba
 from mtrkit.models.vim import VisionMamba
 
-default_cfgs: dict[str, dict[str, Any]] = {}
+_DATA = Path(__file__).parents[1] / "data"
 
-_IMAGENET: dict[str, Any] = {
-    "num_classes": 1000,
-    "input_size": (3, 224, 224),
-    "fixed_input_size": True,
-    "interpolation": "bicubic",
-    "crop_pct": 0.875,
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "first_conv": "patch_embed.proj",
-    "classifier": "head",
-    "license": "apache-2.0",
+
+class Family(NamedTuple):
+    """What several variants have in common; called, it gives one of them."""
+
+    cls: type[VisionMamba]
+    paper: str  # its number on arXiv
+    data: dict[str, Any]  # how images are prepared
+    options: dict[str, Any] = {}  # of the class
+    repo: str = ""  # on the Hugging Face Hub, {size} being the second word of the variant's name
+    bundled: bool = False  # whether the weights come with mtrkit
+
+    def __call__(self, about: str, file: str = "", top1: float = 0.0, **options: Any) -> "Variant":
+        """The variant with these options on top of the family's."""
+        return Variant(self, about, file, top1, self.options | options)
+
+
+class Variant(NamedTuple):
+    """What stands behind a name."""
+
+    family: Family
+    about: str  # in one sentence
+    file: str  # in the family's repository, or empty
+    top1: float  # published for that file: ImageNet-1k validation, or Kinetics-400 for clips
+    options: dict[str, Any]  # of the class, where the user gives no others
+
+
+class Release(NamedTuple):
+    """One published file."""
+
+    repo: str
+    file: str
+    top1: float
+
+
+_IMAGENET: dict[str, Any] = {"crop_pct": 0.875, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_CIFAR10: dict[str, Any] = {"crop_pct": 1.0, "mean": (0.4914, 0.4822, 0.4465), "std": (0.247, 0.2435, 0.2616)}
+_MICRO: dict[str, Any] = {"img_size": 32, "patch_size": 4, "num_classes": 10, "embed_dim": 96, "depth": 12}
+_FRONT: dict[str, Any] = {"class_token": "front", "halve": False}
+_AVERAGED: dict[str, Any] = {"class_token": "none", "global_pool": "avg"}
+
+_VIM = Family(VisionMamba, "2401.09417", _IMAGENET, {}, "hustvl/Vim-{size}-midclstok")
+_VIM_MICRO = Family(VisionMamba, "2401.09417", _CIFAR10, _MICRO, bundled=True)
+_VIDEOMAMBA = Family(VisionMamba, "2403.06977", _IMAGENET, _FRONT, "OpenGVLab/VideoMamba")
+_VIDEOMAMBA_MICRO = Family(VisionMamba, "2403.06977", _CIFAR10, _MICRO | _FRONT, bundled=True)
+_CLIPS = Family(VideoMamba, "2403.06977", _IMAGENET, {"num_classes": 400}, "OpenGVLab/VideoMamba")
+_MAMBAR = Family(MambaReg, "2405.14858", _IMAGENET | {"crop_pct": 1.0})
+
+
+def _clips(size: str, short: str, parameters: str, top1: dict[int, float], **options: Any) -> dict[str, Variant]:
+    """A variant for every number of frames that VideoMamba was released for, with the accuracy published for it."""
+    return {
+        f"videomamba_{size}_patch16_224_f{frames}": _CLIPS(
+            f"VideoMamba-{short} for clips of {frames} frames, {parameters} parameters.",
+            f"videomamba_{size[0]}16_k400_f{frames}_res224.pth",
+            accuracy,
+            num_frames=frames,
+            **options,
+        )
+        for frames, accuracy in top1.items()
+    }
+
+
+VARIANTS = {
+    "vim_tiny_patch16_224": _VIM("Vim-Ti, 7.1 M parameters.", "vim_t_midclstok_76p1acc.pth", 76.1, embed_dim=192),
+    "vim_tiny_patch16_stride8_224": _VIM(
+        "Vim-Ti on overlapping patches, 730 tokens.", "vim_t_midclstok_ft_78p3acc.pth", 78.3, embed_dim=192, stride=8
+    ),
+    "vim_small_patch16_224": _VIM("Vim-S, 25.8 M parameters.", "vim_s_midclstok_80p5acc.pth", 80.5, embed_dim=384),
+    "vim_small_patch16_stride8_224": _VIM(
+        "Vim-S on overlapping patches, 730 tokens.", "vim_s_midclstok_ft_81p6acc.pth", 81.6, embed_dim=384, stride=8
+    ),
+    "vim_base_patch16_224": _VIM("Vim-B, 97.6 M parameters.", "vim_b_midclstok_81p9acc.pth", 81.9, embed_dim=768),
+    "vim_micro_patch4_32": _VIM_MICRO("A Vim for CIFAR-sized images, 1 M parameters, 65 tokens."),
+    "vim_micro_patch4_stride2_32": _VIM_MICRO("The same on overlapping patches, 226 tokens.", stride=2),
+    "vim_micro_patch4_stride2_avgpool_32": _VIM_MICRO(
+        "The same without a class token, the mean of the 225 patches classified.", stride=2, **_AVERAGED
+    ),
+    "vim_nano_patch4_stride2_32": _VIM_MICRO(
+        "Two thirds of the depth of ``vim_micro_patch4_stride2_32``: the smaller dense model to compare with.",
+        depth=8,
+        stride=2,
+    ),
+    "videomamba_micro_patch4_stride2_32": _VIDEOMAMBA_MICRO(
+        "``vim_micro_patch4_stride2_32`` in the form of VideoMamba: the class token in front, the plain sum.", stride=2
+    ),
+    "videomamba_tiny_patch16_224": _VIDEOMAMBA(
+        "VideoMamba-Ti for images, 7.1 M parameters.", "videomamba_t16_in1k_res224.pth", 76.9, embed_dim=192
+    ),
+    "videomamba_small_patch16_224": _VIDEOMAMBA(
+        "VideoMamba-S for images, 25.8 M parameters.", "videomamba_s16_in1k_res224.pth", 81.2, embed_dim=384
+    ),
+    "videomamba_middle_patch16_224": _VIDEOMAMBA(
+        "VideoMamba-M for images, 74.2 M parameters.", "videomamba_m16_in1k_res224.pth", 82.8, embed_dim=576, depth=32
+    ),
+    "videomamba_base_patch16_224": _VIDEOMAMBA(
+        "VideoMamba-B for images, 97.6 M parameters.", "videomamba_b16_in1k_res224.pth", 82.7, embed_dim=768
+    ),
+    **_clips("tiny", "Ti", "7.0 M", {8: 76.9, 16: 78.1, 32: 78.8, 64: 79.6}, embed_dim=192),
+    **_clips("small", "S", "25.6 M", {8: 79.3, 16: 80.8, 32: 81.5, 64: 81.8}, embed_dim=384),
+    **_clips("middle", "M", "73.9 M", {8: 80.6, 16: 81.9, 32: 82.4, 64: 82.8}, embed_dim=576, depth=32),
+    "mambar_tiny_patch16_224": _MAMBAR("Mamba-Reg-Ti, 9.3 M parameters, 12 registers.", embed_dim=192),
+    "mambar_small_patch16_224": _MAMBAR("Mamba-Reg-S, 27.8 M parameters, 12 registers.", embed_dim=384, reduce=2),
+    "mambar_base_patch16_224": _MAMBAR("Mamba-Reg-B, 99.3 M parameters, 12 registers.", embed_dim=768, reduce=4),
+    "mambar_large_patch16_224": _MAMBAR(
+        "Mamba-Reg-L, 341.2 M parameters, 16 registers.", embed_dim=1024, depth=48, num_registers=16, reduce=8
+    ),
 }
-_CIFAR10: dict[str, Any] = _IMAGENET | {
-    "num_classes": 10,
-    "input_size": (3, 32, 32),
-    "crop_pct": 1.0,
-    "mean": (0.4914, 0.4822, 0.4465),
-    "std": (0.247, 0.2435, 0.2616),
+
+OFFICIAL = {
+    name: Release(variant.family.repo.format(size=name.split("_")[1]), variant.file, variant.top1)
+    for name, variant in VARIANTS.items()
+    if variant.file
 }
+BUNDLED = {name: _DATA / f"{name}.safetensors" for name, variant in VARIANTS.items() if variant.family.bundled}
 
 
-def _configure(names: tuple[str, ...], paper: str, cfg: dict[str, Any]) -> None:
-    """Enter the preprocessing of models, and where their weights are, in the form timm uses."""
-    for name in names:
-        weights: dict[str, Any] = {}
-        if name in OFFICIAL:
-            release = OFFICIAL[name]
-            weights = {"hf_hub_id": release.repo, "hf_hub_filename": release.file, "custom_load": "hf"}
-        elif name in BUNDLED:
-            weights = {"file": str(BUNDLED[name]), "custom_load": True}
-        default_cfgs[name] = {"architecture": name, "paper_ids": f"arXiv:{paper}"} | cfg | weights
+def _cfg(name: str, variant: Variant) -> dict[str, Any]:
+    """Preprocessing and weights in the form that timm uses."""
+    options, release = variant.options, OFFICIAL.get(name)
+    side = options.get("img_size", 224)
+    cfg = {
+        "architecture": name,
+        "paper_ids": f"arXiv:{variant.family.paper}",
+        "num_classes": options.get("num_classes", 1000),
+        "input_size": (3, side, side),
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "license": "apache-2.0",
+    } | variant.family.data
+    if name in BUNDLED:
+        return cfg | {"file": str(BUNDLED[name]), "custom_load": True}
+    return cfg | ({"hf_hub_id": release.repo, "hf_hub_filename": release.file, "custom_load": "hf"} if release else {})
 
 
-def _create(cls: type[VisionMamba], name: str, options: dict[str, Any], **variant: Any) -> VisionMamba:
+def _builder(name: str, variant: Variant) -> Builder:
+    """A function of the model's name, which takes nothing but options of the model."""
+
+    def build(**options: Any) -> VisionMamba:
+        _check_options(name, variant.family.cls, options)
+        model = variant.family.cls(**(variant.options | options))
+        model.pretrained_cfg = default_cfgs[name]
+        return model
+
+    build.__name__, build.__doc__ = name, variant.about
+    return build
+
+
+def _check_options(name: str, cls: type[VisionMamba], options: dict[str, Any]) -> None:
     parameters = inspect.signature(cls).parameters | inspect.signature(VisionMamba).parameters
     known = [option for option, parameter in parameters.items() if parameter.kind != parameter.VAR_KEYWORD]
     unknown = [option for option in options if option not in known]
     if unknown:
         raise OptionError(f"{name} has no option {', '.join(unknown)}; known: {', '.join(known)}")
-    model = cls(**(variant | options))
-    model.pretrained_cfg = default_cfgs[name]
-    return model
-
-
-_configure(
-    (
-        "vim_tiny_patch16_224",
-        "vim_tiny_patch16_stride8_224",
-        "vim_small_patch16_224",
-        "vim_small_patch16_stride8_224",
-        "vim_base_patch16_224",
-    ),
-    "2401.09417",
-    _IMAGENET,
-)
-_configure(
-    (
-        "vim_micro_patch4_32",
-        "vim_micro_patch4_stride2_32",
-        "vim_micro_patch4_stride2_avgpool_32",
-        "vim_nano_patch4_stride2_32",
-    ),
-    "2401.09417",
-    _CIFAR10,
-)
-_VIDEOMAMBA = tuple(f"videomamba_{size}_patch16_224" for size in ("tiny", "small", "middle", "base"))
-_configure(_VIDEOMAMBA, "2403.06977", _IMAGENET)
-_configure(("videomamba_micro_patch4_stride2_32",), "2403.06977", _CIFAR10)
-_MAMBAR = tuple(f"mambar_{size}_patch16_224" for size in ("tiny", "small", "base", "large"))
-_configure(_MAMBAR, "2405.14858", _IMAGENET | {"crop_pct": 1.0})
-
-
-@register_model
-def vim_tiny_patch16_224(**options: Any) -> VisionMamba:
-    """Vim-Ti, 7.1 M parameters."""
-    return _create(VisionMamba, "vim_tiny_patch16_224", options, embed_dim=192)
-
-
-@register_model
-def vim_tiny_patch16_stride8_224(**options: Any) -> VisionMamba:
-    """Vim-Ti on overlapping patches, 730 tokens."""
-    return _create(VisionMamba, "vim_tiny_patch16_stride8_224", options, embed_dim=192, stride=8)
-
-
-@register_model
-def vim_small_patch16_224(**options: Any) -> VisionMamba:
-    """Vim-S, 25.8 M parameters."""
-    return _create(VisionMamba, "vim_small_patch16_224", options, embed_dim=384)
-
-
-@register_model
-def vim_small_patch16_stride8_224(**options: Any) -> VisionMamba:
-    """Vim-S on overlapping patches, 730 tokens."""
-    return _create(VisionMamba, "vim_small_patch16_stride8_224", options, embed_dim=384, stride=8)
-
-
-@register_model
-def vim_base_patch16_224(**options: Any) -> VisionMamba:
-    """Vim-B, 97.6 M parameters."""
-    return _create(VisionMamba, "vim_base_patch16_224", options, embed_dim=768)
-
-
-_MICRO: dict[str, Any] = {"img_size": 32, "patch_size": 4, "num_classes": 10, "embed_dim": 96, "depth": 12}
-
-
-@register_model
-def vim_micro_patch4_32(**options: Any) -> VisionMamba:
-    """A Vim for CIFAR-sized images, 1 M parameters, 65 tokens."""
-    return _create(VisionMamba, "vim_micro_patch4_32", options, **_MICRO)
-
-
-@register_model
-def vim_micro_patch4_stride2_32(**options: Any) -> VisionMamba:
-    """The same on overlapping patches, 226 tokens."""
-    return _create(VisionMamba, "vim_micro_patch4_stride2_32", options, **_MICRO, stride=2)
-
-
-@register_model
-def vim_micro_patch4_stride2_avgpool_32(**options: Any) -> VisionMamba:
-    """The same without a class token, the mean of the 225 patches classified."""
-    pooled = {"class_token": "none", "global_pool": "avg"}
-    return _create(VisionMamba, "vim_micro_patch4_stride2_avgpool_32", options, **_MICRO, stride=2, **pooled)
-
-
-@register_model
-def vim_nano_patch4_stride2_32(**options: Any) -> VisionMamba:
-    """Two thirds of the depth of ``vim_micro_patch4_stride2_32``: the smaller dense model to compare with."""
-    return _create(VisionMamba, "vim_nano_patch4_stride2_32", options, **(_MICRO | {"depth": 8}), stride=2)
-
-
-_FRONT: dict[str, Any] = {"class_token": "front", "halve": False}
-
-
-@register_model
-def videomamba_micro_patch4_stride2_32(**options: Any) -> VisionMamba:
-    """``vim_micro_patch4_stride2_32`` in the form of VideoMamba: the class token in front, the plain sum."""
-    return _create(VisionMamba, "videomamba_micro_patch4_stride2_32", options, **_MICRO, **_FRONT, stride=2)
-
-
-@register_model
-def videomamba_tiny_patch16_224(**options: Any) -> VisionMamba:
-    """VideoMamba-Ti for images, 7.1 M parameters."""
-    return _create(VisionMamba, "videomamba_tiny_patch16_224", options, **_FRONT, embed_dim=192)
-
-
-@register_model
-def videomamba_small_patch16_224(**options: Any) -> VisionMamba:
-    """VideoMamba-S for images, 25.8 M parameters."""
-    return _create(VisionMamba, "videomamba_small_patch16_224", options, **_FRONT, embed_dim=384)
-
-
-@register_model
-def videomamba_middle_patch16_224(**options: Any) -> VisionMamba:
-    """VideoMamba-M for images, 74.2 M parameters."""
-    return _create(VisionMamba, "videomamba_middle_patch16_224", options, **_FRONT, embed_dim=576, depth=32)
-
-
-@register_model
-def videomamba_base_patch16_224(**options: Any) -> VisionMamba:
-    """VideoMamba-B for images, 97.6 M parameters."""
-    return _create(VisionMamba, "videomamba_base_patch16_224", options, **_FRONT, embed_dim=768)
-
-
-def _register_clips(size: str, short: str, parameters: str, **variant: Any) -> None:
-    """Make VideoMamba of one size known for every length of clip that it was released for."""
-    for frames in CLIP_FRAMES:
-        name = f"videomamba_{size}_patch16_224_f{frames}"
-        _configure((name,), "2403.06977", _IMAGENET | {"num_classes": 400})
-        build = _clip_builder(name, {"num_frames": frames, "num_classes": 400} | variant)
-        build.__doc__ = f"VideoMamba-{short} for clips of {frames} frames, {parameters} parameters."
-        register_model(build)
-
-
-def _clip_builder(name: str, variant: dict[str, Any]) -> Callable[..., VisionMamba]:
-    """A function of the model's name, which takes nothing but options of the model."""
-
-    def build(**options: Any) -> VisionMamba:
-        return _create(VideoMamba, name, options, **variant)
-
-    build.__name__ = name
-    return build
-
-
-_register_clips("tiny", "Ti", "7.0 M", embed_dim=192)
-_register_clips("small", "S", "25.6 M", embed_dim=384)
-_register_clips("middle", "M", "73.9 M", embed_dim=576, depth=32)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: VisionMamba) -> dict[str, Tensor]:
@@ -208,25 +176,6 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: VisionMamba) -> d
     return model.adapt_state_dict(state_dict)
 
 
-@register_model
-def mambar_tiny_patch16_224(**options: Any) -> VisionMamba:
-    """Mamba-Reg-Ti, 9.3 M parameters, 12 registers."""
-    return _create(MambaReg, "mambar_tiny_patch16_224", options, embed_dim=192)
-
-
-@register_model
-def mambar_small_patch16_224(**options: Any) -> VisionMamba:
-    """Mamba-Reg-S, 27.8 M parameters, 12 registers."""
-    return _create(MambaReg, "mambar_small_patch16_224", options, embed_dim=384, reduce=2)
-
-
-@register_model
-def mambar_base_patch16_224(**options: Any) -> VisionMamba:
-    """Mamba-Reg-B, 99.3 M parameters, 12 registers."""
-    return _create(MambaReg, "mambar_base_patch16_224", options, embed_dim=768, reduce=4)
-
-
-@register_model
-def mambar_large_patch16_224(**options: Any) -> VisionMamba:
-    """Mamba-Reg-L, 341.2 M parameters, 16 registers."""
-    return _create(MambaReg, "mambar_large_patch16_224", options, embed_dim=1024, depth=48, num_registers=16, reduce=8)
+default_cfgs = {name: _cfg(name, variant) for name, variant in VARIANTS.items()}
+for _name, _variant in VARIANTS.items():
+    register_model(_builder(_name, _variant))
