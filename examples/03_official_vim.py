@@ -26,7 +26,7 @@ OFFICIAL = "models_mamba:vim_tiny_patch16_224_bimambav2_final_pool_mean_abs_pos_
 def find_builder(path):
     """Import ``module:name``, or say what is missing."""
     module, _, name = path.partition(":")
-    sys.path.insert(0, "")  # the repository's models_mamba.py lies in its folder vim/, it is no package
+    sys.path.insert(0, "")  # the repository's models_mamba.py lies in its folder vim/, which is not a package
     try:
         return getattr(importlib.import_module(module), name)
     except Exception as error:  # the repository needs its own fork of mamba-ssm, whose import can fail in many ways

@@ -3,7 +3,7 @@
     python examples/own_family.py
 
 The family is a classifier of 1-D signals: Mamba blocks in one direction, a class token behind the last sample, names
-that nobody else uses. It is trained for some seconds to find a short wave in noise, then its tokens are reduced.
+of its own. It is trained for some seconds to find a short wave in noise, then its tokens are reduced.
 """
 
 import time

@@ -8,8 +8,8 @@ falls to zero over the last epochs, so a run that is still before the fall can b
 be the start of another (``--initial-checkpoint``), as can one of a deeper model, or of one whose class token is
 elsewhere or which halves the sum of its directions where this does not. With ``--teacher`` half of the lesson is what
 another model, or an exported program such as that of train_teacher.py, says to the same images. The same command again
-goes on where an interrupted run stopped. Training images at even distances are held out, to watch progress on and for
-whoever wants to tune a reduction (``mtrkit eval --data cifar10/train --limit 2000``); ``val`` is looked at once, at
+goes on where an interrupted run stopped. Evenly spaced training images are held out: progress is measured on
+them, and so can a reduction be tuned (``mtrkit eval --data cifar10/train --limit 2000``); ``val`` is used once, at
 the end. Writes weights (safetensors), a model card and a log.
 """
 

@@ -57,7 +57,7 @@ def apply_reduction(
             reached is as near as whole tokens allow.
         input_size: (C, H, W) of an image or (C, T, H, W) of a clip, in pixels and frames, or (L,) tokens of a text,
             without batch. Default: the size the model was built for, 2048 tokens of text. Inputs of other
-            sizes are planned anew for ``ratio``.
+            sizes get a plan of their own for ``ratio``.
         layers: Blocks to reduce after, counted from 1 as in the papers, or a placement such as
             ``EveryNth(2)``. Default: three in the first two thirds, 5, 10 and 15 of 24.
         tokens: Tokens left after each block, one number per block, instead of ``ratio``.
@@ -225,8 +225,8 @@ def _prepare(
     _check_signals(chosen.name, config.reads, adapter)
     if config.alignment != "carry" and adapter.side_channel is None:
         raise UnsupportedModelError(
-            f"method {method!r} with these options aligns the scans of later blocks, and those of {adapter.name!r} "
-            "models, if any, cannot be told"
+            f"method {method!r} with these options needs gap-aware scans, which {adapter.name!r} models do not "
+            "support; choose other options or another method"
         )
     size = tuple(input_size) if input_size is not None else adapter.input_size(host)
     shape = _shape(model, host, adapter, size)

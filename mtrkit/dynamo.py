@@ -1,4 +1,4 @@
-"""What torch's tracers have to be told, without importing any of them."""
+"""Marks and checks for torch's tracers, without importing any of them."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

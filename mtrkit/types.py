@@ -21,7 +21,7 @@ class TokenMap:
 
     ``slot`` alone says everything; ``kept`` and ``merged`` are its inverse, held so that applying the map
     needs no search. A token in neither is dropped. Slots are numbered in the order in which the next scan
-    shall see them.
+    sees them.
     """
 
     slot: Tensor  # (B, L) int64: output slot of each input token, −1 for a dropped one

@@ -1,7 +1,7 @@
 """Mamba language models of the ``mamba_ssm`` package: ``MixerModel``, or ``MambaLMHeadModel`` around it.
 
 Read :mod:`mtrkit.adapters.language` first on which of a reduced model's answers can be trusted. This family takes no
-mask: give texts of one length, for padding cannot be told from words.
+mask: give texts of one length, because padding looks like words here.
 """
 
 from typing import Any

@@ -81,7 +81,7 @@ class IsotropicMamba(Adapter):
         return macs(model.head)
 
     def num_class_tokens(self, model: Any) -> int:
-        """Number of tokens in the sequence that are no patch."""
+        """Number of tokens in the sequence that are not patches."""
         raise NotImplementedError
 
     def input_size(self, model: Any) -> tuple[int, ...]:

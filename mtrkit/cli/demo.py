@@ -113,7 +113,7 @@ def _cells(candidate: Candidate, accuracy: Accuracy, timing: Timing) -> tuple[st
 
 
 def _draw(candidate: Candidate, images: ImageSet, preprocess: Preprocess, out: Path) -> None:
-    """The first images of classes at even distances: nobody has chosen them."""
+    """The first images of evenly spaced classes, not picked by hand."""
     shown = images.spread(DRAWN)
     seen = [preprocess.cut(opener()) for opener in shown.openers]
     with torch.inference_mode(), trace_reduction(candidate.model) as trace:

@@ -117,20 +117,20 @@ def device(text: str) -> torch.device:
     try:
         return torch.device(text)
     except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no device; expected cpu, cuda or cuda:1") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device; expected cpu, cuda or cuda:1") from error
 
 
 def positive(text: str) -> int:
     """Type of counts: an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def whole(text: str) -> int:
     """Type of counts that may be none: an integer of at least 0."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
 
@@ -138,7 +138,7 @@ def input_size(text: str) -> tuple[int, ...]:
     """Type of --input-size: one to three numbers with x between them; one stands for height and width."""
     parts = text.lower().split("x")
     if not 1 <= len(parts) <= 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected 224, 224x320 or 3x224x224")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; expected 224, 224x320 or 3x224x224")
     numbers = tuple(map(int, parts))
     return numbers * 2 if len(numbers) == 1 else numbers
 
@@ -147,7 +147,7 @@ def option(text: str) -> tuple[str, object]:
     """Type of --option: a name and a Python literal, or a word."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise argparse.ArgumentTypeError(f"{text!r} is no option; expected NAME=VALUE, such as similarity=l2")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an option; expected NAME=VALUE, such as similarity=l2")
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):

@@ -85,7 +85,7 @@ def read_image(path: str | Path) -> Image.Image:
     """Read an image file completely, as RGB.
 
     Raises:
-        InputError: The file is not there, or is no whole image; the message names it.
+        InputError: The file is not there, or is not a complete image; the message names it.
     """
     try:
         with Image.open(path) as image:

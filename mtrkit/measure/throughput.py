@@ -1,6 +1,6 @@
 """How long models take for the same batch: measured in turns, in one process, after a warm-up.
 
-On a busy or throttling machine the speed drifts by more than what is to be told apart. So every round times
+On a busy or throttling machine the speed drifts by more than the differences of interest. So every round times
 each model once, one right after the other, rounds start with another model each time, and speeds are compared
 within a round before the median over the rounds is taken.
 """

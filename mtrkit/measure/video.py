@@ -15,7 +15,7 @@ def read_clip(path: str | Path, num_frames: int) -> list[Image.Image]:
 
     Raises:
         OptionError: PyAV is not installed.
-        InputError: The file is not there, or is no video; the message names it.
+        InputError: The file is not there, or is not a video; the message names it.
     """
     total = sum(1 for _ in _frames(path))
     wanted = [(2 * part + 1) * total // (2 * num_frames) for part in range(num_frames)]

@@ -30,7 +30,7 @@ class HSAConfig(MethodConfig):
         state: What the scan's state does at the positions of removed tokens in later blocks (open): it is carried
             over them unchanged, as if they had never been, or it decays as it would if they were there with no
             input.
-        removed_delta: The time step Δ by which it decays there, which nobody has computed (open): that of a token
+        removed_delta: The time step Δ by which it decays there, which was never computed (open): that of a token
             without content, softplus of the bias of Δ's projection, or the token's last one, half of the sum over
             the directions.
     """

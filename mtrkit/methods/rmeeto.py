@@ -135,7 +135,7 @@ def _links(state: BlockState, halves: Halves, r: int, config: RMeeToConfig) -> L
 
 
 def _arranged(sequence: Tensor, links: Links, halves: Halves, special: Tensor, config: RMeeToConfig) -> Tensor:
-    """The tokens that stay, (B, L'), in the order in which the next block shall see them."""
+    """The tokens that stay, (B, L'), in the order in which the next block sees them."""
     kept = survivors(sequence, links, halves.dst, special, config.order)
     if config.class_position == "exact":
         return kept

@@ -44,7 +44,7 @@ def _check_file(file: Path) -> None:
     if not file.exists():
         raise CheckpointError(f"{file} does not exist; give a file, or hf:org/repo/file for the Hugging Face Hub")
     if not file.is_file():
-        found = "a directory" if file.is_dir() else "no regular file"
+        found = "a directory" if file.is_dir() else "not a regular file"
         raise CheckpointError(f"{file} is {found}; give the checkpoint file itself")
     if file.stat().st_size == 0:
         raise CheckpointError(f"{file} is empty; it was probably not downloaded completely, fetch it again")
@@ -57,7 +57,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except Exception as error:  # SafetensorError or OSError, and ValueError for dtypes unknown to this torch
         raise CheckpointError(
-            f"{file} is no complete safetensors file ({error}); fetch it again, or rename it if it is a .pth"
+            f"{file} is not a complete safetensors file ({error}); fetch it again, or rename it if it is a .pth"
         ) from error
 
 
@@ -80,8 +80,8 @@ def _unreadable(file: Path, error: Exception) -> str:
         )
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     return (
-        f"{file} ({file.stat().st_size} bytes) is no complete PyTorch checkpoint ({type(error).__name__}: "
-        f"{reason}). Fetch it again, and check that it is no web page or Git LFS pointer"
+        f"{file} ({file.stat().st_size} bytes) is not a complete PyTorch checkpoint ({type(error).__name__}: "
+        f"{reason}). Fetch it again, and check that it is not a web page or a Git LFS pointer"
     )
 
 
@@ -105,7 +105,7 @@ def _check_tensors(state: Mapping[Any, Any], file: Path) -> dict[str, Tensor]:
     others = [f"{key!r} ({type(value).__name__})" for key, value in state.items() if not _is_plain(value)]
     others += [repr(key) for key in state if not isinstance(key, str)]
     if others or not state:
-        found = f"{len(others)} of them no named plain tensors, such as {others[0]}" if others else "no weights"
+        found = f"{len(others)} of them not named plain tensors, such as {others[0]}" if others else "no weights"
         raise CheckpointError(
             f"{file} holds a dict of {len(state)}, {found}; expected a state dict, or one under 'model'"
         )

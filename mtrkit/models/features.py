@@ -27,13 +27,13 @@ class FeatureInfo(NamedTuple):
 class FeatureMaps(nn.Module):
     """The patch features after chosen blocks, each on the full grid whether the model is reduced or not.
 
-    The same as timm's ``features_only`` wrapper, under the same names, where there is no timm. A reduction is
+    The same as timm's ``features_only`` wrapper, under the same names, for installations without timm. A reduction is
     applied to it or to its ``model``: both mean the same.
 
     Args:
         model: A :class:`~mtrkit.models.VisionMamba`; the blocks after the last chosen one and the head are
             removed from it, and the final norm too unless ``norm`` is set.
-        out_indices: The last so many blocks, or these blocks (from 0; negative from the end).
+        out_indices: Either the number of last blocks, or block indices (from 0; negative from the end).
         norm: Whether the final norm is applied to each map.
 
     Raises:

@@ -342,7 +342,7 @@ class VisionMamba(nn.Module):
             raise CheckpointError(f"the weights are of {family}")
         table, own = state.get("pos_embed"), self.pos_embed.shape
         if table is None or table.shape == own or table.shape[::2] != own[::2]:
-            return state  # equal, or so different that strict loading shall say it
+            return state  # equal, or otherwise let strict loading report it
         grid = square_grid(table.shape[1] - self.num_class_tokens)
         if grid is None:
             return state

@@ -32,7 +32,7 @@ __declspec(dllimport) int __stdcall SwitchToThread(void);
 #define SPAN 16       /* tokens that one task of a product takes */
 #define CONV_SPAN 64  /* where a convolution comes before it, which has to look back */
 #define NORM_SPAN 32  /* rows that one task of a norm takes */
-#define SPINS 4096    /* looks at the others' progress before a waiting thread offers its processor to somebody else */
+#define SPINS 4096    /* looks at the others' progress before a waiting thread yields its processor */
 
 /* A (batch, channel, time) tensor of floats: address and strides in elements. A null address means absent. */
 typedef struct {

@@ -7,7 +7,7 @@ INLINE void FN(unit)(const float *row, int64_t count, float *out, int64_t stride
     for (int64_t e = 0; e < count; e++) out[e * stride] = row[e] * scale;
 }
 
-/* The first of the greatest scores up to rounding; the first of all if one is no number. */
+/* The first of the greatest scores up to rounding; the first of all if one is NaN. */
 INLINE int64_t FN(first_best)(const float *scores, int64_t count) {
     float best = scores[0];
     for (int64_t i = 0; i < count; i++) {

@@ -18,9 +18,14 @@ class DirectionWeights(NamedTuple):
     D: Tensor  # (E,)
 
 
+def wide(x: Tensor) -> Tensor:
+    """In float32 at least, as is the recurrence in models of any precision."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def decay_rates(A_log: Tensor) -> Tensor:
-    """A, negative; float32, as is the recurrence in models of any precision."""
-    return -torch.exp(A_log if A_log.dtype == torch.float64 else A_log.float())
+    """A, negative, in float32 at least."""
+    return -torch.exp(wide(A_log))
 
 
 class MixerWeights(NamedTuple):

@@ -65,7 +65,7 @@ def match_neighbors(
 
     Returns:
         The partner (B, s) of each source and how similar it is. A source takes a blocked neighbour only if it
-        has no other, and is then as unlike it as numbers go.
+        has no other; the link then gets the lowest possible similarity.
     """
     between = pair_similarity(metric, sequence[:, :-1], sequence[:, 1:], similarity)
     between = between.masked_fill(blocked, torch.finfo(between.dtype).min)

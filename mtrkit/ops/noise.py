@@ -1,7 +1,7 @@
-"""Chance that is the same every time: numbers hashed from where they stand.
+"""Deterministic pseudo-random numbers, hashed from positions.
 
-No generator is asked, so nothing depends on what ran before, a compiler sees plain integer arithmetic, and CPU
-and GPU agree. All samples of a batch get the same numbers; several seeds show how much is chance.
+They need no generator: results do not depend on what ran before, a compiler sees plain integer arithmetic, and CPU
+and GPU agree. All samples of a batch get the same numbers; several seeds show the spread.
 """
 
 from typing import TypeVar

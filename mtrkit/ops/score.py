@@ -39,8 +39,8 @@ def class_score(features: Tensor, special: Tensor) -> Tensor:
 
     Args:
         features: (B, L, D).
-        special: (B, S) where the special tokens stand. A model without any answers from the mean of its
-            tokens: there it is the similarity to all of them.
+        special: (B, S) where the special tokens stand. Without special tokens, the mean of all
+            tokens is used.
     """
     unit = F.normalize(comparable(features), dim=-1)
     anchors = take(unit, special) if special.shape[1] else unit

@@ -87,7 +87,7 @@ class Reduction:
         self._seen = now
 
     def decide(self, index: int, state: BlockState, num_kept: int, stream: ReducedStream) -> Decision:
-        """Ask the method, and tell whoever observes."""
+        """Ask the method, and call the observer if there is one."""
         decision = self.method.decide(state, num_kept, self.config)
         if self.observer is not None:
             self.observer(index, state, decision, stream)
@@ -263,7 +263,7 @@ class OneTensorBlock(PatchedBlock):
         return restore_sum(stream) if self.restores else stream
 
     def _run(self, tokens: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, Signals]:
-        """Mixer output and residual, or the tokens and nothing beside them if they are no such sum."""
+        """Mixer output and residual, or the tokens alone if they are not such a sum."""
         adapter, call = self.reduction.adapter, self._call_mixer()
         split = adapter.split_block(self.module, tokens, call) if self.reduces else None
         if split is not None:

@@ -9,7 +9,7 @@ from mtrkit.schedule import ModelShape, ReductionCost, check_schedule, solve_rat
 
 @dataclass
 class Plan:
-    """The wish of the user, and its answer per sequence length.
+    """The requested reduction, and the schedule it gives for each sequence length.
 
     Exactly one of ``ratio``, ``r`` and ``tokens`` says how much to remove.
 
@@ -73,7 +73,7 @@ def _replan(plan: Plan, num_tokens: int) -> tuple[int, ...]:
         raise ScheduleError(
             f"tokens={list(plan.tokens)} was given for sequences of {plan.shape.tokens} tokens, but this input "
             f"has {num_tokens}; call apply_reduction again with tokens for this input size, or with a ratio, "
-            "which is solved anew for every size"
+            "which is recomputed for every size"
         )
     if plan.any_length and num_tokens <= plan.shape.special:
         return (num_tokens,) * plan.shape.depth

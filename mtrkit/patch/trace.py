@@ -11,7 +11,7 @@ from mtrkit.types import BlockState, Decision, ReducedStream, Split
 
 @dataclass(frozen=True)
 class TraceStage:
-    """One reduction, told in positions of the original sequence; all tensors are on the CPU.
+    """One reduction, in positions of the original sequence; all tensors are on the CPU.
 
     Attributes:
         layer: Block after which it happened, counted from 1.
@@ -50,7 +50,7 @@ class Trace:
         return [torch.nonzero(slot == token).flatten().tolist() for token in range(int(slot.max()) + 1)]
 
     def record(self, index: int, state: BlockState, decision: Decision, stream: ReducedStream) -> None:
-        """Take one reduction down; called by the engine after the block with this index from 0."""
+        """Record one reduction; the engine calls it after the block with this index from 0."""
         del state
         self.stages.append(
             TraceStage(

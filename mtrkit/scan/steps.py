@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrkit.errors import InputError
-from mtrkit.native.weights import DirectionWeights, MixerWeights, decay_rates
+from mtrkit.native.weights import DirectionWeights, MixerWeights, decay_rates, wide
 from mtrkit.scan.dispatch import length_last, under_transform
 from mtrkit.scan.fastpath import are_plain, plain_tensors
 from mtrkit.scan.interface import causal_conv1d, delta_softplus, selective_scan
@@ -101,11 +101,11 @@ def _scan_direction(
             gap = gap * empty.transpose(1, 2)
         y = _scan_over(gap.transpose(1, 2).to(delta.dtype), u, delta, B, C, parts, reverse)
     else:
-        A, D = decay_rates(_loose(parts, "A_log")), _wide(_loose(parts, "D"))
+        A, D = decay_rates(_loose(parts, "A_log")), wide(_loose(parts, "D"))
         y = selective_scan(u, delta, A, B, C, D, z, bias, softplus, reverse=reverse)
     signals = Signals(
         delta.transpose(1, 2) if "delta" in reads else None,
-        _wide(delta).mean(dim=1) if "delta_mean" in reads else None,
+        wide(delta).mean(dim=1) if "delta_mean" in reads else None,
         ssm_B if "ssm_B" in reads else None,
         ssm_C if "ssm_C" in reads else None,
     )
@@ -126,7 +126,7 @@ def _expand_delta(dt: Tensor, parts: Direction) -> tuple[Tensor, Tensor | None]:
     """Δ before softplus, (B, E, L), in the memory order of :func:`_project_in`, and the bias that it lacks."""
     if isinstance(parts, DirectionLayers):
         return parts.dt_proj(dt).transpose(1, 2), None
-    bias = _wide(parts.dt_bias)
+    bias = wide(parts.dt_bias)
     if length_last(dt.device):
         return torch.matmul(parts.dt_weight, dt.transpose(1, 2)), bias
     return F.linear(dt, parts.dt_weight).transpose(1, 2), bias
@@ -158,11 +158,6 @@ def _loose(parts: Direction, name: str) -> Tensor:
 
 def _call(layer: Tensor | nn.Module, x: Tensor) -> Tensor:
     return F.linear(x, layer) if isinstance(layer, Tensor) else layer(x)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """In float32 at least, as is the recurrence in models of any precision."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _add_signals(total: Signals, found: Signals) -> Signals:

@@ -16,7 +16,7 @@ def check_schedule(tokens: Sequence[int], shape: ModelShape, max_share: float | 
         max_share: Largest share of the non-special tokens that may go in one place; ``None`` for any.
 
     Raises:
-        OptionError: ``tokens`` is no sequence of integers.
+        OptionError: ``tokens`` is not a sequence of integers.
         ScheduleError: It has the wrong length, grows, leaves fewer than special + 1 tokens, reduces after
             the last block, or takes more than ``max_share`` in one place.
     """

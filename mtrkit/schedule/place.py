@@ -61,7 +61,7 @@ def resolve_layers(layers: Sequence[int] | Placement | None, depth: int) -> tupl
         depth: Number of blocks.
 
     Raises:
-        OptionError: A number is no integer, appears twice, or is outside 1 … depth − 1 (a reduction after
+        OptionError: A number is not an integer, appears twice, or is outside 1 … depth − 1 (a reduction after
             the last block would save nothing).
     """
     if layers is None:
