@@ -101,7 +101,7 @@ def test_alignment_changes_later_blocks_and_nothing_else(family, removed_delta):
 
 
 def test_alignment_needs_a_scan():
-    with pytest.raises(UnsupportedModelError, match="aligns the scans"):
+    with pytest.raises(UnsupportedModelError, match="needs gap-aware scans"):
         mtrkit.apply_reduction(FAMILIES["timm_vit"](), "hsa", indicator="X", state="decay")
 
 

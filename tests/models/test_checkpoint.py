@@ -161,12 +161,12 @@ JUNK = {
     "list": ([WEIGHTS["b"]], "holds a list"),
     "tensor": (WEIGHTS["b"], "holds a Tensor"),
     "empty dict": ({}, "no weights"),
-    "numbers": ({"a": 1, "b": 2}, r"2 of them no named plain tensors, such as 'a' \(int\)"),
+    "numbers": ({"a": 1, "b": 2}, r"2 of them not named plain tensors, such as 'a' \(int\)"),
     "unnamed": ({0: WEIGHTS["b"]}, "such as 0"),
     "mixed": ({"model": {**WEIGHTS, "epoch": 3}}, r"1 of them .* 'epoch' \(int\)"),
-    "sparse": ({"a": torch.eye(2).to_sparse()}, "no named plain"),
-    "meta": ({"a": torch.empty(2, device="meta")}, "no named plain"),
-    "expanded": ({"a": torch.zeros(1).expand(10**12)}, "no named plain"),
+    "sparse": ({"a": torch.eye(2).to_sparse()}, "not named plain"),
+    "meta": ({"a": torch.empty(2, device="meta")}, "not named plain"),
+    "expanded": ({"a": torch.zeros(1).expand(10**12)}, "not named plain"),
 }
 
 
@@ -202,5 +202,5 @@ def test_a_zip_file_of_something_else(tmp_path):
     path = tmp_path / "x.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("hello.txt", "hello")
-    with pytest.raises(CheckpointError, match=r"no complete PyTorch checkpoint"):
+    with pytest.raises(CheckpointError, match=r"not a complete PyTorch checkpoint"):
         load_state_dict(path)
