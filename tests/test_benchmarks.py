@@ -3,6 +3,8 @@
 import dataclasses
 import importlib
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -90,6 +92,25 @@ def test_imagenet_stands_beside_what_is_published(run, monkeypatch, capsys):
     run("imagenet", "--weights", str(BUNDLED[MODEL].parent), "--limit", "10")
     printed = capsys.readouterr().out
     assert "(66.9)" in printed and "(61.4)" in printed and "(None)" not in printed
+
+
+def test_what_needs_a_gpu_is_tried_without_one(tmp_path):
+    """A dry run of benchmarks/on_gpu.sh: every part leaves its file; one that fails is said, and the rest goes on."""
+    (tmp_path / "throughput.part").mkdir()  # where that part writes: it fails
+    environment = os.environ | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    script = ["bash", ROOT / "benchmarks" / "on_gpu.sh", tmp_path]
+    done = subprocess.run(script, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1 and "throughput: 0 rows" in done.stdout and "FAILED" in done.stdout, done.stderr
+    (tmp_path / "throughput.part").rmdir()
+    again = subprocess.run([*script, "--part", "throughput"], env=environment, check=False)
+    assert again.returncode == 0
+    reports = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("*.json")}
+    assert reports.keys() == {"environment", "tests", "parity", "models", "throughput", "profile"}
+    for report in reports.values():
+        assert report["dry_run"] and report["machine"]["commit"] and report["rows"] and "failed" not in report
+    assert all(row.get("good") or row.get("reason") for row in reports["parity"]["rows"])
+    assert all(row["error"] < 1e-5 for row in reports["models"]["rows"])
+    assert {row["method"] for row in reports["throughput"]["rows"]} == {"dense", "mtr", "rmeeto"}
 
 
 def test_every_method_of_the_tables_exists(monkeypatch):

@@ -8,7 +8,9 @@ from torch import Tensor
 from mtrkit.errors import BackendError
 from mtrkit.scan import selective_scan, use_scan_backend
 
-BOUND = 1e-4  # on float32 errors relative to the largest value; a wrong kernel is off by far more
+# On errors relative to the largest value; a wrong kernel is off by far more. 16-bit numbers are rounded on the way in
+# and out, and gradients that cancel multiply that.
+BOUNDS = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 class Parity(NamedTuple):
@@ -16,29 +18,39 @@ class Parity(NamedTuple):
 
     forward: float
     backward: float
+    bound: float = BOUNDS[torch.float32]
 
     @property
     def good(self) -> bool:
         """Whether both errors are those of rounding; NaN is not."""
-        return self.forward < BOUND and self.backward < BOUND
+        return self.forward < self.bound and self.backward < self.bound
 
 
-def check_backend(name: str, device: torch.device, *, length: int = 131) -> Parity | str:
-    """Compare forward and backward in float32, or return why the backend cannot run on ``device``.
+def check_backend(
+    name: str,
+    device: torch.device,
+    *,
+    length: int = 131,
+    dtype: torch.dtype = torch.float32,
+    reverse: bool = False,
+) -> Parity | str:
+    """Compare forward and backward with the reference, or return why the backend cannot run on ``device``.
 
     Args:
         name: A name in :func:`mtrkit.scan_backends`.
         device: Where to run it.
         length: Tokens; odd by default, so that no block size of a kernel divides it.
+        dtype: Of the sequences; parameters are float32, as in models.
+        reverse: Whether to scan from the last token to the first.
     """
-    inputs = _random_problem(length)
-    truth = _run("reference", [x.double() for x in inputs])
+    inputs = [x if x.dim() < 3 else x.to(dtype) for x in _random_problem(length)]
+    truth = _run("reference", [x.double() for x in inputs], reverse)
     try:
-        found = _run(name, [x.to(device) for x in inputs])
+        found = _run(name, [x.to(device) for x in inputs], reverse)
     except BackendError as error:
         return str(error)
     errors = [_error(x, y) for x, y in zip(found, truth, strict=True)]
-    return Parity(errors[0], max(errors[1:]))
+    return Parity(errors[0], max(errors[1:]), BOUNDS[dtype])
 
 
 def _random_problem(length: int, batch: int = 2, inner: int = 24, state: int = 16) -> list[Tensor]:
@@ -51,12 +63,12 @@ def _random_problem(length: int, batch: int = 2, inner: int = 24, state: int = 1
     return [u, delta, A, B, C, D, z, bias - 3]
 
 
-def _run(name: str, inputs: list[Tensor]) -> list[Tensor]:
+def _run(name: str, inputs: list[Tensor], reverse: bool) -> list[Tensor]:
     """The output, and the gradient of its weighted sum for every input."""
     leaves = [x.detach().requires_grad_() for x in inputs]
     with use_scan_backend(name):
         u, delta, A, B, C, D, z, bias = leaves
-        y = selective_scan(u, delta, A, B, C, D, z, bias, delta_softplus=True)
+        y = selective_scan(u, delta, A, B, C, D, z, bias, delta_softplus=True, reverse=reverse)
         weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view_as(y)
         gradients = torch.autograd.grad((y * weight).sum(), leaves)
     return [y.detach(), *gradients]
