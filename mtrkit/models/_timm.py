@@ -1,6 +1,7 @@
 """Make our models known to ``timm.create_model``, if timm is there."""
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -30,10 +31,26 @@ def _entry_point(name: str, builder: Builder) -> Builder:
     """A function in timm's form: weights by ``pretrained``, ``features_only`` and the like done by timm."""
 
     def create(pretrained: bool = False, **options: Any) -> nn.Module:
-        from timm.models import build_model_with_cfg
+        from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 
-        features = {"out_indices": 3, "feature_cls": "getter"}
-        return build_model_with_cfg(builder, name, pretrained, feature_cfg=features, **options)
+        given = options.pop("pretrained_cfg", None), options.pop("pretrained_cfg_overlay", None)
+        cfg = resolve_pretrained_cfg(name, *given)
+        size = cfg.input_size or ()
+        if len(size) == 4:  # a clip: timm takes sizes of images only
+            cfg, options = replace(cfg, input_size=(size[0], *size[2:])), {"num_frames": size[1]} | options
+        options |= {"pretrained_cfg": cfg, "feature_cfg": {"out_indices": 3, "feature_cls": "getter"}}
+        model = build_model_with_cfg(builder, name, pretrained, **options)
+        if len(size) == 4:
+            _tell_size(model, size)
+        return model
 
     create.__name__, create.__doc__ = name, builder.__doc__
     return create
+
+
+def _tell_size(model: nn.Module, size: tuple[int, ...]) -> None:
+    """Put the size of clips into the cfg of a model, or of a backbone and the model in it."""
+    modules: tuple[Any, ...] = (model, *model.children())
+    for module in modules:
+        if hasattr(module, "pretrained_cfg"):
+            module.pretrained_cfg["input_size"] = size

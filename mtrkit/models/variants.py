@@ -133,12 +133,12 @@ BUNDLED = {name: _DATA / f"{name}.safetensors" for name, variant in VARIANTS.ite
 def _cfg(name: str, variant: Variant) -> dict[str, Any]:
     """Preprocessing and weights in the form that timm uses."""
     options, release = variant.options, OFFICIAL.get(name)
-    side = options.get("img_size", 224)
+    side, frames = options.get("img_size", 224), options.get("num_frames")
     cfg = {
         "architecture": name,
         "paper_ids": f"arXiv:{variant.family.paper}",
         "num_classes": options.get("num_classes", 1000),
-        "input_size": (3, side, side),
+        "input_size": (3, side, side) if frames is None else (3, frames, side, side),
         "fixed_input_size": True,
         "interpolation": "bicubic",
         "first_conv": "patch_embed.proj",

@@ -1,10 +1,13 @@
 """VideoMamba: sizes and FLOPs as published, official layouts load, and a clip is what its frames say."""
 
 import pytest
+import timm
 import torch
+from PIL import Image
 
 import mtrkit
 from mtrkit.errors import InputError, OptionError
+from mtrkit.measure import preprocess_for
 from mtrkit.models import VideoMamba
 from tests.models.plain_vim import mixer, on_one_thread, rms_norm
 
@@ -54,6 +57,29 @@ def test_longer_clips_have_names_of_their_own(name, frames, tokens):
     assert mtrkit.count_flops(model).tokens[0] == tokens and model.pretrained_cfg["hf_hub_filename"].count(
         f"_f{frames}_"
     )
+
+
+@pytest.mark.parametrize("create", [mtrkit.create_model, timm.create_model])
+def test_cfgs_of_clips_have_their_frames(create):
+    name, size = "videomamba_tiny_patch16_224_f16", (3, 16, 224, 224)
+    with torch.device("meta"):
+        model = create(name)
+        backbone = create(name, features_only=True)
+    assert model.pretrained_cfg["input_size"] == model.patch_embed.input_size == size
+    assert backbone.model.pretrained_cfg["input_size"] == size
+    assert timm.models.get_pretrained_cfg(name).input_size == size
+    config = timm.data.resolve_model_data_config(model)
+    assert config["input_size"] == size and preprocess_for(model.pretrained_cfg).size == size[2:]
+    assert timm.data.create_transform(**config)(Image.new("RGB", (300, 400))).shape == (3, *size[2:])
+
+
+def test_timm_may_change_the_size_of_clips():
+    overlay = {"input_size": (1, 4, 32, 48), "num_classes": 3}
+    with torch.device("meta"):
+        model = timm.create_model("videomamba_tiny_patch16_224_f8", pretrained_cfg_overlay=overlay)
+        longer = timm.create_model("videomamba_tiny_patch16_224_f8", num_frames=12)
+    assert model.patch_embed.input_size == model.pretrained_cfg["input_size"] == (1, 4, 32, 48)
+    assert longer.patch_embed.input_size == (3, 12, 224, 224)
 
 
 @pytest.mark.parametrize("name", IMAGES)
