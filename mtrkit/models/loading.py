@@ -1,5 +1,7 @@
 """Put a checkpoint into a model: everything is checked first, so a failure leaves the model as it was."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,17 @@ from mtrkit.errors import CheckpointError
 from mtrkit.models.checkpoint import Ema, load_state_dict
 
 _FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
+_SIGNS = {  # names in state dicts of models that look like Vim and are not
+    r"^rope\.freqs_": "a Vim with rotary positions (RoPE), such as the January 2024 release "
+    "vim_tiny_73p1.pth, which is not supported; use a midclstok release",
+    r"^temporal_pos_embedding$": "a VideoMamba for videos",
+    r"^pos_embed_cls$": "Mamba-Reg, whose registers these models do not have",
+    r"^cls_token_(head|tail)$": "a Vim with two class tokens, which is not supported",
+    r"\.mixer\.(A_log|conv1d)_\d": "LocalVim or another model with more than two scan directions",
+    r"\.mixer\.gamma$": "a Vim with layer scale (init_layer_scale), which is not supported",
+    r"\.attn\.qkv\.": "a vision transformer",
+    r"\.(mixer|op)\.(x_proj_weight|A_logs)$|\.op\.out_norm\.": "VMamba",
+}
 
 
 def load_checkpoint(model: nn.Module, path: str | Path, *, ema: Ema = "auto", new_head: bool = False) -> None:
@@ -38,6 +51,17 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, ema: Ema = "auto", ne
     except CheckpointError as error:
         raise CheckpointError(f"{path} does not fit {_described(model)}: {error}") from error
     model.load_state_dict(state)
+
+
+def family_of(keys: Iterable[str]) -> str | None:
+    """What a state dict with these keys belongs to if that is another family, otherwise ``None``."""
+    names = list(keys)
+    for sign, family in _SIGNS.items():
+        if any(re.search(sign, name) for name in names):
+            return family
+    if any(name.endswith("mixer.A_log") for name in names) and not any("conv1d_b" in name for name in names):
+        return "a Mamba without backward weights (bimamba_type v1 or none), which is not supported"
+    return None
 
 
 def _fit_head(state: dict[str, Tensor], expected: dict[str, Any], new_head: bool) -> dict[str, Tensor]:

@@ -48,7 +48,11 @@ class MambaReg(VisionMamba):
     @property
     def places(self) -> tuple[int, ...]:
         """Where the registers stand in the sequence."""
-        return spread_places(self.num_registers, self.patch_embed.num_patches)
+        return self.special_positions(self.patch_embed.num_patches + self.num_registers)
+
+    def special_positions(self, num_tokens: int) -> tuple[int, ...]:
+        """Indices of the registers in a sequence of L = ``num_tokens``, at any size."""
+        return spread_places(self.num_registers, num_tokens - self.num_registers)
 
     @property
     def head_width(self) -> int:

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mtrkit.errors import CheckpointError, OptionError
-from mtrkit.models.foreign import family_of
-from mtrkit.models.intermediates import as_map, pick_blocks
+from mtrkit.models.features import as_map, pick_blocks
 from mtrkit.models.layers import DropPath, PatchEmbed, RMSNorm, Size, init_weights
-from mtrkit.models.loading import load_checkpoint
+from mtrkit.models.loading import family_of, load_checkpoint
 from mtrkit.models.mixer import MambaMixer
 from mtrkit.models.positions import ClassToken, class_index, insert_at, resize_positions, square_grid, without
 from mtrkit.ops import check_gradients, nothing_dropped, stream_tokens, take
@@ -154,6 +153,11 @@ class VisionMamba(nn.Module):
     def class_index(self) -> int | None:
         """Index of the class token in the sequence; ``None`` without one."""
         return class_index(self.class_token, self.patch_embed.num_patches)
+
+    def special_positions(self, num_tokens: int) -> tuple[int, ...]:
+        """Indices, in order, of the tokens that are no patches in a sequence of L = ``num_tokens``, at any size."""
+        index = class_index(self.class_token, num_tokens - 1)
+        return () if index is None else (index,)
 
     def _embed(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the tokens (B, L, D), class token and positions included."""

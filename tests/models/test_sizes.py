@@ -1,9 +1,12 @@
 """Other image sizes: positions follow, and the class token's row stays the class token's."""
 
+import pickle
+from functools import partial
+
 import pytest
 import torch
 
-from mtrkit.models import create_model
+from mtrkit.models import MambaReg, create_model
 from mtrkit.models.positions import insert_at, resize_positions, square_grid, without
 from tests.models.shared import IMAGES, real_images, tiny
 
@@ -72,6 +75,19 @@ def test_set_input_size_keeps_the_parameter_if_the_grid_is_the_same():
     model.pos_embed.requires_grad_(False)
     model.set_input_size(32)
     assert model.pos_embed.shape == (1, 65, 32) and not model.pos_embed.requires_grad
+
+
+@pytest.mark.parametrize(
+    "build", [partial(tiny, class_token=place) for place in ("middle", "front", "none")] + [MambaReg]
+)
+def test_special_tokens_are_told_for_any_length(build):
+    model, other = build(img_size=32, patch_size=4, depth=1), build(img_size=(24, 40), patch_size=4, depth=1)
+    ask = pickle.loads(pickle.dumps(model.special_positions))
+    for built in (model, other):
+        tokens = torch.arange(built.pos_embed.shape[1] + built.num_registers)[None, :, None]
+        special = built._apart(tokens)[1].flatten().tolist()
+        assert list(ask(tokens.shape[1])) == special
+        assert built.class_index is None or special == [built.class_index]
 
 
 @torch.no_grad()
