@@ -5,7 +5,6 @@ from mtrkit.ops.group import in_sequence, rank_tokens, split_by_rank, without
 from mtrkit.ops.match import Links, Similarity, match_nearest, match_neighbors, pair_similarity, strongest_links
 from mtrkit.ops.merge import merge_sizes, merge_tokens, unmerge_tokens
 from mtrkit.ops.noise import noise, permutation, shuffled
-from mtrkit.ops.product import comparable
 from mtrkit.ops.reorder import (
     exact_slots,
     hold_special,
@@ -15,7 +14,6 @@ from mtrkit.ops.reorder import (
     spread_places,
     token_map,
 )
-from mtrkit.ops.rows import take
 from mtrkit.ops.score import ChannelReduction, channel_score, class_score, standardize
 from mtrkit.ops.stream import (
     check_gradients,
@@ -27,6 +25,7 @@ from mtrkit.ops.stream import (
     restore_sum,
     stream_tokens,
 )
+from mtrkit.ops.tensors import comparable, take
 from mtrkit.ops.weigh import successive_weights
 
 __all__ = [

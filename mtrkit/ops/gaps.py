@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtrkit.ops.product import precise_product
+from mtrkit.ops.tensors import precise_product
 from mtrkit.types import Gaps, ReducedStream
 
 

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtrkit.native import tokens as native
-from mtrkit.ops.product import precise_product
-from mtrkit.ops.rows import take
+from mtrkit.ops.tensors import precise_product, take
 from mtrkit.scan.dispatch import under_transform
 from mtrkit.scan.fastpath import can_merge
 from mtrkit.types import TokenMap

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtrkit.ops.product import comparable, precise_product
-from mtrkit.ops.rows import take
+from mtrkit.ops.tensors import comparable, precise_product, take
 
 ChannelReduction = Literal["mean", "clipped", "l1", "norm"]
 

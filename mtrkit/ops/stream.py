@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mtrkit.errors import InputError
 from mtrkit.ops.merge import Merger, unmerge_tokens
-from mtrkit.ops.rows import take
+from mtrkit.ops.tensors import take
 from mtrkit.types import ReducedStream, Stage, TokenMap
 
 
