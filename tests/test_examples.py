@@ -39,7 +39,7 @@ def test_official_vim_says_what_is_missing():
 
 
 def test_official_vim_with_a_model_of_its_form():
-    done = run("03_official_vim.py", "tests.hustvl_vim:VisionMamba", "--ratio", "0.2")
+    done = run("03_official_vim.py", "tests.standins.hustvl_vim:VisionMamba", "--ratio", "0.2")
     assert done.returncode == 0, done.stderr
     assert "hustvl_vim" in done.stdout and "logits: (2, 10)" in done.stdout
 

@@ -346,8 +346,8 @@ def test_what_the_weights_do_not_say_is_refused(model):
     block.mixer.activation = "gelu"
     with pytest.raises(UnsupportedModelError, match="activation is 'gelu', not SiLU"):
         mtrkit.apply_reduction(model)
-    block.mixer.activation, block.mixer.out_proj = "silu", Adapted(64, 32)
-    with pytest.raises(UnsupportedModelError, match="`out_proj` is a Adapted"):
+    block.mixer.activation, block.mixer.dt_proj = "silu", Adapted(2, 64)
+    with pytest.raises(UnsupportedModelError, match="`dt_proj` of a .* is a Adapted with more than its weights"):
         mtrkit.apply_reduction(model)
 
 

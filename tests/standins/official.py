@@ -1,7 +1,7 @@
 """Stand-ins for the `VisionMamba` of OpenGVLab/VideoMamba and of wangf3014/Mamba-Reg, as their users have them.
 
 Their mixers and blocks are copies of Vim's with another switch, so these are made of those in
-``tests/hustvl_vim.py``: same form, same traps, our words.
+``tests/standins/hustvl_vim.py``: same form, same traps, our words.
 """
 
 import torch
