@@ -60,11 +60,14 @@ class Block(nn.Module):
         """Norm and mixer as one call; ``None`` if something has to see what is between them."""
         if self.training or residual.dtype is not hidden_states.dtype or not no_tracing(hidden_states):
             return None
-        if type(self.norm) is not RMSNorm or not are_plain((self.norm, self.mixer, self.drop_path)):
+        modules: Any = self._modules  # attributes of modules are slow to look up, which a small batch would notice
+        norm, mixer = modules["norm"], modules["mixer"]
+        if type(norm) is not RMSNorm or not are_plain((norm, mixer, modules["drop_path"])):
             return None
-        parts = mixer_parts(self.mixer, halve=self.mixer.halve)
-        norm = self.norm.weight, self.norm.eps
-        return fused.norm_and_mixer(hidden_states, residual, *norm, parts) if can_mix(parts, hidden_states) else None
+        parts = mixer_parts(mixer, halve=mixer.halve)
+        if not can_mix(parts, hidden_states):
+            return None
+        return fused.norm_and_mixer(hidden_states, residual, norm.weight, norm.eps, parts)
 
 
 class VisionMamba(nn.Module):

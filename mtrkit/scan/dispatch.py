@@ -58,7 +58,12 @@ def use_scan_backend(name: str) -> Iterator[None]:
 
 def backend_for(device: torch.device | str) -> str:
     """Name of the backend that float32 tensors on ``device`` are scanned by now."""
-    return _choose(_forced, torch.device(device).type, torch.float32)
+    return backend_of(torch.device(device).type)
+
+
+def backend_of(device_type: str) -> str:
+    """The same for a device type."""
+    return _choose(_forced, device_type, torch.float32)
 
 
 def length_last(device: torch.device) -> bool:

@@ -15,7 +15,7 @@ from mtrkit.dynamo import constant_result
 from mtrkit.native.jobs import has_memory
 from mtrkit.native.library import current_level, library
 from mtrkit.native.weights import MixerWeights
-from mtrkit.scan.dispatch import backend_for, under_transform
+from mtrkit.scan.dispatch import backend_of, under_transform
 
 M = TypeVar("M", bound=type[nn.Module])
 
@@ -27,7 +27,7 @@ _OWN_FORWARD: dict[type[nn.Module], Any] = {nn.Linear: nn.Linear.forward, nn.Con
 @constant_result  # compile takes the answer, not the search for the library
 def native_can_run(device: str) -> bool:
     """Whether the compiled library is there for this device type, and ``"native"`` is the backend in force."""
-    return device == "cpu" and not library().missing and backend_for(device) == "native"
+    return device == "cpu" and not library().missing and backend_of(device) == "native"
 
 
 @constant_result
@@ -55,10 +55,10 @@ def no_tracing(x: Tensor) -> bool:
 
 
 def can_mix(weights: object, hidden: Tensor) -> TypeGuard[MixerWeights]:
-    """Whether a whole mixer may be one operator: plain weights without outer biases, and :func:`for_inference`."""
+    """Whether a whole mixer may be one operator: weights without outer biases, and :func:`for_inference`."""
     if not isinstance(weights, MixerWeights) or weights.in_bias is not None or weights.out_bias is not None:
         return False
-    return for_inference(hidden) and plain_tensors(_all_weights(weights))
+    return for_inference(hidden)
 
 
 def can_match(metric: Tensor) -> bool:
@@ -118,7 +118,3 @@ def known_forward(cls: M) -> M:
     """Decorate a class of mtrkit's own models, so that :func:`is_plain` knows it."""
     _OWN_FORWARD[cls] = cls.forward
     return cls
-
-
-def _all_weights(weights: MixerWeights) -> list[Tensor | None]:
-    return [weights.in_proj, weights.out_proj, *(weight for way in weights.directions for weight in way)]

@@ -9,6 +9,7 @@ Source: Gu and Dao, "Mamba" (arXiv:2312.00752), section 3.4; two directions: Zhu
 (arXiv:2401.09417), algorithm 1.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -66,27 +67,65 @@ def mixer_parts(mixer: Any, suffixes: tuple[str, ...] = ("", "_b"), halve: bool 
         suffixes: Of the names of each direction, the forward one first; that of A comes before ``_log``.
         halve: Whether the sum of the directions is halved.
     """
-    ways = [_direction_layers(mixer, suffix) for suffix in suffixes]
-    layers = MixerLayers(mixer.in_proj, mixer.out_proj, tuple(ways), halve)
-    inside = [layer for way in ways for layer in way[:3]]
+    names = [_names(suffix) for suffix in suffixes]
+    weights = None if torch.compiler.is_compiling() else _plain_weights(mixer, names, halve)
+    if weights is not None:
+        return weights
+    ways = tuple([DirectionLayers(*[getattr(mixer, name) for name in way]) for way in names])
+    layers = MixerLayers(mixer.in_proj, mixer.out_proj, ways, halve)
+    return _compiled_weights(layers) if torch.compiler.is_compiling() else layers
+
+
+_Names = tuple[str, str, str, str, str]
+
+
+@lru_cache
+def _names(suffix: str) -> _Names:
+    """Of a direction's layers and parameters."""
+    return (f"conv1d{suffix}", f"x_proj{suffix}", f"dt_proj{suffix}", f"A{suffix}_log", f"D{suffix}")
+
+
+def _plain_weights(mixer: Any, names: list[_Names], halve: bool) -> MixerWeights | None:
+    """All weights if they say all. Runs in every block: so past the slow attributes of modules, and without a loop."""
+    modules, own = mixer._modules, mixer._parameters
+    try:
+        in_proj, out_proj = modules["in_proj"], modules["out_proj"]
+        layers, directions = [in_proj, out_proj], []
+        for conv1d, x_proj, dt_proj, A_log, D in names:
+            conv, x, dt = modules[conv1d], modules[x_proj], modules[dt_proj]
+            conv_, x_, dt_ = conv._parameters, x._parameters, dt._parameters
+            layers += (conv, x, dt)
+            if x_["bias"] is not None or dt_["bias"] is None:
+                return None
+            direction = (conv_["weight"], conv_["bias"], x_["weight"], dt_["weight"], dt_["bias"], own[A_log], own[D])
+            if not plain_tensors(direction):
+                return None
+            directions.append(DirectionWeights._make(direction))
+        outer = (*_outer(in_proj), *_outer(out_proj))
+    except KeyError:  # replicas and parametrized mixers hold them elsewhere
+        return None
+    plain = plain_tensors(outer) and are_plain(layers)
+    return MixerWeights._make((*outer, tuple(directions), halve)) if plain else None
+
+
+def _outer(layer: Any) -> tuple[Tensor, Tensor | None]:
+    parameters = layer._parameters
+    return parameters["weight"], parameters["bias"]
+
+
+def _compiled_weights(layers: Any) -> Parts:
+    """The same while torch.compile looks, which follows attributes."""
+    inside = [layer for way in layers.directions for layer in way[:3]]
     if not are_plain((layers.in_proj, layers.out_proj, *inside)):
         return layers
-    if any(way.x_proj.bias is not None or way.dt_proj.bias is None for way in ways):
+    if any(way.x_proj.bias is not None or way.dt_proj.bias is None for way in layers.directions):
         return layers
-    outer = mixer.in_proj.weight, mixer.in_proj.bias, mixer.out_proj.weight, mixer.out_proj.bias
-    weights = MixerWeights(*outer, tuple(map(_direction_weights, ways)), halve)
-    plain = plain_tensors((*outer, *(weight for way in weights.directions for weight in way)))
-    return weights if plain else layers
-
-
-def _direction_layers(mixer: Any, suffix: str) -> DirectionLayers:
-    conv, x_proj, dt_proj = (getattr(mixer, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj"))
-    return DirectionLayers(conv, x_proj, dt_proj, getattr(mixer, f"A{suffix}_log"), getattr(mixer, f"D{suffix}"))
-
-
-def _direction_weights(layers: Any) -> DirectionWeights:
-    conv, x_proj, dt_proj, A_log, D = layers
-    return DirectionWeights(conv.weight, conv.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, A_log, D)
+    directions = tuple(
+        DirectionWeights(conv.weight, conv.bias, x.weight, dt.weight, dt.bias, A_log, D)
+        for conv, x, dt, A_log, D in layers.directions
+    )
+    first, last = layers.in_proj, layers.out_proj
+    return MixerWeights(first.weight, first.bias, last.weight, last.bias, directions, layers.halve)
 
 
 def _pieces(hidden: Tensor, parts: Parts) -> int:
