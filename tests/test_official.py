@@ -75,3 +75,12 @@ def test_the_slow_path_is_never_taken():
     forward_only = mixer(tokens, inference_params=object())
     ours, _ = find_adapter(model).run_mixer(mixer, tokens, frozenset())
     assert not torch.allclose(ours, forward_only, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["hustvl_vim", "videomamba", "mambar"])
+def test_a_slow_path_that_drops_a_direction_is_refused(family):
+    model = FAMILIES[family]()
+    model.layers[2].mixer.use_fast_path = False
+    with pytest.raises(mtrkit.errors.UnsupportedModelError, match="use_fast_path=False"):
+        mtrkit.apply_reduction(model, ratio=0.3)
+    assert mtrkit.reduction_info(model) is None

@@ -6,7 +6,7 @@ Source: Zhu et al., "Vision Mamba", arXiv:2401.09417.
 from typing import Any
 
 from mtrkit.adapters.base import SpecialAt, missing_name, register_adapter
-from mtrkit.adapters.stack import IsotropicMamba, both_ends, front, last, middle, nowhere
+from mtrkit.adapters.stack import IsotropicMamba, both_ends, drops_a_direction, front, last, middle, nowhere
 from mtrkit.adapters.unsupported import BETWEEN_BLOCKS
 
 _RANDOM_ORDER = ("if_random_cls_token_position", "if_random_token_rank")
@@ -42,7 +42,7 @@ class HustvlVimAdapter(IsotropicMamba):
         kinds = {getattr(block.mixer, "bimamba_type", "v2") for block in model.layers}
         if kinds != {"v2"}:
             return f"bimamba_type is {', '.join(sorted(map(str, kinds)))}; only the published v2 is supported"
-        return None
+        return drops_a_direction(model)
 
     def halves(self, mixer: Any) -> bool:
         """``if_divide_out``, spelt ``if_devide_out`` until July 2024."""

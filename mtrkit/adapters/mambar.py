@@ -10,7 +10,7 @@ from torch import nn
 
 from mtrkit.adapters.base import SpecialAt, missing_name, register_adapter
 from mtrkit.adapters.sizes import macs
-from mtrkit.adapters.stack import IsotropicMamba, spread
+from mtrkit.adapters.stack import IsotropicMamba, drops_a_direction, spread
 
 
 @register_adapter
@@ -24,6 +24,9 @@ class MambaRegAdapter(IsotropicMamba):
         """The registers' attributes, beside the layout."""
         missing = missing_name(model, ("num_cls_tokens", "cls_positions", "token_idx", "cls_reduce"))
         return f"has no `{missing}`" if missing else super().mismatch(model)
+
+    def refusal(self, model: Any) -> str | None:
+        return drops_a_direction(model)
 
     def halves(self, mixer: Any) -> bool:
         """Always."""

@@ -89,6 +89,16 @@ class IsotropicMamba(Adapter):
         return (unwrapped(model.patch_embed.proj).in_channels, *model.patch_embed.img_size)
 
 
+def drops_a_direction(model: Any) -> str | None:
+    """Why a stack of the official repositories whose mixers leave their fast path cannot be reduced."""
+    if all(getattr(block.mixer, "use_fast_path", True) for block in model.layers):
+        return None
+    return (
+        "use_fast_path=False: the class then runs the forward direction alone, without saying so, and a reduced block "
+        "would run both; build the model with use_fast_path=True (the default)"
+    )
+
+
 def nowhere(num_tokens: int) -> tuple[int, ...]:
     """No special token."""
     del num_tokens

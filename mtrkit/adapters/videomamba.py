@@ -7,7 +7,7 @@ from typing import Any
 
 from mtrkit.adapters.base import SpecialAt, missing_name, register_adapter
 from mtrkit.adapters.sizes import unwrapped
-from mtrkit.adapters.stack import IsotropicMamba, front
+from mtrkit.adapters.stack import IsotropicMamba, drops_a_direction, front
 
 
 @register_adapter
@@ -28,7 +28,7 @@ class VideoMambaAdapter(IsotropicMamba):
         """One-direction mixers."""
         if not all(block.mixer.bimamba for block in model.layers):
             return "bimamba=False runs one direction; the published models run two"
-        return None
+        return drops_a_direction(model)
 
     def halves(self, mixer: Any) -> bool:
         """Never: the plain sum."""
