@@ -227,7 +227,7 @@ class TwoTensorBlock(PatchedBlock):
                 "inside mtrkit.reduction_disabled(model)"
             )
         handed = {name: call} if call.reads or call.gaps is not None else {}
-        return args[1:], kwargs | handed
+        return args[1:], {**kwargs, **handed}
 
     def _reduce(self, hidden: Tensor, signals: Signals, stream: ReducedStream) -> tuple[Tensor, ReducedStream]:
         decision = self._decide(hidden, stream.residual, signals, stream)
@@ -328,7 +328,7 @@ def _is_readable(mixer: nn.Module) -> bool:
     return any(
         isinstance(value, ReadableMixer) and value.module is module
         for module in mixer.modules()
-        for value in (vars(module).get("forward"), vars(module).get("_old_forward"))
+        for value in (module.__dict__.get("forward"), module.__dict__.get("_old_forward"))
     )
 
 

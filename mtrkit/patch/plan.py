@@ -41,7 +41,14 @@ class Plan:
     def num_kept(self, index: int, num_tokens: int) -> int:
         """Tokens to keep after block ``index`` (from 0) in a pass that began with ``num_tokens``."""
         length = int(num_tokens)
-        return (self.schedule if length == self.shape.tokens else _schedule(self, length))[index]
+        return (self.schedule if length == self.shape.tokens else self._schedule(length))[index]
+
+    @constant_result  # arithmetic on lengths: a compiler takes the answer, not the search
+    def _schedule(self, num_tokens: int) -> tuple[int, ...]:
+        """Solve for a length the plan was not made for, once."""
+        if num_tokens not in self._others:
+            self._others[num_tokens] = _replan(self, num_tokens)
+        return self._others[num_tokens]
 
     def at(self, num_tokens: int) -> ModelShape:
         """The model's sizes for a sequence of another length."""
@@ -58,14 +65,6 @@ class Plan:
             shape, self.layers, ratio, reduction_cost=self.cost, max_share=self.max_share, at_most=at_most
         )
         return tuple(schedule)
-
-
-@constant_result  # arithmetic on lengths: a compiler takes the answer, not the search
-def _schedule(plan: Plan, num_tokens: int) -> tuple[int, ...]:
-    """Solve for a length the plan was not made for, once."""
-    if num_tokens not in plan._others:
-        plan._others[num_tokens] = _replan(plan, num_tokens)
-    return plan._others[num_tokens]
 
 
 def _replan(plan: Plan, num_tokens: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 
 from mtrkit.dynamo import constant_result
 from mtrkit.native.jobs import has_memory
@@ -19,7 +19,6 @@ from mtrkit.scan.dispatch import backend_of, under_transform
 
 M = TypeVar("M", bound=type[nn.Module])
 
-_PLAIN_TENSORS = frozenset({Tensor, nn.Parameter})
 # As they were when mtrkit was imported.
 _OWN_FORWARD: dict[type[nn.Module], Any] = {nn.Linear: nn.Linear.forward, nn.Conv1d: nn.Conv1d.forward}
 
@@ -82,7 +81,7 @@ def can_number(kept: Tensor, *others: Tensor) -> bool:
 
 def plain_tensors(tensors: Iterable[Tensor | None]) -> bool:
     """Whether none of them is of a subclass, such as a quantised weight, that computes in its own way."""
-    return all(x is None or type(x) in _PLAIN_TENSORS for x in tensors)
+    return all(x is None or type(x) is nn.Parameter or type(x) is Tensor for x in tensors)
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -99,7 +98,13 @@ def is_plain(module: nn.Module) -> bool:
 
 def are_plain(modules: Iterable[nn.Module]) -> bool:
     """Whether :func:`is_plain` for all of them, and no hook holds for every module."""
-    return not _has_any_global_hook() and all(map(is_plain, modules))
+    everywhere = (
+        torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    )
+    return not everywhere and all(map(is_plain, modules))
 
 
 def tells_all(layer: nn.Module) -> bool:

@@ -115,7 +115,7 @@ def _outer(layer: Any) -> tuple[Tensor, Tensor | None]:
 
 def _compiled_weights(layers: Any) -> Parts:
     """The same while torch.compile looks, which follows attributes."""
-    inside = [layer for way in layers.directions for layer in way[:3]]
+    inside = [layer for way in layers.directions for layer in (way.conv, way.x_proj, way.dt_proj)]
     if not are_plain((layers.in_proj, layers.out_proj, *inside)):
         return layers
     if any(way.x_proj.bias is not None or way.dt_proj.bias is None for way in layers.directions):

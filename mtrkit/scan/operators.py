@@ -216,7 +216,7 @@ nearest = torch.ops.mtrkit.nearest.default
 
 def selective_scan(scan: Scan) -> tuple[Tensor, Tensor]:
     """Output and last state; states are kept for a backward pass only if there will be one."""
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in scan.tensors)
+    save = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in scan)
     y, last, _ = torch.ops.mtrkit.selective_scan.default(*scan, save)
     return y, last
 
