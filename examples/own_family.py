@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import mtrkit
-from mtrkit.adapters.base import missing_name
 from mtrkit.scan import DirectionWeights, MixerWeights, causal_conv1d, mixer_forward
 from mtrkit.schedule import MambaShape
 
@@ -93,12 +92,9 @@ def behind_all(num_tokens):
 @mtrkit.register_adapter
 class SignalMambaAdapter(mtrkit.Adapter):
     name, summary = "signal_mamba", "SignalMamba of examples/own_family.py"
+    marks = ("stem", "reader", "trunk", "readout")  # attributes that tell the family
     single_stream, side_channel = True, None  # blocks are called as x = block(x), with nothing beside x
     own_code_reads = ("widen", "smooth", "select", "step", "narrow")  # below, by weight: adapters on them are refused
-
-    def mismatch(self, model):
-        missing = missing_name(model, ("stem", "reader", "trunk", "readout"))
-        return f"has no `{missing}`" if missing else None
 
     def blocks(self, model):
         return list(model.trunk)

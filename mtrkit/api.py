@@ -2,14 +2,14 @@
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
 from torch import nn
 
-from mtrkit.adapters import ADAPTERS, Adapter, find_adapter
+from mtrkit.adapters import ADAPTERS, Adapter, find_host
 from mtrkit.errors import InputError, MtrkitError, OptionError, SmallModelWarning, UnsupportedModelError
 from mtrkit.methods import METHODS
 from mtrkit.patch import RECORD, Plan, Reduction, ReductionInfo, Trace, install, uninstall
@@ -79,7 +79,7 @@ def apply_reduction(
 
     Source: ``"mtr"`` is Ma et al., arXiv:2507.14042; :func:`list_methods` gives each method's paper.
     """
-    host, adapter = _find_host(model)
+    host, adapter = find_host(model)
     reduction = _prepare(model, host, adapter, method, ratio, input_size, layers, tokens, r, options)
     install(host, reduction)
     if reduction.plan.layers:
@@ -181,7 +181,7 @@ def count_flops(
         directions: ``"one"`` scan direction, as papers count, or ``"all"`` that run.
         tokens: Tokens left after each block, to count another reduction, its own cost left out.
     """
-    host, adapter = _find_host(model)
+    host, adapter = find_host(model)
     reduction = vars(host).get(RECORD)
     size = input_size or (reduction.input_size if reduction else adapter.input_size(host))
     shape = _shape(model, host, adapter, size)
@@ -280,39 +280,6 @@ def _shape(model: nn.Module, host: nn.Module, adapter: Adapter, input_size: tupl
     if mismatch is not None:
         raise InputError(f"input_size={tuple(input_size)} does not fit {type(host).__name__}, which {mismatch}")
     return adapter.shape_within(model, adapter.shape(host, tuple(input_size)))
-
-
-def _find_host(model: nn.Module) -> tuple[nn.Module, Adapter]:
-    """The model itself, or the one supported model inside it."""
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"expected a torch.nn.Module, not {type(model).__name__}")
-    found = list(_hosts(model))
-    if not found:
-        find_adapter(model)  # raises, with what each adapter missed
-    if len(found) > 1:
-        names = ", ".join(type(host).__name__ for host, _ in found)
-        raise UnsupportedModelError(
-            f"{type(model).__name__} holds {len(found)} models that can be reduced ({names}); pass the one you mean"
-        )
-    host, adapter = found[0]
-    refusal = adapter.refusal(host)
-    if refusal is not None:
-        raise UnsupportedModelError(f"{type(host).__name__} ({adapter.name}) cannot be reduced: {refusal}")
-    return host, adapter
-
-
-def _hosts(model: nn.Module) -> Iterable[tuple[nn.Module, Adapter]]:
-    """Every supported model inside, itself included.
-
-    A compiled module passes attributes on and so looks like the model it wraps: of two that have the same
-    blocks the inner one is the model.
-    """
-    hosts = {}
-    for module in model.modules():
-        adapter = next((a for a in ADAPTERS if a.mismatch(module) is None), None)
-        if adapter is not None:
-            hosts[id(adapter.blocks(module)[0])] = (module, adapter)
-    return hosts.values()
 
 
 def _patched(model: nn.Module) -> list[tuple[nn.Module, Reduction]]:

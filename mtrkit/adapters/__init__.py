@@ -1,7 +1,8 @@
-"""Model families, one file each; importing this package registers them."""
+"""Model families; importing this package registers them."""
 
-from mtrkit.adapters import hf_mamba, hustvl_vim, mamba_lm, mamba_vision, mambar, ours, videomamba, vit
-from mtrkit.adapters.base import ADAPTERS, Adapter, find_adapter, register_adapter
+from mtrkit.adapters import hf_mamba, mamba_lm, mamba_vision, official, ours, vit
+from mtrkit.adapters.base import ADAPTERS, Adapter, register_adapter
+from mtrkit.adapters.host import find_adapter, find_host
 from mtrkit.adapters.unsupported import UNSUPPORTED, Unsupported
 
 __all__ = [
@@ -10,13 +11,12 @@ __all__ = [
     "Adapter",
     "Unsupported",
     "find_adapter",
+    "find_host",
     "hf_mamba",
-    "hustvl_vim",
     "mamba_lm",
     "mamba_vision",
-    "mambar",
+    "official",
     "ours",
     "register_adapter",
-    "videomamba",
     "vit",
 ]

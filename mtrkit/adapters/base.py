@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from mtrkit.adapters.sizes import unwrapped
-from mtrkit.adapters.unsupported import known_refusal
 from mtrkit.errors import InputError, UnsupportedModelError
 from mtrkit.registry import Registry
 from mtrkit.scan import Signals
@@ -20,24 +19,29 @@ SpecialAt = Callable[[int], tuple[int, ...]]
 
 
 class Adapter(ABC):
-    """Knowledge about one model family; recognises by form, never by importing the family's package.
+    """Knowledge about one model family, which it knows by form and never by importing the family's package.
 
     A family fits if its blocks are called in turn as ``hidden, residual = block(hidden, residual, ...)``, or as
-    ``x = block(x, ...)``, if nothing happens to them between two blocks, and if what follows the last one reads
-    the full sequence. An adapter has no state: one instance serves every model.
+    ``x = block(x, ...)``, if nothing happens to the tokens between two blocks, and if what follows the last block
+    reads the full sequence. An adapter has no state: one instance serves every model.
+
+    A new family needs ``name``, ``summary``, ``marks`` and the six abstract methods. Everything else has a default,
+    to be overridden if the family differs.
     """
 
-    name: str
-    summary: str
-
-    @abstractmethod
-    def mismatch(self, model: nn.Module) -> str | None:
-        """``None`` if the model is of this family, otherwise what does not fit, such as "has no `layers`"."""
-
-    def refusal(self, model: nn.Module) -> str | None:
-        """Why a model of this family cannot be reduced correctly; ``None`` if it can."""
-        del model
-        return None
+    name: str  # by which users and messages call the family
+    summary: str  # which models, as `mtrkit list` prints it
+    marks: tuple[str, ...] = ()  # attributes of a model that tell its family; the nearest family shares most of them
+    single_stream = False  # blocks are called as ``x = block(x)``, not with a residual beside
+    signals = frozenset({"delta", "delta_mean", "ssm_B", "ssm_C", "y"})  # a method may read these of its blocks
+    directions = 2  # in which a mixer scans, if it does
+    any_length = False  # inputs come in every length, the shortest ones too
+    side_channel: str | None = "inference_params"  # argument of a block that it hands to its mixer as it is
+    own_code_reads: tuple[str, ...] = ()  # layers of a mixer whose weights the family's code reads, uncalled
+    reads_itself = False  # its mixers take a MixerCall as they are
+    splits = False  # :meth:`split_block` takes the blocks of a single-stream family apart
+    takes_stream = False  # what follows the last block takes the reduced stream, and restores the sequence
+    entries: tuple[str, ...] = ()  # methods through which the model is called, if calls can be wrong
 
     @abstractmethod
     def blocks(self, model: nn.Module) -> list[nn.Module]:
@@ -68,6 +72,33 @@ class Adapter(ABC):
     def input_size(self, model: nn.Module) -> tuple[int, ...]:
         """The input size that the model was built for."""
 
+    def mismatch(self, model: nn.Module) -> str | None:
+        """``None`` if the model is of this family, otherwise what does not fit, such as "has no `layers`".
+
+        Override it if more than the model's own attributes tells the family, such as those of its blocks.
+        """
+        if not self.marks:
+            raise NotImplementedError(f"{type(self).__name__} has neither `marks` nor a `mismatch` of its own")
+        missing = missing_name(model, self.marks)
+        return f"has no `{missing}`" if missing else None
+
+    def refusal(self, model: nn.Module) -> str | None:
+        """Why a model of this family cannot be reduced correctly; ``None`` if it can."""
+        del model
+        return None
+
+    def mismatch_of_size(self, model: nn.Module, input_size: tuple[int, ...]) -> str | None:
+        """What is wrong with an input size, as what the model takes and what to give; ``None`` if nothing is."""
+        expected = self.input_size(model)
+        if len(input_size) == len(expected) and input_size[0] == expected[0]:
+            return None
+        return f"takes {expected}: give channels first and no batch"
+
+    def shape_within(self, outer: nn.Module, shape: ModelShape) -> ModelShape:
+        """The sizes of ``outer``, which is a model of this family of this shape or has it inside, under a head."""
+        del outer
+        return shape
+
     def check_layers(self, mixer: nn.Module) -> None:
         """Raise :class:`UnsupportedModelError` if a layer has become more than weights which the family's code reads.
 
@@ -82,30 +113,6 @@ class Adapter(ABC):
                     "ignores the rest; merge it into the weights or take it off"
                 )
 
-    def mismatch_of_size(self, model: nn.Module, input_size: tuple[int, ...]) -> str | None:
-        """What is wrong with an input size, as what the model takes and what to give; ``None`` if nothing is."""
-        expected = self.input_size(model)
-        if len(input_size) == len(expected) and input_size[0] == expected[0]:
-            return None
-        return f"takes {expected}: give channels first and no batch"
-
-    def shape_within(self, outer: nn.Module, shape: ModelShape) -> ModelShape:
-        """The sizes of ``outer``, which is a model of this family of this shape or has it inside, under a head."""
-        del outer
-        return shape
-
-    directions = 2  # of the scan, where there is one
-    any_length = False  # whether inputs come in every length, the shortest ones too
-    side_channel: str | None = "inference_params"  # argument of a block that it hands to its mixer as it is
-    signals = frozenset(
-        {"delta", "delta_mean", "ssm_B", "ssm_C", "y"}
-    )  # that a method may read of this family's blocks
-    single_stream = False  # whether blocks are called as ``x = block(x)``, with :meth:`run_block` where one reduces
-
-    own_code_reads: tuple[str, ...] = ()  # layers of a mixer whose weights the family's own code reads, uncalled
-    reads_itself = False  # whether the family's mixers take a MixerCall as they are
-    splits = False  # whether :meth:`split_block` takes the blocks of a single-stream family apart
-
     def run_block(self, block: nn.Module, tokens: Tensor, call: MixerCall) -> Tensor:
         """Run a whole block of a single-stream family, its mixer with ``call``, and return its tokens."""
         raise NotImplementedError
@@ -114,10 +121,6 @@ class Adapter(ABC):
         """Mixer output and residual of a block whose tokens are the sum of these, if the family ``splits``."""
         del block, tokens, call
         return None
-
-    takes_stream = False  # whether what follows the last block takes the reduced stream, and restores the sequence
-
-    entries: tuple[str, ...] = ()  # methods through which the model is called, if calls can be wrong
 
     def refusal_of_call(self, entry: str, *args: Any, **kwargs: Any) -> str | None:
         """Why a reduced model cannot serve a call of ``entry`` with these arguments after the input."""
@@ -139,23 +142,6 @@ def register_adapter(cls: A) -> A:
     """Decorate an :class:`Adapter` subclass to make its family known under ``cls.name``."""
     ADAPTERS.add(cls.name, cls())
     return cls
-
-
-def find_adapter(model: nn.Module) -> Adapter:
-    """Return the adapter that fits, or raise :class:`UnsupportedModelError`: why not, or what each one missed."""
-    misses = []
-    for adapter in ADAPTERS:
-        missed = adapter.mismatch(model)
-        if missed is None:
-            return adapter
-        misses.append(f"{adapter.name}: {missed}")
-    refusal = known_refusal(model)
-    if refusal is not None:
-        raise UnsupportedModelError(refusal)
-    raise UnsupportedModelError(
-        f"{type(model).__name__} fits no adapter ({'; '.join(misses)}). Pass a supported model, see "
-        "mtrkit.list_adapters(), or describe the family with mtrkit.register_adapter"
-    )
 
 
 def count_patches(patch: Any, input_size: tuple[int, ...]) -> int:

@@ -23,13 +23,12 @@ class HFMambaAdapter(LanguageMamba):
 
     name = "hf_mamba"
     summary = "MambaModel and MambaForCausalLM of Hugging Face transformers"
-    embedding = "embeddings"
-    own_code_reads = ("conv1d", "dt_proj")
+    marks = ("layers", "norm_f", "embeddings")
     single_stream = True
     side_channel = None
-    entries = ("forward",)
-
+    own_code_reads = ("conv1d", "dt_proj")
     splits = True
+    entries = ("forward",)
 
     def split_block(self, block: Any, tokens: Tensor, call: MixerCall) -> tuple[Tensor, Tensor]:
         """Norm and mixer, and the tokens that the block adds to, in float32 if it wants so."""

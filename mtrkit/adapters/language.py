@@ -20,9 +20,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mtrkit.adapters.base import Adapter, SpecialAt, missing_name
+from mtrkit.adapters.base import Adapter, SpecialAt
 from mtrkit.adapters.sizes import macs
-from mtrkit.adapters.stack import MIXER, last, stack_sizes
+from mtrkit.adapters.stack import MIXER, last, mismatch_of_layers, stack_sizes
 from mtrkit.scan import Signals, mixer_forward, mixer_parts
 from mtrkit.schedule import MambaShape, ModelShape
 from mtrkit.types import Gaps
@@ -32,57 +32,47 @@ WHY_NO_GENERATION = (
     "would go on from the states of a reduced text, with every token after it at another place than the model knows, "
     "and one token at a time cannot be reduced"
 )
+_PLAIN = {*MIXER, "act"}
 
 
 class LanguageMamba(Adapter):
     """A stack of one-direction Mamba blocks between an embedding and a norm, perhaps with a language head around it."""
 
-    embedding: str  # name of the stack's embedding, which tells the families apart
     directions = 1
     any_length = True
 
     def mismatch(self, model: Any) -> str | None:
-        """Look for the stack, the blocks and the mixers by the attributes that the code below reads."""
-        missing = missing_name(model, (self.embedding, "layers", "norm_f"))
+        missing = super().mismatch(model) or mismatch_of_layers(model, ("mixer", "norm"))
         if missing:
-            inside = getattr(model, "backbone", None)
-            return f"has no `{missing}`" if inside is None else f"its `backbone` {self.mismatch(inside) or 'fits'}"
-        if not isinstance(model.layers, nn.ModuleList) or not len(model.layers):
-            return "`layers` is not a list of blocks"
+            return missing
         for index, block in enumerate(model.layers):
-            wrong = _mismatch_of_block(block)
-            if wrong:
-                return f"`layers.{index}` {wrong}"
+            unknown = _unknown_part(block.mixer)
+            if unknown:
+                return f"`layers.{index}` has a mixer with `{unknown}`, which plain Mamba has not"
         return None
 
     def refusal(self, model: Any) -> str | None:
-        """Mixers with another activation."""
         for block in model.layers:
             if getattr(block.mixer, "activation", "silu") not in ("silu", "swish"):
                 return f"its mixers' activation is {block.mixer.activation!r}, not SiLU"
         return None
 
     def blocks(self, model: Any) -> list[nn.Module]:
-        """The entries of ``layers``."""
         return list(model.layers)
 
     def mixer(self, block: Any) -> nn.Module:
-        """The block's ``mixer``."""
         return block.mixer
 
     def run_mixer(
         self, mixer: Any, hidden: Tensor, reads: frozenset[str], gaps: Gaps | None = None
     ) -> tuple[Tensor, Signals]:
-        """The forward direction, unfused."""
         return mixer_forward(hidden, mixer_parts(mixer, ("",)), reads, gaps)
 
     def special_at(self, model: Any) -> SpecialAt:
-        """The last token, which predicts the next one."""
         del model
         return last
 
     def shape(self, model: Any, input_size: tuple[int, ...]) -> ModelShape:
-        """Read the sizes off the weights; looking up an embedding costs nothing."""
         return MambaShape(
             **stack_sizes(model),
             directions=1,
@@ -100,27 +90,19 @@ class LanguageMamba(Adapter):
         return replace(shape, head_token_macs=0 if head is None else macs(head))
 
     def input_size(self, model: Any) -> tuple[int, ...]:
-        """As many tokens as the published models were trained on: the weights fit texts of any length."""
         del model
         return (TRAINED_LENGTH,)
 
     def mismatch_of_size(self, model: nn.Module, input_size: tuple[int, ...]) -> str | None:
-        """A length, of at least one token beside the last."""
         del model
         if len(input_size) == 1 and type(input_size[0]) is int and input_size[0] > 1:
             return None
         return "takes token ids: give (length,), the number of tokens of a text, at least 2"
 
 
-def _mismatch_of_block(block: Any) -> str | None:
-    missing = missing_name(block, ("mixer", "norm")) or missing_name(block.mixer, MIXER)
-    if missing:
-        return f"has no `{missing}`"
-    mixer, known = block.mixer, {*MIXER, "act"}
+def _unknown_part(mixer: nn.Module) -> str | None:
+    """What a mixer has that plain Mamba's code would leave out, such as a second direction."""
     parts = (mixer.named_children(), mixer.named_parameters(recurse=False), mixer.named_buffers(recurse=False))
-    # Such as a second direction, or the norms of Falcon Mamba on Δ, B and C, of which some versions have only this.
+    # Some versions of Falcon Mamba have no other trace of their norms on Δ, B and C.
     norms = ("rms_eps",) if hasattr(mixer, "rms_eps") else ()
-    unknown = next(
-        (name for name in (*(name for part in parts for name, _ in part), *norms) if name not in known), None
-    )
-    return None if unknown is None else f"has a mixer with `{unknown}`, which plain Mamba has not"
+    return next((name for name in (*(n for part in parts for n, _ in part), *norms) if name not in _PLAIN), None)

@@ -16,12 +16,11 @@ class MambaLMAdapter(LanguageMamba):
 
     name = "mamba_lm"
     summary = "MixerModel and MambaLMHeadModel of the mamba_ssm package, with Mamba-1 mixers"
-    embedding = "embedding"
-    entries = ("forward",)
+    marks = ("layers", "norm_f", "embedding")
     own_code_reads = ("in_proj", "conv1d", "x_proj", "dt_proj", "out_proj")
+    entries = ("forward",)
 
     def refusal(self, model: Any) -> str | None:
-        """Blocks with an MLP behind the mixer."""
         if any(getattr(block, "mlp", None) is not None for block in model.layers):
             return "its blocks have an MLP behind the mixer (d_intermediate > 0)"
         return super().refusal(model)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtrkit.adapters.base import Adapter, SpecialAt, missing_name, register_adapter
-from mtrkit.adapters.sizes import macs, macs_inside
+from mtrkit.adapters.sizes import layers_inside, macs, macs_inside, size_of
 from mtrkit.adapters.stack import nowhere
 from mtrkit.errors import InputError
 from mtrkit.scan import Signals
@@ -48,15 +48,15 @@ class MambaVisionAdapter(Adapter):
 
     name = "mamba_vision"
     summary = "MambaVision of the NVlabs/MambaVision repository, reduced inside its third stage"
-    signals = frozenset()
+    marks = ("patch_embed", "levels", "avgpool", "head")
     single_stream = True
+    signals = frozenset()
     side_channel = None
 
     def mismatch(self, model: Any) -> str | None:
-        """Look for convolutions, then for blocks on windows, by the attributes that the code below reads."""
-        missing = missing_name(model, ("patch_embed", "levels", "avgpool", "head"))
+        missing = super().mismatch(model)
         if missing:
-            return f"has no `{missing}`"
+            return missing
         stage = _stage(model)
         if stage is None:
             return "`levels` has no stage of token blocks in front of a `downsample`"
@@ -65,36 +65,32 @@ class MambaVisionAdapter(Adapter):
         return f"a block of `levels` has no `{missing}`" if missing else None
 
     def blocks(self, model: Any) -> list[nn.Module]:
-        """Those of the third stage."""
         return list(_stage(model).blocks)
 
     def mixer(self, block: Any) -> nn.Module:
-        """Mamba or attention."""
         return block.mixer
 
     def run_mixer(
         self, mixer: Any, hidden: Tensor, reads: frozenset[str], gaps: Gaps | None = None
     ) -> tuple[Tensor, Signals]:
-        """As it is; nothing is read of it."""
         del reads, gaps
         return mixer(hidden), Signals()
 
     def special_at(self, model: Any) -> SpecialAt:
-        """No special tokens."""
         del model
         return nowhere
 
     def shape(self, model: Any, input_size: tuple[int, ...]) -> ModelShape:
-        """Read the sizes off the weights; what is not in the stage's blocks is counted with the head."""
         stage = _stage(model)
         index = list(model.levels).index(stage)
-        rest = _stem_macs(model, input_size) + macs_inside(model.head, nn.Linear)
+        # Whatever is not in the stage's blocks is counted with the head.
+        rest = _stem_macs(model, input_size) + macs_inside(model.head, 0)
         for number, level in enumerate(model.levels):
             rest += _level_macs(level, _grid(input_size, number), with_blocks=level is not stage)
         tokens, blocks = stage.window_size**2, stage.blocks
         return WindowShape(
             depth=len(blocks),
-            dim=blocks[0].norm1.weight.numel(),
+            dim=size_of(blocks[0].norm1, "normalized_shape")[-1],
             tokens=tokens,
             special=0,
             patches=tokens,
@@ -139,8 +135,7 @@ def _windows(level: Any, grid: tuple[int, int]) -> int:
 def _stem_macs(model: Any, input_size: tuple[int, ...]) -> int:
     """Two strided convolutions."""
     total = 0
-    convs = [module for module in model.patch_embed.modules() if isinstance(module, nn.Conv2d)]
-    for number, conv in enumerate(convs):
+    for number, conv in enumerate(layers_inside(model.patch_embed, 2)):
         rows, columns = _grid(input_size, number - 1)
         total += macs(conv) * rows * columns
     return total
@@ -149,9 +144,9 @@ def _stem_macs(model: Any, input_size: tuple[int, ...]) -> int:
 def _level_macs(level: Any, grid: tuple[int, int], with_blocks: bool) -> int:
     """A stage's convolutions and, unless they are counted elsewhere, its blocks."""
     after = -(-grid[0] // 2) * -(-grid[1] // 2)
-    total = macs_inside(level.blocks, nn.Conv2d) * grid[0] * grid[1]
+    total = macs_inside(level.blocks, 2) * grid[0] * grid[1]
     if level.downsample is not None:
-        total += macs_inside(level.downsample, nn.Conv2d) * after
+        total += macs_inside(level.downsample, 2) * after
     if with_blocks and hasattr(level.blocks[0], "mixer"):
         length = level.window_size**2
         per_token = sum(_token_macs(block) + length * _pair_macs(block) for block in level.blocks)
@@ -163,10 +158,10 @@ def _token_macs(block: Any) -> int:
     """Linear layers, short convolutions and, in a Mamba block, the scan as 9·E·N and the skip."""
     scanned = getattr(block.mixer, "A_log", None)
     scan = 0 if scanned is None else scanned.shape[0] * (9 * scanned.shape[1] + 1)
-    return macs_inside(block, (nn.Linear, nn.Conv1d)) + scan
+    return macs_inside(block, 0, 1) + scan
 
 
 def _pair_macs(block: Any) -> int:
     """Queries against keys and weights against values, in an attention block."""
     qkv = getattr(block.mixer, "qkv", None)
-    return 0 if qkv is None else 2 * qkv.in_features
+    return 0 if qkv is None else 2 * size_of(qkv, "in_features")

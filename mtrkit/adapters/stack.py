@@ -3,66 +3,62 @@
 They differ in where the special tokens stand and in whether the sum of the directions is halved.
 """
 
+from abc import abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
 
 from mtrkit.adapters.base import Adapter, count_patches, missing_name
-from mtrkit.adapters.sizes import macs, unwrapped
+from mtrkit.adapters.sizes import macs, size_of
 from mtrkit.ops import spread_places
 from mtrkit.scan import Signals, mixer_forward, mixer_parts
 from mtrkit.schedule import MambaShape, ModelShape
 from mtrkit.types import Gaps
 
+STACK = ("patch_embed", "layers", "norm_f", "head")
 MIXER = ("in_proj", "conv1d", "x_proj", "dt_proj", "A_log", "D", "out_proj")
 _BACKWARD = ("conv1d_b", "x_proj_b", "dt_proj_b", "A_b_log", "D_b")
-
-
 _LAYERS = ("in_proj", "conv1d", "x_proj", "dt_proj", "out_proj")
 
 
 class IsotropicMamba(Adapter):
     """What the plain stacks of two-direction Mamba blocks have in common."""
 
+    marks: tuple[str, ...] = STACK
     own_code_reads = (*_LAYERS, *(f"{name}_b" for name in _LAYERS[1:-1]))
 
+    @abstractmethod
+    def halves(self, mixer: Any) -> bool:
+        """Whether the mixer halves the sum of its directions."""
+
+    @abstractmethod
+    def num_class_tokens(self, model: Any) -> int:
+        """Number of tokens in the sequence that are not a patch."""
+
     def mismatch(self, model: Any) -> str | None:
-        """Look for the stack, the blocks and the mixers by the attributes that the code below reads."""
-        missing = missing_name(model, ("patch_embed", "layers", "norm_f", "head"))
-        if missing:
-            return f"has no `{missing}`"
-        layers: Any = model.layers
-        if not isinstance(layers, nn.ModuleList) or not len(layers):
-            return "`layers` is not a list of blocks"
-        for index, block in enumerate(layers):
-            missing = missing_name(block, ("mixer", "norm", "drop_path"))
-            missing = missing or missing_name(block.mixer, (*MIXER, *_BACKWARD))
+        return super().mismatch(model) or mismatch_of_layers(model, ("mixer", "norm", "drop_path"))
+
+    def refusal(self, model: Any) -> str | None:
+        for index, block in enumerate(model.layers):
+            missing = missing_name(block.mixer, _BACKWARD)
             if missing:
-                return f"`layers.{index}` has no `{missing}`"
+                return f"`layers.{index}.mixer` has no `{missing}`, which its backward direction needs"
         return None
 
     def blocks(self, model: Any) -> list[nn.Module]:
-        """The entries of ``layers``."""
         return list(model.layers)
 
     def mixer(self, block: Any) -> nn.Module:
-        """The block's ``mixer``."""
         return block.mixer
-
-    def halves(self, mixer: Any) -> bool:
-        """Whether the mixer halves the sum of its directions."""
-        raise NotImplementedError
 
     def run_mixer(
         self, mixer: Any, hidden: Tensor, reads: frozenset[str], gaps: Gaps | None = None
     ) -> tuple[Tensor, Signals]:
-        """Both directions, unfused; the official slow path would drop the backward one."""
         out, signals = mixer_forward(hidden, mixer_parts(mixer, halve=self.halves(mixer)), reads, gaps)
         gamma = getattr(mixer, "gamma", None)
         return (out if gamma is None else out * gamma), signals
 
     def shape(self, model: Any, input_size: tuple[int, ...]) -> ModelShape:
-        """Read the sizes off the weights."""
         patch = model.patch_embed.proj
         patches = count_patches(patch, input_size)
         tokens = patches + self.num_class_tokens(model)
@@ -80,23 +76,19 @@ class IsotropicMamba(Adapter):
         """Multiply-adds of a linear head; none without one."""
         return macs(model.head)
 
-    def num_class_tokens(self, model: Any) -> int:
-        """Number of tokens in the sequence that are not patches."""
-        raise NotImplementedError
-
     def input_size(self, model: Any) -> tuple[int, ...]:
-        """Channels and the image size that the patch embedding was built for."""
-        return (unwrapped(model.patch_embed.proj).in_channels, *model.patch_embed.img_size)
+        return (size_of(model.patch_embed.proj, "in_channels"), *model.patch_embed.img_size)
 
 
-def drops_a_direction(model: Any) -> str | None:
-    """Why a stack of the official repositories whose mixers leave their fast path cannot be reduced."""
-    if all(getattr(block.mixer, "use_fast_path", True) for block in model.layers):
-        return None
-    return (
-        "use_fast_path=False: the class then runs the forward direction alone, without saying so, and a reduced block "
-        "would run both; build the model with use_fast_path=True (the default)"
-    )
+def mismatch_of_layers(model: Any, names: tuple[str, ...]) -> str | None:
+    """What is missing of a list ``layers`` of blocks that have ``names``, and mixers of one direction at least."""
+    if not isinstance(model.layers, nn.ModuleList) or not len(model.layers):
+        return "`layers` is not a list of blocks"
+    for index, block in enumerate(model.layers):
+        missing = missing_name(block, names) or missing_name(block.mixer, MIXER)
+        if missing:
+            return f"`layers.{index}` has no `{missing}`"
+    return None
 
 
 def nowhere(num_tokens: int) -> tuple[int, ...]:
@@ -131,14 +123,25 @@ def both_ends(num_tokens: int) -> tuple[int, ...]:
     return (0, num_tokens - 1)
 
 
+def front_and_middle(num_tokens: int) -> tuple[int, ...]:
+    """A class token before the patches, and one after half of both, L − 1 tokens, rounded down."""
+    return (0, (num_tokens - 1) // 2)
+
+
+def two_in_front(num_tokens: int) -> tuple[int, ...]:
+    """Two class tokens before the patches."""
+    del num_tokens
+    return (0, 1)
+
+
 def stack_sizes(model: Any) -> dict[str, int]:
     """The sizes of a stack of Mamba blocks, read off the weights of its first mixer."""
     mixer = model.layers[0].mixer
     return {
         "depth": len(model.layers),
-        "dim": unwrapped(mixer.in_proj).in_features,
-        "inner": unwrapped(mixer.out_proj).in_features,
+        "dim": size_of(mixer.in_proj, "in_features"),
+        "inner": size_of(mixer.out_proj, "in_features"),
         "state": mixer.A_log.shape[1],
-        "dt_rank": unwrapped(mixer.dt_proj).in_features,
-        "conv": unwrapped(mixer.conv1d).kernel_size[0],
+        "dt_rank": size_of(mixer.dt_proj, "in_features"),
+        "conv": size_of(mixer.conv1d, "kernel_size")[0],
     }

@@ -1,15 +1,14 @@
 """Families that are known and not reduced, each with the reason that lies in its structure.
 
-They are recognised by the form of their mixers, so that their users read why, not which attributes other families
-have. docs/models.md has the same decisions with numbers.
+They are recognised by form, so that their users read why, not which attributes other families have. Some are forks of
+families that are reduced. docs/models.md has the same decisions with numbers.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
-BETWEEN_BLOCKS = (
+_BETWEEN_BLOCKS = (
     "it lays out the tokens between its blocks on the image's grid by itself, where a reduced model has fewer; use "
     "mtrkit.create_model(name, features_only=True, out_indices=...), whose maps stay on the full grid"
 )
@@ -41,7 +40,80 @@ UNSUPPORTED: tuple[Unsupported, ...] = (
         "vim_dense",
         "Vim's backbones for segmentation and detection in the hustvl/Vim repository",
         ("layers", "if_cls_token", "out_indices"),
-        BETWEEN_BLOCKS,
+        _BETWEEN_BLOCKS,
+    ),
+    Unsupported(
+        "r_meeto",
+        "the models of the NUS-HPC-AI-Lab/R-MeeTo repository that merge tokens",
+        ("if_merge", "merge", "metric"),
+        "its blocks merge tokens by themselves, and return sizes and places besides; load its weights into the plain "
+        'Vim or VideoMamba and give method="rmeeto"',
+    ),
+    Unsupported(
+        "dyvm",
+        "DyVM of the NUS-HPC-AI-Lab/DyVM repository",
+        ("pruning_loc", "token_ratio"),
+        "its predictors drop tokens and scan directions by themselves, image by image, and its blocks return three "
+        "values",
+    ),
+    Unsupported(
+        "famba_v",
+        "VisionMamba of the AIoT-MLSys-Lab/Famba-V repository",
+        ("fusion_strategy", "bi_merge"),
+        "it merges tokens by itself (fusion_strategy), and with a class token in the middle its head reads the first "
+        "token all the same; use the class of hustvl/Vim",
+    ),
+    Unsupported(
+        "audio_mamba",
+        "AudioMamba of the kaistmm/Audio-Mamba-AuM repository",
+        ("spectrogram_size", "if_cls_token"),
+        "its inputs are spectrograms without channels, in patches of any size, and it is not supported yet",
+    ),
+    Unsupported(
+        "arm",
+        "ARM of the OliverRensu/ARM repository",
+        ("A_c_log", "A_c_b_log"),
+        "its mixers scan along the columns of a square grid too, which needs a token for every patch",
+    ),
+    Unsupported(
+        "point_mamba",
+        "PointMamba of the LMD0311/PointMamba repository",
+        ("OrderScale_gamma_1",),
+        "its sequence holds every group of points twice, in the orders of two curves, and no published method says "
+        "how to reduce such a sequence",
+    ),
+    Unsupported(
+        "caduceus",
+        "Caduceus of the kuleshov-group/caduceus repository",
+        ("mamba_fwd", "mamba_rev"),
+        "each of its mixers holds a whole mixer for each direction, and may split the channels into two strands: no "
+        "adapter runs such a mixer yet",
+    ),
+    Unsupported(
+        "falcon_mamba",
+        "Falcon-Mamba of Hugging Face transformers",
+        ("x_proj", "rms_eps"),
+        "its mixers normalise Δ, B and C in front of the scan, which the adapters for plain Mamba would leave out",
+    ),
+    Unsupported(
+        "jamba",
+        "Jamba of Hugging Face transformers",
+        ("x_proj", "dt_layernorm", "b_layernorm", "c_layernorm"),
+        "attention and experts stand between its Mamba blocks, whose mixers normalise Δ, B and C in front of the scan",
+    ),
+    Unsupported(
+        "zamba",
+        "Zamba of Hugging Face transformers",
+        ("x_proj_weight", "dt_proj_weight", "A_log"),
+        "its mixers have heads, each with its own Δ, B and C, and one block of attention is run in many places",
+    ),
+    Unsupported(
+        "mamba2",
+        "Mamba-2 mixers: Mamba2, Bamba, Zamba2, Granite hybrids, Nemotron-H and Falcon-H1 of Hugging Face "
+        "transformers, Mamba2 of mamba_ssm",
+        ("in_proj", "A_log", "D", "dt_bias"),
+        "its mixers have one Δ and one decay per head, where the adapters read the layers of Mamba-1, and in the "
+        "hybrids attention stands between them; CONTRIBUTING.md says how to describe a new kind of mixer",
     ),
     Unsupported(
         "local_mamba",
@@ -68,9 +140,14 @@ UNSUPPORTED: tuple[Unsupported, ...] = (
 )
 
 
-def known_refusal(model: Any) -> str | None:
+def known_family(model: nn.Module) -> Unsupported | None:
+    """The first of these families that the model, or what is inside it, has all the marks of."""
+    return next((family for family in UNSUPPORTED if family.fits(model)), None)
+
+
+def known_refusal(model: nn.Module) -> str | None:
     """Which known family the model is of and why that is not reduced; ``None`` if it is of none."""
-    family = next((family for family in UNSUPPORTED if family.fits(model)), None)
+    family = known_family(model)
     if family is None:
         return None
     return (

@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrkit.adapters.base import Adapter, SpecialAt, count_patches, missing_name, register_adapter
-from mtrkit.adapters.sizes import macs, unwrapped
+from mtrkit.adapters.sizes import macs, size_of
 from mtrkit.scan import Signals
 from mtrkit.schedule import ModelShape, TransformerShape
 from mtrkit.types import Gaps, MixerCall
 
-_MODEL = ("patch_embed", "blocks", "norm", "head", "num_prefix_tokens", "attn_pool")
 _BLOCK = ("norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2")
 _ATTENTION = ("qkv", "num_heads", "q_norm", "k_norm", "attn_drop", "proj", "proj_drop", "scale")
 
@@ -26,16 +25,16 @@ class TimmVitAdapter(Adapter):
 
     name = "timm_vit"
     summary = "ViT and DeiT of timm, reduced between two blocks"
-    signals = frozenset({"keys", "attention"})
+    marks = ("patch_embed", "blocks", "norm", "head", "num_prefix_tokens", "attn_pool")
     single_stream = True
+    signals = frozenset({"keys", "attention"})
     side_channel = None
     entries = ("forward_features", "forward_intermediates")
 
     def mismatch(self, model: Any) -> str | None:
-        """Look for plain pre-norm blocks by the attributes that :meth:`run_block` reads."""
-        missing = missing_name(model, _MODEL)
+        missing = super().mismatch(model)
         if missing:
-            return f"has no `{missing}`"
+            return missing
         if not isinstance(model.blocks, nn.Sequential) or not len(model.blocks):
             return "`blocks` is not a sequence of blocks"
         for index, block in enumerate(model.blocks):
@@ -45,7 +44,6 @@ class TimmVitAdapter(Adapter):
         return None
 
     def refusal(self, model: Any) -> str | None:
-        """Variants whose attention needs to know where every token stands."""
         if any(getattr(block.attn, name, None) is not None for block in model.blocks for name in ("gate", "rel_pos")):
             return "its attention is gated or has relative positions"
         if getattr(model, "rope", None) is not None:
@@ -53,11 +51,9 @@ class TimmVitAdapter(Adapter):
         return None
 
     def blocks(self, model: Any) -> list[nn.Module]:
-        """The entries of ``blocks``."""
         return list(model.blocks)
 
     def mixer(self, block: Any) -> nn.Module:
-        """The block's attention."""
         return block.attn
 
     def run_mixer(
@@ -81,22 +77,19 @@ class TimmVitAdapter(Adapter):
         return mixer.proj_drop(mixer.proj(x)), signals
 
     def run_block(self, block: Any, tokens: Tensor, call: MixerCall) -> Tensor:
-        """Attention and MLP, each added to the tokens."""
         tokens = tokens + block.drop_path1(block.ls1(block.attn(block.norm1(tokens), call)))
         return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
 
     def special_at(self, model: Any) -> SpecialAt:
-        """Class, distillation and register tokens come before the patches."""
         return partial(first, model.num_prefix_tokens)
 
     def shape(self, model: Any, input_size: tuple[int, ...]) -> ModelShape:
-        """Read the sizes off the weights."""
         patch, block = model.patch_embed.proj, model.blocks[0]
         patches = count_patches(patch, input_size)
         return TransformerShape(
             depth=len(model.blocks),
-            dim=unwrapped(block.attn.proj).out_features,
-            hidden=unwrapped(block.mlp.fc1).out_features,
+            dim=size_of(block.attn.proj, "out_features"),
+            hidden=size_of(block.mlp.fc1, "out_features"),
             tokens=patches + model.num_prefix_tokens,
             special=model.num_prefix_tokens,
             patches=patches,
@@ -105,8 +98,7 @@ class TimmVitAdapter(Adapter):
         )
 
     def input_size(self, model: Any) -> tuple[int, ...]:
-        """Channels and the image size that the patch embedding was built for."""
-        return (unwrapped(model.patch_embed.proj).in_channels, *model.patch_embed.img_size)
+        return (size_of(model.patch_embed.proj, "in_channels"), *model.patch_embed.img_size)
 
     def refusal_of_call(self, entry: str, *args: Any, **kwargs: Any) -> str | None:
         """Masks have a row per token; intermediate outputs are collected between the blocks."""

@@ -9,7 +9,6 @@ Source: Gu and Dao, "Mamba" (arXiv:2312.00752), section 3.4; two directions: Zhu
 (arXiv:2401.09417), algorithm 1.
 """
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,6 +22,12 @@ from mtrkit.scan.steps import DirectionLayers, MixerLayers, Parts
 from mtrkit.types import Gaps, Signals
 
 _CACHE_BYTES = 5 << 19  # of x and z at a time: what the second-level caches of two cores hold
+
+
+_Names = tuple[str, str, str, str, str]
+_NAMES: dict[str, _Names] = {  # of a direction's layers and parameters; the backward ones end in _b, its A in A_b_log
+    end: (f"conv1d{end}", f"x_proj{end}", f"dt_proj{end}", f"A{end}_log", f"D{end}") for end in ("", "_b")
+}
 
 
 def mixer_forward(
@@ -64,25 +69,16 @@ def mixer_parts(mixer: Any, suffixes: tuple[str, ...] = ("", "_b"), halve: bool 
 
     Args:
         mixer: A module with the official names: in_proj, out_proj, and per direction conv1d, x_proj, dt_proj, A_log, D.
-        suffixes: Of the names of each direction, the forward one first; that of A comes before ``_log``.
+        suffixes: Of the names of each direction, ``""`` and ``"_b"``; that of A comes before ``_log``.
         halve: Whether the sum of the directions is halved.
     """
-    names = [_names(suffix) for suffix in suffixes]
+    names = [_NAMES[suffix] for suffix in suffixes]
     weights = None if torch.compiler.is_compiling() else _plain_weights(mixer, names, halve)
     if weights is not None:
         return weights
     ways = tuple([DirectionLayers(*[getattr(mixer, name) for name in way]) for way in names])
     layers = MixerLayers(mixer.in_proj, mixer.out_proj, ways, halve)
     return _compiled_weights(layers) if torch.compiler.is_compiling() else layers
-
-
-_Names = tuple[str, str, str, str, str]
-
-
-@lru_cache
-def _names(suffix: str) -> _Names:
-    """Of a direction's layers and parameters."""
-    return (f"conv1d{suffix}", f"x_proj{suffix}", f"dt_proj{suffix}", f"A{suffix}_log", f"D{suffix}")
 
 
 def _plain_weights(mixer: Any, names: list[_Names], halve: bool) -> MixerWeights | None:

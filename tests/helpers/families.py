@@ -4,7 +4,7 @@ import torch
 
 import mtrkit
 from mtrkit.models import MambaReg
-from tests.standins import hustvl_vim, official
+from tests.standins import forks, hustvl_vim, official
 
 
 def _official(**options):
@@ -59,7 +59,10 @@ FAMILIES = {
     "hustvl_vim_layernorm": _official(rms_norm=False),
     "hustvl_vim_unfused": _official(fused_add_norm=False),
     "hustvl_vim_layerscale": _official(init_layer_scale=0.5, if_divide_out=False),
+    "hustvl_vim_early": _other(forks.EarlyVim),
+    "vim4path": _other(forks.Vim4Path),
     "videomamba": _other(official.VideoMamba),
+    "videomamba_checkpointed": _other(official.VideoMamba, use_checkpoint=True, checkpoint_num=4),
     "mambar": _other(official.MambaReg),
     "mambar_neck": _other(official.MambaReg, num_cls_tokens=4, cls_reduce=2),
     "timm_vit": _timm_vit(),

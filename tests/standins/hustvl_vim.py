@@ -101,15 +101,16 @@ class Block(nn.Module):
 
     def forward(self, hidden_states, residual=None, inference_params=None):
         """Return the mixer's output and the running sum without it."""
+        hidden_states, residual = self.add_and_norm(hidden_states, residual)
+        return self.mixer(hidden_states, inference_params=inference_params), residual
+
+    def add_and_norm(self, hidden_states, residual):
+        """What the mixer sees, and the sum."""
         if self.fused_add_norm:
             dropped = hidden_states if residual is None else self.drop_path(hidden_states)
-            hidden_states, residual = fused_add_norm(dropped, self.norm, residual)
-        else:
-            residual = hidden_states if residual is None else residual + self.drop_path(hidden_states)
-            hidden_states = self.norm(residual.to(self.norm.weight.dtype))
-            residual = residual.float()
-        hidden_states = self.mixer(hidden_states, inference_params=inference_params)
-        return hidden_states, residual
+            return fused_add_norm(dropped, self.norm, residual)
+        residual = hidden_states if residual is None else residual + self.drop_path(hidden_states)
+        return self.norm(residual.to(self.norm.weight.dtype)), residual.float()
 
 
 class PatchEmbed(nn.Module):
@@ -204,7 +205,7 @@ class VisionMamba(nn.Module):
         hidden_states = self.norm_f(residual + self.drop_path(hidden_states)).to(hidden_states.dtype)
         if self.if_cls_token:
             picked = hidden_states[:, place]
-            return picked.mean(dim=1) if self.use_double_cls_token else picked
+            return picked.mean(dim=1) if isinstance(place, list) else picked
         if self.final_pool_type == "mean":
             return hidden_states.mean(dim=1)
         return hidden_states[:, -1] if self.final_pool_type == "none" else hidden_states

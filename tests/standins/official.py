@@ -6,28 +6,43 @@ Their mixers and blocks are copies of Vim's with another switch, so these are ma
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from tests.standins import hustvl_vim
 
 
-def _blocks(depth, dim, halved, switch):
+def _blocks(depth, dim, halved, switch, kind=hustvl_vim.Block):
     """Vim's blocks under another switch; the halving has no attribute of its own here."""
-    blocks = nn.ModuleList(
-        hustvl_vim.Block(dim, hustvl_vim.RMSNorm, True, 0.0, if_divide_out=halved) for _ in range(depth)
-    )
+    blocks = nn.ModuleList(kind(dim, hustvl_vim.RMSNorm, True, 0.0) for _ in range(depth))
     for block in blocks:
-        mixer = block.mixer
-        mixer.__class__ = HalvingMamba if halved else SummingMamba
-        del mixer.bimamba_type, mixer.if_divide_out
-        setattr(mixer, switch, True)
+        sum_as(block.mixer, HalvingMamba if halved else SummingMamba)
+        del block.mixer.bimamba_type
+        setattr(block.mixer, switch, True)
     return blocks
+
+
+def sum_as(mixer, kind):
+    """Make a mixer of Vim one that sums its directions in one way, with no attribute that says so."""
+    mixer.__class__ = kind
+    del mixer.if_divide_out
+
+
+class CheckpointedBlock(hustvl_vim.Block):
+    """VideoMamba's block, which may compute its mixer again in the backward pass."""
+
+    def forward(self, hidden_states, residual=None, inference_params=None, use_checkpoint=False):
+        """As Vim's, but for the last argument."""
+        if not use_checkpoint:
+            return super().forward(hidden_states, residual, inference_params)
+        hidden_states, residual = self.add_and_norm(hidden_states, residual)
+        return checkpoint(self.mixer, hidden_states, inference_params, use_reentrant=True), residual
 
 
 class SummingMamba(hustvl_vim.Mamba):
     """VideoMamba's mixer: the plain sum of the directions, and an argument that nothing uses."""
 
     def forward(self, hidden_states, inference_params=None, T=1):
-        """Both directions, or silently the forward one with ``inference_params``."""
+        """Both directions; on the slow path, silently, only the forward one."""
         del T
         return _run(self, hidden_states, inference_params, halved=False)
 
@@ -36,7 +51,7 @@ class HalvingMamba(hustvl_vim.Mamba):
     """Mamba-Reg's mixer: the sum is always halved."""
 
     def forward(self, hidden_states, inference_params=None):
-        """Both directions, or silently the forward one with ``inference_params``."""
+        """Both directions; on the slow path, silently, only the forward one."""
         return _run(self, hidden_states, inference_params, halved=True)
 
 
@@ -44,25 +59,37 @@ def _run(mixer, hidden_states, inference_params, halved):
     xz = mixer.in_proj(hidden_states).transpose(1, 2)
     scan = hustvl_vim.fused_no_out_proj
     out = scan(xz, mixer.conv1d, mixer.x_proj, mixer.dt_proj, mixer.A_log, mixer.D)
-    if inference_params is None:
+    if mixer.use_fast_path and inference_params is None:
         back = scan(xz.flip(-1), mixer.conv1d_b, mixer.x_proj_b, mixer.dt_proj_b, mixer.A_b_log, mixer.D_b)
         out = out + back.flip(-1)
         out = out / 2 if halved else out
     return mixer.out_proj(out.transpose(1, 2))
 
 
-def _through(model, hidden_states):
+def _through(model, hidden_states, num_checkpointed=0):
     residual = None
-    for layer in model.layers:
-        hidden_states, residual = layer(hidden_states, residual, inference_params=None)
+    for index, layer in enumerate(model.layers):
+        again = {"use_checkpoint": True} if index < num_checkpointed else {}
+        hidden_states, residual = layer(hidden_states, residual, inference_params=None, **again)
     return model.norm_f(residual + model.drop_path(hidden_states)).to(hidden_states.dtype)
 
 
 class VideoMamba(nn.Module):
     """The image model, or with ``num_frames`` the video model."""
 
-    def __init__(self, img_size=32, patch_size=4, depth=6, embed_dim=32, num_classes=10, num_frames=None):
+    def __init__(
+        self,
+        img_size=32,
+        patch_size=4,
+        depth=6,
+        embed_dim=32,
+        num_classes=10,
+        num_frames=None,
+        use_checkpoint=False,
+        checkpoint_num=0,
+    ):
         super().__init__()
+        self.use_checkpoint, self.checkpoint_num = use_checkpoint, checkpoint_num
         self.d_model = self.num_features = self.embed_dim = embed_dim
         self.patch_embed = hustvl_vim.PatchEmbed(img_size, patch_size, patch_size, embed_dim)
         if num_frames is not None:
@@ -73,7 +100,7 @@ class VideoMamba(nn.Module):
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, self.patch_embed.num_patches + 1, embed_dim))
         self.pos_drop, self.drop_path = nn.Dropout(0.0), nn.Identity()
-        self.layers = _blocks(depth, embed_dim, halved=False, switch="bimamba")
+        self.layers = _blocks(depth, embed_dim, halved=False, switch="bimamba", kind=CheckpointedBlock)
         self.norm_f, self.head = hustvl_vim.RMSNorm(embed_dim), nn.Linear(embed_dim, num_classes)
 
     def forward_features(self, x, inference_params=None):
@@ -84,7 +111,8 @@ class VideoMamba(nn.Module):
         patches = patches + self.pos_embed[:, 1:].unsqueeze(1) if x.dim() == 5 else patches + self.pos_embed[:, 1:]
         if x.dim() == 5:
             patches = (patches + self.temporal_pos_embedding[:, :, None]).flatten(1, 2)
-        return _through(self, self.pos_drop(torch.cat([cls, patches], dim=1)))[:, 0]
+        tokens = self.pos_drop(torch.cat([cls, patches], dim=1))
+        return _through(self, tokens, self.checkpoint_num if self.use_checkpoint else 0)[:, 0]
 
     def forward(self, x, inference_params=None):
         """To (B, classes)."""

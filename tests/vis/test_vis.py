@@ -45,6 +45,7 @@ def test_grid_has_every_patch_and_no_special_token(family):
     places = {"double": [0, tokens - 1], "front": [0], "mean": [], "last": [], "max": []}
     places |= {"registers": [0, 1, 2, 3, 4], "vit": [0], "videomamba": [0]}
     places |= {"neck": [12, 25, 38, 51], "mambar": [16, 33, 50]}
+    places |= {"early": [0], "vim4path": [0, (tokens - 1) // 2]}
     expected = next((places[word] for word in places if word in family.split("_")), [(tokens - 1) // 2])
     assert skipped == expected
 
