@@ -403,5 +403,5 @@ def test_state_alignment_decays_by_the_whole_delta(monkeypatch):
 
 
 def test_state_alignment_is_refused_where_blocks_hand_nothing_on():
-    with pytest.raises(UnsupportedModelError, match="'hf_mamba' models, if any, cannot be told"):
+    with pytest.raises(UnsupportedModelError, match="gap-aware scans, which 'hf_mamba' models do not support"):
         mtrkit.apply_reduction(hf_mamba(), "hsa", state="decay")
