@@ -6,7 +6,7 @@ import torch
 import mtrkit
 from mtrkit.adapters import find_adapter
 from mtrkit.adapters.stack import spread
-from tests.helpers.families import FAMILIES
+from tests.helpers.families import FAMILIES, videomamba_checkpointed
 from tests.helpers.tolerances import rms_error
 from tests.standins import official
 from tests.standins.forks import Vim4Path
@@ -138,7 +138,7 @@ def test_what_vim4path_reads_between_its_blocks_is_refused_at_the_call():
 
 @pytest.mark.parametrize("method", ["mtr", "rmeeto", "hsa", "tome"])
 def test_checkpointed_mixers_give_the_same_and_the_same_gradients(method):
-    plain, model = FAMILIES["videomamba"](), FAMILIES["videomamba_checkpointed"]()
+    plain, model = FAMILIES["videomamba"](), videomamba_checkpointed()
     plain.load_state_dict(model.state_dict())
     answers = []
     for each in (plain, model):
