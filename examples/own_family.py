@@ -93,7 +93,7 @@ def behind_all(num_tokens):
 class SignalMambaAdapter(mtrkit.Adapter):
     name, summary = "signal_mamba", "SignalMamba of examples/own_family.py"
     marks = ("stem", "reader", "trunk", "readout")  # attributes that tell the family
-    single_stream, side_channel = True, None  # blocks are called as x = block(x), with nothing beside x
+    single_stream, call_argument = True, None  # blocks are called as x = block(x), with nothing beside x
     own_code_reads = ("widen", "smooth", "select", "step", "narrow")  # below, by weight: adapters on them are refused
 
     def blocks(self, model):

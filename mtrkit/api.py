@@ -223,7 +223,7 @@ def _prepare(
     chosen = METHODS.get(method)
     config = chosen.configure(options)
     _check_signals(chosen.name, config.reads, adapter)
-    if config.alignment != "carry" and adapter.side_channel is None:
+    if config.alignment != "carry" and adapter.call_argument is None:
         raise UnsupportedModelError(
             f"method {method!r} with these options needs gap-aware scans, which {adapter.name!r} models do not "
             "support; choose other options or another method"

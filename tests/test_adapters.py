@@ -144,7 +144,7 @@ class TailAdapter(OfficialMamba):
     marks = (*STACK, "tail_token")
     switch = "both_ways"
 
-    def halves(self, mixer):
+    def averages_directions(self, mixer):
         return mixer.if_divide_out
 
     def num_class_tokens(self, model):

@@ -96,7 +96,7 @@ class Mamba2Adapter(Adapter):
     """Knows the stack by its list's name."""
 
     name, summary = "toy_mamba2", "a stack of Mamba-2 mixers"
-    directions, side_channel = 1, "call"
+    directions, call_argument = 1, "call"
     signals = frozenset({"delta", "delta_mean", "ssm_B", "ssm_C", "y"})
 
     def mismatch(self, model):

@@ -36,11 +36,11 @@ class Adapter(ABC):
     signals = frozenset({"delta", "delta_mean", "ssm_B", "ssm_C", "y"})  # a method may read these of its blocks
     directions = 2  # in which a mixer scans, if it does
     any_length = False  # inputs come in every length, the shortest ones too
-    side_channel: str | None = "inference_params"  # argument of a block that it hands to its mixer as it is
+    call_argument: str | None = "inference_params"  # argument of a block that it hands to its mixer as it is
     own_code_reads: tuple[str, ...] = ()  # layers of a mixer whose weights the family's code reads, uncalled
     reads_itself = False  # its mixers take a MixerCall as they are
     splits = False  # :meth:`split_block` takes the blocks of a single-stream family apart
-    takes_stream = False  # what follows the last block takes the reduced stream, and restores the sequence
+    restores_itself = False  # what follows the last block takes the reduced stream, and restores the sequence
     entries: tuple[str, ...] = ()  # methods through which the model is called, if calls can be wrong
 
     @abstractmethod
@@ -127,7 +127,7 @@ class Adapter(ABC):
         del entry, args, kwargs
         return None
 
-    def serve(self, model: nn.Module, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def run_call(self, model: nn.Module, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Answer a call that is not refused; ``call`` is the entry itself, over the reduced blocks."""
         del model
         return call(*args, **kwargs)

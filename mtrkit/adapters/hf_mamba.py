@@ -25,7 +25,7 @@ class HFMambaAdapter(LanguageMamba):
     summary = "MambaModel and MambaForCausalLM of Hugging Face transformers"
     marks = ("layers", "norm_f", "embeddings")
     single_stream = True
-    side_channel = None
+    call_argument = None
     own_code_reads = ("conv1d", "dt_proj")
     splits = True
     entries = ("forward",)
@@ -51,7 +51,7 @@ class HFMambaAdapter(LanguageMamba):
             return None
         return f"cached generation (cache_params, or use_cache=True as generate() sets it) {WHY_NO_GENERATION}"
 
-    def serve(
+    def run_call(
         self,
         model: Any,
         call: Callable[..., Any],

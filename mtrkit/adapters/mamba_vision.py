@@ -51,7 +51,7 @@ class MambaVisionAdapter(Adapter):
     marks = ("patch_embed", "levels", "avgpool", "head")
     single_stream = True
     signals = frozenset()
-    side_channel = None
+    call_argument = None
 
     def mismatch(self, model: Any) -> str | None:
         missing = super().mismatch(model)

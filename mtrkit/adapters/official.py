@@ -75,7 +75,7 @@ class HustvlVimAdapter(OfficialMamba):
             return "flip_img_sequences_ratio reverses sequences at random; set it to -1"
         return super().refusal(model)
 
-    def halves(self, mixer: Any) -> bool:
+    def averages_directions(self, mixer: Any) -> bool:
         # The name was misspelt until July 2024.
         return bool(getattr(mixer, "if_divide_out", getattr(mixer, "if_devide_out", False)))
 
@@ -128,7 +128,7 @@ class VideoMambaAdapter(OfficialMamba):
         missing = next((i for i, block in enumerate(model.layers) if not hasattr(block.mixer, self.switch)), None)
         return None if missing is None else f"`layers.{missing}.mixer` has no `{self.switch}`"
 
-    def halves(self, mixer: Any) -> bool:
+    def averages_directions(self, mixer: Any) -> bool:
         return False
 
     def num_class_tokens(self, model: Any) -> int:
@@ -154,7 +154,7 @@ class MambaRegAdapter(OfficialMamba):
     marks = (*STACK, "num_cls_tokens", "cls_positions", "token_idx", "cls_reduce")
     switch = "biscan"
 
-    def halves(self, mixer: Any) -> bool:
+    def averages_directions(self, mixer: Any) -> bool:
         return True
 
     def num_class_tokens(self, model: Any) -> int:

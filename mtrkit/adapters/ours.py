@@ -14,15 +14,15 @@ class VimAdapter(IsotropicMamba):
     name = "vim"
     summary = "mtrkit's own Vim models"
     marks = (*STACK, "class_token", "num_class_tokens", "num_registers", "global_pool")
-    side_channel = "call"
+    call_argument = "call"
     own_code_reads = ()
     reads_itself = True
-    takes_stream = True
+    restores_itself = True
 
     def input_size(self, model: Any) -> tuple[int, ...]:
         return model.patch_embed.input_size
 
-    def halves(self, mixer: Any) -> bool:
+    def averages_directions(self, mixer: Any) -> bool:
         return bool(mixer.halve)
 
     def num_class_tokens(self, model: Any) -> int:

@@ -28,7 +28,7 @@ class IsotropicMamba(Adapter):
     own_code_reads = (*_LAYERS, *(f"{name}_b" for name in _LAYERS[1:-1]))
 
     @abstractmethod
-    def halves(self, mixer: Any) -> bool:
+    def averages_directions(self, mixer: Any) -> bool:
         """Whether the mixer halves the sum of its directions."""
 
     @abstractmethod
@@ -54,7 +54,7 @@ class IsotropicMamba(Adapter):
     def run_mixer(
         self, mixer: Any, hidden: Tensor, reads: frozenset[str], gaps: Gaps | None = None
     ) -> tuple[Tensor, Signals]:
-        out, signals = mixer_forward(hidden, mixer_parts(mixer, halve=self.halves(mixer)), reads, gaps)
+        out, signals = mixer_forward(hidden, mixer_parts(mixer, halve=self.averages_directions(mixer)), reads, gaps)
         gamma = getattr(mixer, "gamma", None)
         return (out if gamma is None else out * gamma), signals
 

@@ -28,7 +28,7 @@ class TimmVitAdapter(Adapter):
     marks = ("patch_embed", "blocks", "norm", "head", "num_prefix_tokens", "attn_pool")
     single_stream = True
     signals = frozenset({"keys", "attention"})
-    side_channel = None
+    call_argument = None
     entries = ("forward_features", "forward_intermediates")
 
     def mismatch(self, model: Any) -> str | None:

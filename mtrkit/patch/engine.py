@@ -103,7 +103,7 @@ class ReadableMixer(Patched):
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the mixer and leave its signals in the call; without such a call, exactly as it was."""
-        call = kwargs.get(self.adapter.side_channel or "", args[0] if args else None)
+        call = kwargs.get(self.adapter.call_argument or "", args[0] if args else None)
         if not isinstance(call, MixerCall):
             return self.hidden(hidden_states, *args, **kwargs)
         self.adapter.check_layers(self.module)
@@ -126,7 +126,7 @@ class GuardedEntry(Patched):
         reason = self.reduction.adapter.refusal_of_call(self.name, *args[1:], **kwargs)
         if reason is not None:
             raise UnsupportedModelError(f"{reason}; call the model without, or inside mtrkit.reduction_disabled(model)")
-        return self.reduction.adapter.serve(self.module, self.hidden, *args, **kwargs)
+        return self.reduction.adapter.run_call(self.module, self.hidden, *args, **kwargs)
 
 
 class PatchedBlock(Patched):
@@ -138,7 +138,7 @@ class PatchedBlock(Patched):
         plan, adapter = reduction.plan, reduction.adapter
         self.reduces = index + 1 in plan.layers
         self.opens = index + 1 == min(plan.layers, default=0)
-        self.restores = index + 1 == plan.shape.depth and not adapter.takes_stream
+        self.restores = index + 1 == plan.shape.depth and not adapter.restores_itself
         self.reads = reduction.config.reads if self.reduces else frozenset()
         self.needs_readable = not adapter.reads_itself and self._is_read()
 
@@ -218,7 +218,7 @@ class TwoTensorBlock(PatchedBlock):
         self, call: MixerCall, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The block's arguments, with the call in the one that it hands to its mixer, if the mixer has to know."""
-        name = self.reduction.adapter.side_channel
+        name = self.reduction.adapter.call_argument
         if name is None:
             return args, kwargs
         if (args and args[0] is not None) or kwargs.get(name) is not None:
