@@ -126,7 +126,7 @@ class BlockState:
     residual: Tensor  # (B, L, D): the running sum that the block added to its input, without `hidden`
     size: Tensor  # (B, L, 1): how many of the original tokens each one stands for
     special: Tensor  # (B, S) int64: where the class, distillation and register tokens stand
-    signals: Signals = Signals()  # those that the method says it reads
+    signals: Signals  # those that the method says it reads
 
     @property
     def num_tokens(self) -> int:
@@ -188,6 +188,25 @@ class ReducedStream(NamedTuple):
     stages: tuple[Stage, ...]
     records: bool  # whether gradients were recorded where it was made
     dropped_delta: Tensor | None = None  # (B, L, E): Δ of dropped tokens per direction, if a method wants it remembered
+
+    def updated(
+        self,
+        *,
+        residual: Tensor | None = None,
+        size: Tensor | None = None,
+        slot: Tensor | None = None,
+        stages: tuple[Stage, ...] | None = None,
+        dropped_delta: Tensor | None = None,
+    ) -> "ReducedStream":
+        """The stream with what is given in place of its own; torch 2.6's compiler does not follow ``_replace``."""
+        return ReducedStream(
+            self.residual if residual is None else residual,
+            self.size if size is None else size,
+            self.slot if slot is None else slot,
+            self.stages if stages is None else stages,
+            self.records,
+            self.dropped_delta if dropped_delta is None else dropped_delta,
+        )
 
     def __getattr__(self, name: str) -> Any:
         raise _no_tensor(f"a tensor with `{name}`")

@@ -51,7 +51,7 @@ def reduce_stream(
     merger, stages = Merger(token_map), (*stream.stages, stage)
     slot = token_map.slot.gather(1, stream.slot) if nothing_dropped(stages) else token_map.follow(stream.slot)
     residual, size = merger.tokens(stream.residual), merger.sizes(stream.size)
-    reduced = stream._replace(residual=residual, size=size, slot=slot, stages=stages)
+    reduced = stream.updated(residual=residual, size=size, slot=slot, stages=stages)
     return (merger if hidden_map is None else Merger(hidden_map)).tokens(hidden), reduced
 
 
@@ -73,10 +73,10 @@ def reduce_sum(
     """
     if residual is None:
         return reduce_stream(hidden[..., :0], stream, token_map)[1]
-    hidden, reduced = reduce_stream(hidden, stream._replace(residual=residual), token_map, hidden_map)
+    hidden, reduced = reduce_stream(hidden, stream.updated(residual=residual), token_map, hidden_map)
     total = stream.residual
     stage = Stage(token_map, total[..., :0], total) if token_map.drops else Stage(token_map, None, None)
-    return reduced._replace(residual=reduced.residual + hidden, stages=(*stream.stages, stage))
+    return reduced.updated(residual=reduced.residual + hidden, stages=(*stream.stages, stage))
 
 
 def restore_sum(stream: ReducedStream) -> Tensor:

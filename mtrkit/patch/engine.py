@@ -209,7 +209,7 @@ class TwoTensorBlock(PatchedBlock):
         call.gaps = None if stream is None else self._gaps(stream)
         args, kwargs = self._handed(call, args, kwargs)
         hidden, inner = self.hidden(hidden_states, residual if stream is None else stream.residual, *args, **kwargs)
-        stream = open_stream(inner) if stream is None else stream._replace(residual=inner)
+        stream = open_stream(inner) if stream is None else stream.updated(residual=inner)
         if self.reduces:
             hidden, stream = self._reduce(hidden, self._signals(call), stream)
         return restore_stream(hidden, stream) if self.restores else (hidden, stream)
@@ -236,7 +236,7 @@ class TwoTensorBlock(PatchedBlock):
         if self.reduction.config.alignment == "last" and signals.delta is not None:
             directions = self.reduction.adapter.directions
             dropped = remember_dropped(stream, decision.token_map.slot, signals.delta, directions)
-            stream = stream._replace(dropped_delta=dropped)
+            stream = stream.updated(dropped_delta=dropped)
         return reduce_stream(hidden, stream, decision.token_map, decision.hidden_map)
 
     def _gaps(self, stream: ReducedStream) -> Gaps | None:
@@ -257,7 +257,7 @@ class OneTensorBlock(PatchedBlock):
             return self.hidden(x, *args, **kwargs)
         hidden, residual, signals = self._run(x if stream is None else stream.residual, *args, **kwargs)
         tokens = hidden if residual is None else residual + hidden
-        stream = open_stream(tokens) if stream is None else stream._replace(residual=tokens)
+        stream = open_stream(tokens) if stream is None else stream.updated(residual=tokens)
         if self.reduces:
             stream = self._shorten(hidden, residual, signals, stream)
         return restore_sum(stream) if self.restores else stream

@@ -55,7 +55,8 @@ def mix(hidden: Tensor, parts: Parts, reads: frozenset[str], gaps: Gaps | None =
         backward, found = _scan_direction(x, gate, parts.directions[1], True, reads, behind)
         y, signals = _add(y, backward), _add_signals(signals, found)
     if gate is None:
-        signals = signals._replace(y=y.transpose(1, 2) if "y" in reads else None)
+        if "y" in reads:  # written out: torch 2.6's compiler does not follow `_replace`
+            signals = Signals(signals.delta, signals.delta_mean, signals.ssm_B, signals.ssm_C, y.transpose(1, 2))
         y = y * F.silu(z)
     return _project_out(y.transpose(1, 2), parts), signals
 
