@@ -2,13 +2,12 @@
 
 from mtrkit.measure.accuracy import Accuracy, batches, check_classes, predict, score
 from mtrkit.measure.images import ImageSet, image_folder, open_images, read_image
-from mtrkit.measure.interval import wilson_interval
 from mtrkit.measure.machine import describe_machine, device_name, version_of
 from mtrkit.measure.memory import keep_freed_memory
-from mtrkit.measure.paired import Difference, paired_difference
 from mtrkit.measure.parity import Parity, check_backend
 from mtrkit.measure.precision import PRECISIONS, Precision
 from mtrkit.measure.preprocess import INTERPOLATIONS, Preprocess, preprocess_for
+from mtrkit.measure.statistics import Difference, paired_difference, wilson_interval
 from mtrkit.measure.throughput import Pass, Timing, forward_pass, interleave, peak_memory, summarise
 from mtrkit.measure.video import read_clip
 from mtrkit.measure.weights import twin, weights_digest

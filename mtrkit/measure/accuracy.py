@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from mtrkit.errors import InputError
 from mtrkit.measure.images import ImageSet
-from mtrkit.measure.interval import wilson_interval
 from mtrkit.measure.precision import Precision
 from mtrkit.measure.preprocess import Preprocess
+from mtrkit.measure.statistics import wilson_interval
 
 
 @dataclass(frozen=True)
