@@ -16,8 +16,8 @@ from pathlib import Path
 
 from tables import TABLES, Published, Table
 
-from mtrkit.cli.console import print_table
 from mtrkit.cli.main import main as mtrkit
+from mtrkit.measure.report import as_markdown
 from mtrkit.models.releases import OFFICIAL
 
 
@@ -63,7 +63,7 @@ def print_beside(table: Table, published: Published, rows: list[dict]) -> None:
         measured = [f"{top1[method, amount]:.1f}" for amount in amounts]
         lines.append([method, *(m if e is None else f"{m} ({e})" for m, e in zip(measured, expected, strict=True))])
     dense = next(100 * row["top1"] for row in rows if row["method"] == "dense")
-    print_table(("measured (published)", *amounts), lines, title=f"dense {dense:.1f} ({published.dense})")
+    print(f"dense {dense:.1f} ({published.dense})\n\n{as_markdown(['measured (published)', *amounts], lines)}")
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 import leave_one_out
 from tables import METHODS, TABLES, Table
 
-from mtrkit.cli.compare import ModelChoice
 from mtrkit.cli.main import main as mtrkit
+from mtrkit.measure.candidates import ModelChoice
 
 PICTURE = "tokens"
 RESULTS, DOCS = Path("benchmarks/results/laboratory"), Path("docs/laboratory")

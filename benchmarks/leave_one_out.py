@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mtrkit
-from mtrkit.cli.compare import ModelChoice, as_markdown
 from mtrkit.measure import describe_machine, open_images, preprocess_for
+from mtrkit.measure.candidates import ModelChoice
+from mtrkit.measure.report import as_markdown
 from mtrkit.measure.weights import twin
 from mtrkit.methods import MethodConfig, register_method
 from mtrkit.ops import in_sequence, token_map, without

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "mtrkit"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "mtrkit"
 FLOORS = {
     "errors": 0,
     "types": 1,
@@ -36,16 +37,21 @@ def part_of(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported_parts(path):
-    """Parts of mtrkit that a file imports, wherever in the file."""
+def imported(path):
+    """Full names of what a file imports, wherever in the file; those of whole modules end in a dot."""
     for node in ast.walk(ast.parse(path.read_text())):
-        names = [f"{alias.name}." for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.Import):
+            yield from (f"{alias.name}." for alias in node.names)
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            names = [node.module] if node.module != "mtrkit" else [f"mtrkit.{a.name}" for a in node.names]
-        for name in names:
-            if name.startswith("mtrkit."):
-                yield name.split(".")[1] or WHOLE
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported_parts(path):
+    """Parts of mtrkit that a file imports, wherever in the file."""
+    for name in imported(path):
+        if name.startswith("mtrkit."):
+            yield name.split(".")[1] or WHOLE
 
 
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or path.stem in FLOORS]
@@ -59,3 +65,10 @@ def test_imports_point_down(path):
         allowed = FLOORS[other] < FLOORS[part] or other == part
         assert allowed, f"{part} (floor {FLOORS[part]}) imports {other} (floor {FLOORS[other]})"
         assert other != "native" or part in MAY_CALL_C, f"{part} imports mtrkit.native; ask mtrkit.scan or mtrkit.ops"
+
+
+def test_benchmarks_use_the_command_line_only_as_a_user_would():
+    files = sorted((ROOT / "benchmarks").glob("*.py"))
+    of_cli = [(path.name, name) for path in files for name in imported(path) if name.startswith("mtrkit.cli")]
+    assert of_cli, "the benchmarks that run commands were not found"
+    assert [(file, name) for file, name in of_cli if not f"{name}.".startswith("mtrkit.cli.main.")] == []

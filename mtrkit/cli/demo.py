@@ -13,7 +13,7 @@ import torch
 
 from mtrkit.api import trace_reduction
 from mtrkit.cli.console import print_table, progress, say
-from mtrkit.cli.loading import DENSE, Candidate, candidates, count_parameters
+from mtrkit.cli.loading import count_parameters
 from mtrkit.cli.options import method, positive
 from mtrkit.measure import (
     Accuracy,
@@ -31,6 +31,7 @@ from mtrkit.measure import (
     score,
     summarise,
 )
+from mtrkit.measure.candidates import DENSE, Candidate, candidates
 from mtrkit.measure.images import BUNDLED
 from mtrkit.models import create_model
 from mtrkit.vis import draw_reduction, patch_grid

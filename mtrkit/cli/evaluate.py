@@ -8,12 +8,13 @@ import argparse
 
 from mtrkit.cli.console import print_table, say
 from mtrkit.cli.inputs import add_preprocessing, preprocess_from
-from mtrkit.cli.loading import candidates, load_model
-from mtrkit.cli.measuring import Evaluation, measure
-from mtrkit.cli.options import add_model, add_reduction, add_running, positive, resolve_running, whole
-from mtrkit.cli.results import Results, Row
+from mtrkit.cli.loading import load_model
+from mtrkit.cli.measuring import add_measuring, evaluation_from, measure_with_progress
+from mtrkit.cli.options import add_model, add_reduction, positive, resolve_running
 from mtrkit.measure import Accuracy, Precision
+from mtrkit.measure.candidates import candidates
 from mtrkit.measure.images import BUNDLED
+from mtrkit.measure.results import Results, Row
 
 EPILOG = """examples:
   mtrkit eval vim_micro_patch4_stride2_32 --data bundled
@@ -32,30 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_measuring(parser)
 
 
-def add_measuring(parser: argparse.ArgumentParser) -> None:
-    """--batch-size, --workers, --rounds, --out and how to run."""
-    parser.add_argument("--batch-size", type=positive, default=64, help="default: 64")
-    parser.add_argument("--workers", type=positive, default=2, help="threads that read images (default: 2)")
-    parser.add_argument("--rounds", type=whole, default=5, help="rounds of timing, 0 for none (default: 5)")
-    add_running(parser)
-    parser.add_argument(
-        "--out", metavar="FILE", help=".json or .csv; rows that are there already are not measured again"
-    )
-
-
 def run(args: argparse.Namespace) -> int:
     """Measure what is not in the file yet, and print all rows."""
     results = Results(args.out)
     device, precision = resolve_running(args), Precision(args.dtype)
     model = precision.cast(load_model(args, device))
-    evaluation = Evaluation.of(args, args.model, str(args.checkpoint), preprocess_from(args, model), precision)
+    evaluation = evaluation_from(args, args.model, str(args.checkpoint), preprocess_from(args, model), precision)
     found = candidates(model, args.method, args.ratio, args.layers, dict(args.option), args.r)
     if 0 not in args.ratio:
         found = found[1:]
     say(f"{args.model}, {len(evaluation.images)} images from {evaluation.images.name}")
     rows: list[Row] = []
     try:
-        for row in measure(evaluation, model, found, results):
+        for row in measure_with_progress(evaluation, model, found, results):
             rows.append(row)
     finally:
         _print_rows(rows, args.out)

@@ -1,182 +1,58 @@
-"""Measure accuracy and speed of a model and its reductions, one row each, and remember which images were right."""
+"""How ``eval`` and ``compare`` measure: their common options, and the rows with a progress bar."""
 
 import argparse
-import base64
-import dataclasses
 import functools
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import cast
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mtrkit.cli.console import progress
-from mtrkit.cli.loading import DENSE, Candidate
-from mtrkit.cli.results import KEY, Results, Row, configuration_key
-from mtrkit.measure import (
-    ImageSet,
-    Pass,
-    Precision,
-    Preprocess,
-    batches,
-    check_classes,
-    describe_machine,
-    forward_pass,
-    interleave,
-    open_images,
-    predict,
-    score,
-    summarise,
-    weights_digest,
-)
+from mtrkit.cli.options import add_running, positive, whole
+from mtrkit.measure import Precision, Preprocess, open_images
+from mtrkit.measure.candidates import Candidate
+from mtrkit.measure.evaluation import Advance, Evaluation, Reference, measure
+from mtrkit.measure.results import Results, Row
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What is the same for all candidates of one model.
-
-    Attributes:
-        model: Its name.
-        checkpoint: Its weights, as they were given.
-        images: What to classify.
-        preprocess: Turns an image into the model's input.
-        precision: What the weights are in.
-        batch_size: Images per call.
-        workers: Threads that read images.
-        rounds: Rounds of timing; 0 for none.
-        command: The command line.
-    """
-
-    model: str
-    checkpoint: str
-    images: ImageSet
-    preprocess: Preprocess
-    precision: Precision
-    batch_size: int
-    workers: int
-    rounds: int
-    command: str
-
-    @classmethod
-    def of(
-        cls, args: argparse.Namespace, model: str, checkpoint: str, preprocess: Preprocess, precision: Precision
-    ) -> "Evaluation":
-        """What the options of ``eval`` and ``compare`` say, with what they say in different ways."""
-        images = open_images(args.data).spread(args.limit)
-        running = args.batch_size, args.workers, args.rounds, args.command_line
-        return cls(model, checkpoint, images, preprocess, precision, *running)
-
-    def timed_pass(self, model: nn.Module) -> Pass:
-        """A function that runs a model on the first batch, in memory."""
-        first = next(batches(self.images, self.preprocess, self.batch_size))
-        return forward_pass(model, first.to(next(model.parameters()).device, self.precision.weights), self.precision)
+def add_measuring(parser: argparse.ArgumentParser) -> None:
+    """--batch-size, --workers, --rounds, --out and how to run."""
+    parser.add_argument("--batch-size", type=positive, default=64, help="default: 64")
+    parser.add_argument("--workers", type=positive, default=2, help="threads that read images (default: 2)")
+    parser.add_argument("--rounds", type=whole, default=5, help="rounds of timing, 0 for none (default: 5)")
+    add_running(parser)
+    parser.add_argument(
+        "--out", metavar="FILE", help=".json or .csv; rows that are there already are not measured again"
+    )
 
 
-Beside = tuple[Evaluation, nn.Module]  # the dense model, in turns with which others are timed
+def evaluation_from(
+    args: argparse.Namespace, model: str, checkpoint: str, preprocess: Preprocess, precision: Precision
+) -> Evaluation:
+    """What the options of ``eval`` and ``compare`` say, with what they say in different ways."""
+    return Evaluation(
+        model=model,
+        checkpoint=checkpoint,
+        images=open_images(args.data).spread(args.limit),
+        preprocess=preprocess,
+        precision=precision,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        rounds=args.rounds,
+        command=args.command_line,
+    )
 
 
-def measure(
+def measure_with_progress(
     evaluation: Evaluation,
     dense: nn.Module,
-    found: Sequence[Candidate],
+    candidates: Sequence[Candidate],
     results: Results,
-    beside: Beside | None = None,
+    reference: Reference | None = None,
 ) -> Iterator[Row]:
-    """Yield one row per candidate: from the results if it is there, else measured and added to them.
-
-    Args:
-        evaluation: How.
-        dense: The model that the candidates are made of.
-        found: What.
-        results: What is measured already.
-        beside: What speed-ups are relative to. Default: ``dense``.
-    """
-    beside = (evaluation, dense) if beside is None else beside
-    check_classes(cast(int, dense.num_classes), evaluation.images)
-    device = next(dense.parameters()).device
-    same = {
-        "model": evaluation.model,
-        "weights": weights_digest(dense),
-        "data": evaluation.images.digest,
-        "preprocess": str(evaluation.preprocess),
-        "dtype": evaluation.precision.name,
-        "device": str(device),
-    }
+    """The rows of :func:`mtrkit.measure.evaluation.measure`, with a bar for each candidate that is being measured."""
     with progress() as bar:
-        for candidate in found:
-            key = _key(same, candidate)
-            row = results.find(key)
-            if row is None or (evaluation.rounds and row.get("timed_beside") != beside[0].model):
-                task = bar.add_task(candidate.name, total=len(evaluation.images))
-                advance = functools.partial(bar.advance, task)
-                row = {KEY: key} | _measure(evaluation, candidate, beside, advance) | describe_machine(device)
-                results.add(row)
-            yield row
 
+        def begin(name: str) -> Advance:
+            return functools.partial(bar.advance, bar.add_task(name, total=len(evaluation.images)))
 
-def right_images(row: Row) -> Tensor:
-    """(n,) bool, which images the candidate of this row classified rightly."""
-    packed = np.frombuffer(base64.b64decode(row["right"]), dtype=np.uint8)
-    return torch.from_numpy(np.unpackbits(packed, count=int(row["n"])).astype(bool))
-
-
-def _measure(evaluation: Evaluation, candidate: Candidate, beside: Beside, advance: functools.partial) -> Row:
-    images = evaluation.images
-    predicted = predict(
-        candidate.model,
-        images,
-        evaluation.preprocess,
-        batch_size=evaluation.batch_size,
-        precision=evaluation.precision,
-        workers=evaluation.workers,
-        progress=advance,
-    )
-    accuracy, (low, high) = (found := score(predicted, images)), found.interval
-    return {
-        "model": evaluation.model,
-        "checkpoint": evaluation.checkpoint,
-        "data": images.name,
-        "dtype": evaluation.precision.name,
-        "method": candidate.method,
-        "amount": candidate.amount,
-        "ratio": candidate.ratio,
-        "ratio_reached": candidate.reached,
-        "options": json.dumps(dict(candidate.options)),
-        "layers": list(candidate.info.layers) if candidate.info else [],
-        "tokens": list(candidate.info.tokens) if candidate.info else [],
-        "top1": accuracy.share,
-        "top1_low": low,
-        "top1_high": high,
-        "correct": accuracy.correct,
-        "n": accuracy.n,
-        "right": _pack(predicted == torch.tensor(images.labels)),
-        "gflops": candidate.gflops,
-        "promised_speedup": candidate.promised,
-        **(_time(evaluation, candidate, *beside) if evaluation.rounds else {}),
-        "command": evaluation.command,
-    }
-
-
-def _time(evaluation: Evaluation, candidate: Candidate, other: Evaluation, dense: nn.Module) -> Row:
-    """Images per second of one candidate, in turns with the dense model, on one batch in memory."""
-    name, reference = f"{evaluation.model} {candidate.name}", f"{other.model} {DENSE}"
-    passes = {reference: other.timed_pass(dense), name: evaluation.timed_pass(candidate.model)}
-    device = next(dense.parameters()).device
-    taken = list(interleave(passes, device, rounds=evaluation.rounds, seconds=0.1))
-    count = min(evaluation.batch_size, len(evaluation.images))
-    timing = summarise(taken, name, reference, count)
-    return {"batch_size": count, "timed_beside": other.model} | dataclasses.asdict(timing)
-
-
-def _key(same: Row, candidate: Candidate) -> str:
-    done = candidate.info
-    reduction = {"method": candidate.method, "amount": candidate.amount}
-    chosen = {"options": done.options, "layers": done.layers} if done else {}
-    return configuration_key(same | reduction | chosen)
-
-
-def _pack(right: Tensor) -> str:
-    return base64.b64encode(np.packbits(right.numpy()).tobytes()).decode()
+        yield from measure(evaluation, dense, candidates, results, reference, begin)

@@ -3,21 +3,13 @@
 import argparse
 import ast
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
 from mtrkit.errors import OptionError
+from mtrkit.measure.candidates import MethodChoice
 from mtrkit.measure.precision import PRECISIONS
 from mtrkit.schedule import EveryNth
-
-
-class MethodChoice(NamedTuple):
-    """A method as it was asked for."""
-
-    text: str  # as written, which is what tables show
-    name: str
-    options: dict[str, object]  # of the method, or ``layers`` and ``r`` of apply_reduction
 
 
 def add_model(parser: argparse.ArgumentParser, checkpoint: str | None) -> None:
@@ -47,17 +39,36 @@ def add_reduction(
     parser: argparse.ArgumentParser, ratio: Sequence[float], many: bool = True, many_methods: bool = True
 ) -> None:
     """--method, --ratio, --r, --layers and --option; with ``many``, several ratios, with ``many_methods``, methods."""
-    nargs = "+" if many else None
-    shown = " ".join(map(str, ratio))
+    _add_method(parser, many_methods)
+    _add_amount(parser, ratio, many)
+    parser.add_argument(
+        "--layers",
+        nargs="+",
+        type=int,
+        help="blocks to reduce after, counted from 1 (default: 5, 10, 15 of 24)",
+    )
+    parser.add_argument(
+        "--option", nargs="+", type=option, default=[], metavar="NAME=VALUE", help="options of every method"
+    )
+
+
+def _add_method(parser: argparse.ArgumentParser, many: bool) -> None:
+    """--method: how to reduce."""
     mtr = method("mtr")
     parser.add_argument(
         "--method",
-        nargs="+" if many_methods else None,
+        nargs="+" if many else None,
         type=method,
         metavar="NAME[:OPTION=VALUE,...]",
-        default=[mtr] if many_methods else mtr,
+        default=[mtr] if many else mtr,
         help="as in rmeeto:metric=delta,layers=even; see `mtrkit list` (default: mtr)",
     )
+
+
+def _add_amount(parser: argparse.ArgumentParser, ratio: Sequence[float], many: bool) -> None:
+    """--ratio and --r: how much to remove."""
+    nargs = "+" if many else None
+    shown = " ".join(map(str, ratio))
     parser.add_argument(
         "--ratio",
         nargs=nargs,
@@ -71,15 +82,6 @@ def add_reduction(
         type=positive,
         default=[] if many else None,
         help="tokens to remove after each layer, " + ("also" if many else "instead of --ratio"),
-    )
-    parser.add_argument(
-        "--layers",
-        nargs="+",
-        type=int,
-        help="blocks to reduce after, counted from 1 (default: 5, 10, 15 of 24)",
-    )
-    parser.add_argument(
-        "--option", nargs="+", type=option, default=[], metavar="NAME=VALUE", help="options of every method"
     )
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import mtrkit
-from mtrkit.cli.compare import images_per_second
-from mtrkit.cli.loading import DENSE
-from mtrkit.cli.measuring import right_images
 from mtrkit.cli.options import layers, method
 from mtrkit.data import bundled_images
 from mtrkit.measure import preprocess_for
+from mtrkit.measure.candidates import DENSE
+from mtrkit.measure.evaluation import right_images
+from mtrkit.measure.report import images_per_second
 from mtrkit.schedule import EveryNth
 from tests.cli.conftest import MODEL
 
@@ -48,7 +48,7 @@ def test_rows_tell_which_images_were_right(mtrkit_run, tmp_path):
 def test_a_second_run_measures_nothing_again(mtrkit_run, tmp_path, monkeypatch):
     run = (*SMALL, "--ratio", 0, "--r", 5, "--out", tmp_path / "out.csv")
     first = mtrkit_run(*run)
-    monkeypatch.setattr("mtrkit.cli.measuring.predict", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr("mtrkit.measure.evaluation.predict", lambda *_, **__: pytest.fail("measured again"))
     again = mtrkit_run(*run)
     assert (first.code, first.out) == (again.code, again.out) and "r=5" in first.out
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import mtrkit
-from mtrkit.cli import measuring
 from mtrkit.data import bundled_images
-from mtrkit.measure import preprocess_for, wilson_interval
+from mtrkit.measure import evaluation, preprocess_for, wilson_interval
 from tests.cli.conftest import MODEL
 
 TINY = ("eval", MODEL, "--data", "bundled", "--limit", 20, "--rounds", 1)
@@ -19,13 +18,13 @@ TINY = ("eval", MODEL, "--data", "bundled", "--limit", 20, "--rounds", 1)
 @pytest.fixture
 def counted(monkeypatch):
     """Configurations whose accuracy is measured while the test runs."""
-    seen, predict = [], measuring.predict
+    seen, predict = [], evaluation.predict
 
     def count(model, *args, **kwargs):
         seen.append(mtrkit.reduction_info(model))
         return predict(model, *args, **kwargs)
 
-    monkeypatch.setattr(measuring, "predict", count)
+    monkeypatch.setattr(evaluation, "predict", count)
     return seen
 
 
@@ -70,7 +69,7 @@ def test_csv_rows_stand_alone(mtrkit_run, tmp_path):
 
 @pytest.mark.usefixtures("interruptible")
 def test_interruption_loses_only_the_running_configuration(mtrkit_run, tmp_path, monkeypatch, counted):
-    out, measure = tmp_path / "out.json", measuring.predict
+    out, measure = tmp_path / "out.json", evaluation.predict
 
     def interrupted(model, *args, **kwargs):
         info = mtrkit.reduction_info(model)
@@ -79,7 +78,7 @@ def test_interruption_loses_only_the_running_configuration(mtrkit_run, tmp_path,
         return measure(model, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(measuring, "predict", interrupted)
+        patch.setattr(evaluation, "predict", interrupted)
         ran = mtrkit_run(*TINY, "--ratio", 0, 0.2, 0.3, 0.4, "--out", out)
     assert ran.code == 130 and "interrupted" in ran.err
     assert "2 configurations" in ran.out

@@ -1,0 +1,114 @@
+"""What is measured: the dense model, and one for every reduction that was asked for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from mtrkit.api import apply_reduction, count_flops, reduction_info
+from mtrkit.measure.weights import twin
+from mtrkit.patch import ReductionInfo
+
+DENSE = "dense"
+
+
+class ModelChoice(NamedTuple):
+    """A model and its weights, as they were asked for."""
+
+    name: str
+    checkpoint: str
+
+    @classmethod
+    def parse(cls, text: str) -> "ModelChoice":
+        """Read NAME or NAME=CHECKPOINT; the default checkpoint is ``"pretrained"``."""
+        name, _, checkpoint = text.partition("=")
+        return cls(name, checkpoint or "pretrained")
+
+
+class MethodChoice(NamedTuple):
+    """A method as it was asked for."""
+
+    text: str  # as written, which is what tables show
+    name: str
+    options: dict[str, object]  # of the method, or ``layers`` and ``r`` of apply_reduction
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to measure: the dense one (method ``"dense"``, ratio 0) or a reduced one.
+
+    Attributes:
+        method: The method as it was asked for.
+        ratio: Share of the FLOPs asked for, or removed by the ``r`` tokens per layer that were asked for.
+        model: Shares its weights with the other candidates.
+        gflops: Of one image, in the papers' count.
+        promised: How many times faster it would be if time were FLOPs.
+        reached: Share of the FLOPs removed.
+        info: What was done; ``None`` for the dense model.
+        options: Of the method, as they were given.
+        r: Tokens per layer asked for, if that was.
+    """
+
+    method: str
+    ratio: float
+    model: nn.Module = field(repr=False)
+    gflops: float
+    promised: float = 1.0
+    reached: float = 0.0
+    info: ReductionInfo | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    r: int | None = None
+
+    @property
+    def amount(self) -> str:
+        """What was asked for, in words."""
+        return f"{self.ratio:g}" if self.r is None else f"r={self.r}"
+
+    @property
+    def name(self) -> str:
+        """Unique among the candidates of a command."""
+        return DENSE if self.info is None else f"{self.method} {self.amount}"
+
+
+def candidates(
+    model: nn.Module,
+    methods: Sequence[MethodChoice],
+    ratios: Sequence[float],
+    layers: Sequence[int] | None = None,
+    options: Mapping[str, Any] | None = None,
+    removals: Sequence[int] = (),
+) -> list[Candidate]:
+    """The dense model first, then every method at every ratio and removal above 0, without repetitions.
+
+    Args:
+        model: The dense model.
+        methods: How to reduce it.
+        ratios: Shares of the FLOPs to remove.
+        layers: Where, for methods that do not say. Default: that of ``apply_reduction``.
+        options: Of every method, unless it has its own. Default: none.
+        removals: Tokens per layer to remove. Default: none.
+    """
+    dense = Candidate(method=DENSE, ratio=0.0, model=model, gflops=count_flops(model).gflops)
+    amounts = [{"ratio": ratio} for ratio in dict.fromkeys(ratios) if ratio] + [{"r": r} for r in removals if r]
+    wanted = {method.text: method for method in methods}.values()
+    shared = {"layers": layers} | dict(options or {})
+    return [dense, *(_reduced(model, method, shared, amount) for method in wanted for amount in amounts)]
+
+
+def _reduced(model: nn.Module, method: MethodChoice, shared: Mapping[str, Any], amount: Mapping[str, Any]) -> Candidate:
+    options = dict(shared) | method.options
+    reduced = apply_reduction(twin(model), method.name, **(options | dict(amount)))
+    info = reduction_info(reduced)
+    assert info is not None
+    return Candidate(
+        method=method.text,
+        ratio=amount.get("ratio", info.ratio_reached),
+        model=reduced,
+        gflops=info.flops_reduced.gflops,
+        promised=info.promised_speedup,
+        reached=info.ratio_reached,
+        info=info,
+        options={name: value for name, value in options.items() if name != "layers"},
+        r=amount.get("r"),
+    )

@@ -1,0 +1,189 @@
+"""Measure accuracy and speed of a model and its reductions, one row each, and remember which images were right."""
+
+import base64
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mtrkit.measure.accuracy import batches, check_classes, predict, score
+from mtrkit.measure.candidates import DENSE, Candidate
+from mtrkit.measure.images import ImageSet
+from mtrkit.measure.machine import describe_machine
+from mtrkit.measure.precision import Precision
+from mtrkit.measure.preprocess import Preprocess
+from mtrkit.measure.results import KEY, Results, Row, configuration_key
+from mtrkit.measure.throughput import Pass, forward_pass, interleave, summarise
+from mtrkit.measure.weights import weights_digest
+
+Advance = Callable[[int], object]  # called with the number of images that are done since the last call
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is the same for all candidates of one model.
+
+    Attributes:
+        model: Its name.
+        checkpoint: Its weights, as they were given.
+        images: What to classify.
+        preprocess: Turns an image into the model's input.
+        precision: What the weights are in.
+        batch_size: Images per call.
+        workers: Threads that read images.
+        rounds: Rounds of timing; 0 for none.
+        command: The command line.
+    """
+
+    model: str
+    checkpoint: str
+    images: ImageSet
+    preprocess: Preprocess
+    precision: Precision
+    batch_size: int
+    workers: int
+    rounds: int
+    command: str
+
+    def timed_pass(self, model: nn.Module) -> Pass:
+        """A function that runs a model on the first batch, in memory."""
+        first = next(batches(self.images, self.preprocess, self.batch_size))
+        return forward_pass(model, first.to(next(model.parameters()).device, self.precision.weights), self.precision)
+
+
+class Reference(NamedTuple):
+    """The dense model that the others are timed in turns with: their speed-ups are relative to it."""
+
+    evaluation: Evaluation
+    model: nn.Module
+
+
+def measure(
+    evaluation: Evaluation,
+    dense: nn.Module,
+    candidates: Sequence[Candidate],
+    results: Results,
+    reference: Reference | None = None,
+    progress: Callable[[str], Advance] = lambda name: lambda done: None,
+) -> Iterator[Row]:
+    """Yield one row per candidate: from the results if it is there, else measured and added to them.
+
+    Args:
+        evaluation: How.
+        dense: The model that the candidates are made of.
+        candidates: What.
+        results: What is measured already.
+        reference: What speed-ups are relative to. Default: ``dense``.
+        progress: Called with the name of a candidate before it is measured; returns what is called with the size of
+            each batch once it is done. Default: nothing.
+
+    Raises:
+        InputError: The model has another number of classes than there are folders of images.
+    """
+    reference = Reference(evaluation, dense) if reference is None else reference
+    check_classes(cast(int, dense.num_classes), evaluation.images)
+    device = next(dense.parameters()).device
+    same = {
+        "model": evaluation.model,
+        "weights": weights_digest(dense),
+        "data": evaluation.images.digest,
+        "preprocess": str(evaluation.preprocess),
+        "dtype": evaluation.precision.name,
+        "device": str(device),
+    }
+    for candidate in candidates:
+        key = _key(same, candidate)
+        row = results.find(key)
+        if row is None or (evaluation.rounds and row.get("timed_beside") != reference.evaluation.model):
+            measured = _measure(evaluation, candidate, reference, progress(candidate.name))
+            row = {KEY: key} | measured | describe_machine(device)
+            results.add(row)
+        yield row
+
+
+def right_images(row: Row) -> Tensor:
+    """(n,) bool, which images the candidate of this row classified rightly."""
+    packed = np.frombuffer(base64.b64decode(row["right"]), dtype=np.uint8)
+    return torch.from_numpy(np.unpackbits(packed, count=int(row["n"])).astype(bool))
+
+
+def pack_right(right: Tensor) -> str:
+    """The inverse of :func:`right_images`: (n,) bool as the text that rows keep, one bit per image in base64."""
+    return base64.b64encode(np.packbits(right.numpy()).tobytes()).decode()
+
+
+def _measure(evaluation: Evaluation, candidate: Candidate, reference: Reference, advance: Advance) -> Row:
+    predicted = predict(
+        candidate.model,
+        evaluation.images,
+        evaluation.preprocess,
+        batch_size=evaluation.batch_size,
+        precision=evaluation.precision,
+        workers=evaluation.workers,
+        progress=advance,
+    )
+    return {
+        **_description(evaluation, candidate),
+        **_answers(predicted, evaluation.images),
+        "gflops": candidate.gflops,
+        "promised_speedup": candidate.promised,
+        **(_speed(evaluation, candidate, reference) if evaluation.rounds else {}),
+        "command": evaluation.command,
+    }
+
+
+def _description(evaluation: Evaluation, candidate: Candidate) -> Row:
+    """What was measured."""
+    return {
+        "model": evaluation.model,
+        "checkpoint": evaluation.checkpoint,
+        "data": evaluation.images.name,
+        "dtype": evaluation.precision.name,
+        "method": candidate.method,
+        "amount": candidate.amount,
+        "ratio": candidate.ratio,
+        "ratio_reached": candidate.reached,
+        "options": json.dumps(dict(candidate.options)),
+        "layers": list(candidate.info.layers) if candidate.info else [],
+        "tokens": list(candidate.info.tokens) if candidate.info else [],
+    }
+
+
+def _answers(predicted: Tensor, images: ImageSet) -> Row:
+    """How many of the predicted classes (n,) are right, how sure that is, and which."""
+    accuracy = score(predicted, images)
+    low, high = accuracy.interval
+    return {
+        "top1": accuracy.share,
+        "top1_low": low,
+        "top1_high": high,
+        "correct": accuracy.correct,
+        "n": accuracy.n,
+        "right": pack_right(predicted == torch.tensor(images.labels)),
+    }
+
+
+def _speed(evaluation: Evaluation, candidate: Candidate, reference: Reference) -> Row:
+    """Images per second of one candidate, in turns with the reference, on one batch in memory."""
+    name, dense = f"{evaluation.model} {candidate.name}", f"{reference.evaluation.model} {DENSE}"
+    passes = {
+        dense: reference.evaluation.timed_pass(reference.model),
+        name: evaluation.timed_pass(candidate.model),
+    }
+    device = next(reference.model.parameters()).device
+    rounds = list(interleave(passes, device, rounds=evaluation.rounds, seconds=0.1))
+    count = min(evaluation.batch_size, len(evaluation.images))
+    timing = summarise(rounds, name, dense, count)
+    return {"batch_size": count, "timed_beside": reference.evaluation.model} | dataclasses.asdict(timing)
+
+
+def _key(same: Row, candidate: Candidate) -> str:
+    done = candidate.info
+    reduction = {"method": candidate.method, "amount": candidate.amount}
+    chosen = {"options": done.options, "layers": done.layers} if done else {}
+    return configuration_key(same | reduction | chosen)
