@@ -107,8 +107,8 @@ def main(arguments: list[str]) -> int:
     for layer in LAYERS:
         for indicator, values in correlations(model, layer, images).items():
             mean, half = statistics.mean(values), 1.96 * statistics.stdev(values) / len(values) ** 0.5
-            about = {"model": name, "layer": layer, "indicator": indicator, "mean": mean, "half_interval": half}
-            rows.append(about | {"values": values, "data": chosen.name, "n": len(values), "command": command})
+            summary = {"model": name, "layer": layer, "indicator": indicator, "mean": mean, "half_interval": half}
+            rows.append(summary | {"values": values, "data": chosen.name, "n": len(values), "command": command})
             cells[indicator].append(f"{mean:+.2f} ± {half:.2f}")
     args.out.write_text(json.dumps([row | describe_machine(torch.device("cpu")) for row in rows], indent=1) + "\n")
     table = as_markdown(["indicator", *(f"after block {layer}" for layer in LAYERS)], list(cells.values()))

@@ -48,14 +48,14 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32")
     parser.add_argument("--out", type=Path, help="default: where mtrkit looks for it")
     arguments = parser.parse_args()
-    about, dtype = described(arguments.source), getattr(torch, arguments.dtype)
-    out = arguments.out or BUNDLED[about["architecture"]]
+    metadata, dtype = described(arguments.source), getattr(torch, arguments.dtype)
+    out = arguments.out or BUNDLED[metadata["architecture"]]
     weights = {name: value.to(dtype).contiguous() for name, value in load_state_dict(arguments.source).items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     # One entry: safetensors writes several in random order.
-    save_file(weights, out, {"about": json.dumps(about)})
+    save_file(weights, out, {"about": json.dumps(metadata)})
     out.chmod(0o644)  # safetensors leaves it to its owner alone, and a wheel keeps the mode
-    create_model(about["architecture"], out)
+    create_model(metadata["architecture"], out)
     print(f"{out}: {len(weights)} tensors, {out.stat().st_size} bytes")
 
 

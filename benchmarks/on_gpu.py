@@ -154,7 +154,7 @@ def usable(device: torch.device) -> list[str]:
     return [name for name in found if not isinstance(check_backend(name, device, length=8), str)]
 
 
-def timed(model: Any, x: torch.Tensor, precision: Precision, about: dict[str, Any], sizes: Sizes) -> Rows:
+def timed(model: Any, x: torch.Tensor, precision: Precision, metadata: dict[str, Any], sizes: Sizes) -> Rows:
     """One batch and precision: all models in turns."""
     candidates = {("dense", 0.0): model} | {
         (method, ratio): mtrkit.apply_reduction(twin(model), method, ratio=ratio)
@@ -165,7 +165,7 @@ def timed(model: Any, x: torch.Tensor, precision: Precision, about: dict[str, An
     rounds = list(interleave(passes, x.device, rounds=sizes.rounds, seconds=sizes.seconds))
     for (method, ratio), candidate in candidates.items():
         key, info = f"{method}@{ratio}", mtrkit.reduction_info(candidate)
-        yield about | {
+        yield metadata | {
             "batch_size": len(x),
             "precision": precision.name,
             "method": method,

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     found = candidates(model, args.method, args.ratio, args.layers, dict(args.option), args.r)
     if args.compile and len(found) > _MOST_COMPILED:
         raise OptionError(f"--compile takes at most {_MOST_COMPILED - 1} reductions at a time, not {len(found) - 1}")
-    about = describe_machine(device) | {
+    metadata = describe_machine(device) | {
         "model": args.model,
         "checkpoint": str(args.checkpoint),
         "input": args.input,
@@ -68,11 +68,11 @@ def run(args: argparse.Namespace) -> int:
         "compile": args.compile,
         "command": args.command_line,
     }
-    _print_head(args, about, found)
+    _print_head(args, metadata, found)
     for batch_size in args.batch_size:
         size = (batch_size, *input_shape(model))
         x = torch.randn(size) if sample is None else sample.expand(size).contiguous()
-        _measure(args, found, x.to(device, precision.weights), precision, about, results)
+        _measure(args, found, x.to(device, precision.weights), precision, metadata, results)
     return 0
 
 
@@ -81,7 +81,7 @@ def _measure(
     found: list[Candidate],
     x: torch.Tensor,
     precision: Precision,
-    about: Row,
+    metadata: Row,
     results: Results,
 ) -> None:
     """Time one batch; on an interruption save and print the finished rounds, and pass it on."""
@@ -97,7 +97,7 @@ def _measure(
                 bar.advance(task)
     finally:
         if taken:
-            rows = [_row(candidate, taken, batch_size, memory[candidate.name], about) for candidate in found]
+            rows = [_row(candidate, taken, batch_size, memory[candidate.name], metadata) for candidate in found]
             results.add(*rows)
             title = f"batch {batch_size}, {len(taken)} rounds"
             print_table(_columns(device), [_cells(row) for row in rows], title=title)
@@ -112,7 +112,9 @@ def _prepare(candidate: Candidate, x: torch.Tensor, precision: Precision, compil
     return forward_pass(model, x, precision)
 
 
-def _row(candidate: Candidate, taken: list[dict[str, float]], batch_size: int, memory: int | None, about: Row) -> Row:
+def _row(
+    candidate: Candidate, taken: list[dict[str, float]], batch_size: int, memory: int | None, metadata: Row
+) -> Row:
     timing = summarise(taken, candidate.name, DENSE, batch_size)
     row = {
         "method": candidate.method,
@@ -125,7 +127,7 @@ def _row(candidate: Candidate, taken: list[dict[str, float]], batch_size: int, m
         "promised_speedup": candidate.promised,
         "share": timing.speedup / candidate.promised,
         "peak_memory": memory,
-        **about,
+        **metadata,
     }
     return {KEY: configuration_key(row)} | row
 
@@ -158,13 +160,13 @@ def _cells(row: Row) -> list[str]:
     return cells if row["peak_memory"] is None else [*cells, f"{row['peak_memory'] / 2**20:.0f}"]
 
 
-def _print_head(args: argparse.Namespace, about: Row, found: list[Candidate]) -> None:
+def _print_head(args: argparse.Namespace, metadata: Row, found: list[Candidate]) -> None:
     weights = f"weights from {args.checkpoint}" if args.checkpoint else "random weights"
     size = "×".join(map(str, input_shape(found[0].model)[1:]))
     run = f"{args.dtype}, {'compiled' if args.compile else 'not compiled'}"
     say(
         f"{args.model} at {size}, {weights}, {run}, {found[0].gflops:.4g} GFLOPs per image",
-        f"{about['device']}, {about['cores']} cores, {about['threads']} threads, {about['system']}",
-        f"mtrkit {about['mtrkit']} {about['commit']}, torch {about['torch']}, python {about['python']}, "
-        f"scan {about['scan']}, {about['time']}",
+        f"{metadata['device']}, {metadata['cores']} cores, {metadata['threads']} threads, {metadata['system']}",
+        f"mtrkit {metadata['mtrkit']} {metadata['commit']}, torch {metadata['torch']}, python {metadata['python']}, "
+        f"scan {metadata['scan']}, {metadata['time']}",
     )

@@ -62,11 +62,11 @@ def run(args: argparse.Namespace) -> int:
     model = create_model(MODEL, "pretrained").eval()
     images, preprocess = open_images(BUNDLED).spread(args.limit), preprocess_for(getattr(model, "pretrained_cfg", {}))
     found = candidates(model, [method("mtr")], RATIOS)
-    about = describe_machine(torch.device("cpu"))
+    metadata = describe_machine(torch.device("cpu"))
     say(
         f"{MODEL}: a Vim pretrained on CIFAR-10, {count_parameters(model)}",
         f"{len(images)} CIFAR-10 test images that it has not seen, float32",
-        f"{about['device']}, {about['threads']} threads, torch {about['torch']}, scan {about['scan']}",
+        f"{metadata['device']}, {metadata['threads']} threads, torch {metadata['torch']}, scan {metadata['scan']}",
     )
     accuracies = _accuracies(found, images, preprocess)
     timings = _timings(found, next(batches(images, preprocess, _BATCH)), args.rounds)

@@ -51,19 +51,19 @@ def run(args: argparse.Namespace) -> int:
         reduce_model(model, method, args)
         with torch.inference_mode(), trace_reduction(model) as traces[method.text]:
             predicted[method.text] = model(batch).argmax(dim=-1).tolist()
-    told = [_told(names, classes) for classes in predicted.values()]
+    captions = {text: _captions(names, classes) for text, classes in predicted.items()}
     if len(traces) == 1 and batch.dim() == 4:
-        (name, trace), (captions,) = traces.popitem(), told
-        title = f"{args.model}, {name} at {_amount(args)}"
-        draw_reduction(seen, trace, grid, captions, title).save(args.out)
+        text, trace = traces.popitem()
+        title = f"{args.model}, {text} at {_amount(args)}"
+        draw_reduction(seen, trace, grid, captions[text], title).save(args.out)
     else:
         draw_methods(seen, traces, grid, names, f"{args.model} at {_amount(args)}").save(args.out)
-    say(*(f"{name}: {line}" for name, lines in zip(predicted, told, strict=True) for line in lines))
+    say(*(f"{text}: {line}" for text, lines in captions.items() for line in lines))
     say(f"picture: {args.out}")
     return 0
 
 
-def _told(names: list[str], classes: list[int]) -> list[str]:
+def _captions(names: list[str], classes: list[int]) -> list[str]:
     return [f"{name}, predicted class {number}" for name, number in zip(names, classes, strict=True)]
 
 

@@ -1,4 +1,8 @@
-"""Accuracy, speed and what they were measured on: plain functions that the command line is made of."""
+"""Accuracy, speed and what they were measured on: plain functions that the command line and benchmarks are made of.
+
+Whole evaluations are in modules of their own: ``candidates`` (what is measured), ``evaluation`` (one row each),
+``results`` (the file of rows) and ``report`` (tables).
+"""
 
 from mtrkit.measure.accuracy import Accuracy, batches, check_classes, predict, score
 from mtrkit.measure.images import ImageSet, image_folder, open_images, read_image

@@ -1,11 +1,11 @@
 """What a measurement was made on: a figure without this cannot be compared with another."""
 
+import importlib.metadata
 import os
 import platform
 import subprocess
 import sys
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from mtrkit.scan import backend_for
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:
     """Processor, versions, threads, scan backend, commit and time, as plain data."""
-    about: dict[str, str | int] = {
+    metadata: dict[str, str | int] = {
         "device": device_name(device),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": _usable_cores(),
@@ -29,15 +29,15 @@ def describe_machine(device: torch.device) -> dict[str, str | int]:
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     if device.type == "cuda":
-        about |= {"cuda": torch.version.cuda or "", "triton": version_of("triton") or ""}
-    return about
+        metadata |= {"cuda": torch.version.cuda or "", "triton": version_of("triton") or ""}
+    return metadata
 
 
 def version_of(package: str) -> str | None:
     """The installed version of a distribution, or ``None``."""
     try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
         return None
 
 

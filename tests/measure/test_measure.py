@@ -107,10 +107,10 @@ def test_prediction_keeps_the_order_of_slow_and_fast_images():
     model, images = micro(), open_images("bundled").spread(13)
     slow = tuple((lambda o=o, i=i: (time.sleep(0.02 * (i % 2 == 0)), o())[1]) for i, o in enumerate(images.openers))
     delayed = ImageSet(images.name, images.classes, images.labels, slow, "")
-    preprocess, told = preprocess_for(model.pretrained_cfg), []
+    preprocess, done = preprocess_for(model.pretrained_cfg), []
     whole = predict(model, images, preprocess, batch_size=13)
-    assert torch.equal(predict(model, delayed, preprocess, batch_size=5, workers=4, progress=told.append), whole)
-    assert told == [5, 5, 3]
+    assert torch.equal(predict(model, delayed, preprocess, batch_size=5, workers=4, progress=done.append), whole)
+    assert done == [5, 5, 3]
     assert score(whole, images).n == 13
 
 

@@ -82,9 +82,9 @@ def test_a_real_clip_is_drawn(bikes, weights, tmp_path, capsys):
 
 
 def test_what_becomes_of_a_real_clip_is_told(bikes, weights, capsys):
-    told = run(capsys, "info", MODEL, "--checkpoint", weights, *REDUCTION, "--input", bikes)
+    printed = run(capsys, "info", MODEL, "--checkpoint", weights, *REDUCTION, "--input", bikes)
     model = mtrkit.apply_reduction(mtrkit.create_model(MODEL, weights), method="rmeeto", ratio=0.3)
-    last = [int(word) for word in told.split(bikes.name)[1].split("predicted class")[0].split()[-6:]]
+    last = [int(word) for word in printed.split(bikes.name)[1].split("predicted class")[0].split()[-6:]]
     layer, tokens, single, merged, largest, dropped = last
     info = mtrkit.reduction_info(model)
     assert (layer, tokens, dropped) == (info.layers[-1], info.tokens[-1], 0)

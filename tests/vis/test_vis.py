@@ -107,9 +107,9 @@ def test_roles_are_the_groups_of_the_method():
 @pytest.mark.parametrize("operation", ["merge", "prune"])
 def test_without_groups_roles_follow_from_where_tokens_went(operation):
     stage = traced(micro(), operation=operation).stages[0]
-    told = roles(stage, 0)
+    recorded = roles(stage, 0)
     derived = roles(type(stage)(stage.layer, None, stage.present, None, stage.slot), 0)
-    assert list(derived.values()).count("source") == list(told.values()).count("source")
+    assert list(derived.values()).count("source") == list(recorded.values()).count("source")
     assert ("target" in derived.values()) == (operation == "merge")
 
 
