@@ -4,6 +4,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from mtrkit.adapters import ADAPTERS, Adapter, find_host
 from mtrkit.errors import InputError, MtrkitError, OptionError, SmallModelWarning, UnsupportedModelError
-from mtrkit.methods import METHODS
+from mtrkit.methods import METHODS, MethodConfig
 from mtrkit.patch import RECORD, Plan, Reduction, ReductionInfo, Trace, install, uninstall
 from mtrkit.scan import backend_for, scan_backends
 from mtrkit.schedule import (
@@ -21,6 +22,7 @@ from mtrkit.schedule import (
     ModelShape,
     Placement,
     ReductionCost,
+    TransformerShape,
     check_schedule,
     model_flops,
     resolve_layers,
@@ -58,8 +60,8 @@ def apply_reduction(
         input_size: (C, H, W) of an image or (C, T, H, W) of a clip, in pixels and frames, or (L,) tokens of a text,
             without batch. Default: the size the model was built for, 2048 tokens of text. Inputs of other
             sizes get a plan of their own for ``ratio``.
-        layers: Blocks to reduce after, counted from 1 as in the papers, or a placement such as
-            ``EveryNth(2)``. Default: three in the first two thirds, 5, 10 and 15 of 24.
+        layers: Blocks to reduce after (or in, if the method reduces before their MLP), counted from 1 as in the
+            papers, or a placement such as ``EveryNth(2)``. Default: three in the first two thirds, 5, 10 and 15 of 24.
         tokens: Tokens left after each block, one number per block, instead of ``ratio``.
         r: Tokens to remove after each of the layers, instead of ``ratio`` (ToMe and R-MeeTo say it so).
         **options: Fields of the method's config, such as ``similarity="l2"`` for ``"mtr"``.
@@ -190,7 +192,7 @@ def count_flops(
     if reduction is None or not reduction.active:
         return model_flops(shape, directions=directions)
     schedule = [reduction.plan.num_kept(index, shape.tokens) for index in range(shape.depth)]
-    return model_flops(shape, schedule, reduction.plan.cost, directions)
+    return model_flops(_placed(shape, reduction.config), schedule, reduction.plan.cost, directions)
 
 
 def list_methods() -> list[str]:
@@ -221,17 +223,13 @@ def _prepare(
     for block in adapter.blocks(host):
         adapter.check_layers(adapter.mixer(block))
     chosen = METHODS.get(method)
-    config = chosen.configure(options)
+    config = chosen.configure(options, adapter.attention_blocks)
     _check_signals(chosen.name, config.reads, adapter)
-    if config.alignment != "carry" and adapter.call_argument is None:
-        raise UnsupportedModelError(
-            f"method {method!r} with these options needs gap-aware scans, which {adapter.name!r} models do not "
-            "support; choose other options or another method"
-        )
+    _check_blocks(chosen.name, config, adapter)
     size = tuple(input_size) if input_size is not None else adapter.input_size(host)
-    shape = _shape(model, host, adapter, size)
+    shape = _placed(_shape(model, host, adapter, size), config)
     cost: ReductionCost = partial(config.flops, widths=shape.widths)
-    places = _shrinking(tokens, shape) if tokens is not None else resolve_layers(layers, shape.depth)
+    places = resolve_layers(layers, shape.depth, shape.last_layer) if tokens is None else _shrinking(tokens, shape)
     plan = Plan(
         shape=shape,
         layers=places if tokens is not None or r is not None or ratio != 0 else (),
@@ -265,6 +263,30 @@ def _check_signals(method: str, reads: frozenset[str], adapter: Adapter) -> None
             f"not have (they have: {', '.join(sorted(adapter.signals)) or 'features only'}); choose another option "
             "or method"
         )
+
+
+def _check_blocks(method: str, config: MethodConfig, adapter: Adapter) -> None:
+    """Raise :class:`UnsupportedModelError` if the options need another kind of blocks than the family has."""
+    if config.alignment != "carry" and adapter.call_argument is None:
+        raise UnsupportedModelError(
+            f"method {method!r} with these options needs gap-aware scans, which {adapter.name!r} models do not "
+            "support; choose other options or another method"
+        )
+    asked = {
+        "place='before_mlp'": config.place == "before_mlp",
+        "proportional_attention": config.proportional_attention,
+    }
+    needed = " and ".join(name for name, wanted in asked.items() if wanted)
+    if needed and not adapter.attention_blocks:
+        raise UnsupportedModelError(
+            f"method {method!r} with {needed} needs blocks of attention and MLP, which {adapter.name!r} models do not "
+            "have; leave the option out"
+        )
+
+
+def _placed(shape: ModelShape, config: MethodConfig) -> ModelShape:
+    """The shape, with blocks that reduce where the options say."""
+    return replace(shape, place=config.place) if isinstance(shape, TransformerShape) else shape
 
 
 def _shrinking(tokens: Sequence[int], shape: ModelShape) -> tuple[int, ...]:

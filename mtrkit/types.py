@@ -159,6 +159,7 @@ class MixerCall:
 
     reads: frozenset[str] = frozenset()  # names of the signals wanted
     gaps: Gaps | None = None  # what the mixer's scan passes over
+    size: Tensor | None = None  # (B, L, 1): sizes of merged tokens, to which attention shall be proportional
     signals: Signals | None = None
 
     def take(self) -> Signals | None:

@@ -39,6 +39,7 @@ class Adapter(ABC):
     call_argument: str | None = "inference_params"  # argument of a block that it hands to its mixer as it is
     own_code_reads: tuple[str, ...] = ()  # layers of a mixer whose weights the family's code reads, uncalled
     reads_itself = False  # its mixers take a MixerCall as they are
+    attention_blocks = False  # blocks are attention, then an MLP: :meth:`run_attention` and :meth:`run_mlp`
     splits = False  # :meth:`split_block` takes the blocks of a single-stream family apart
     restores_itself = False  # what follows the last block takes the reduced stream, and restores the sequence
     entries: tuple[str, ...] = ()  # methods through which the model is called, if calls can be wrong
@@ -59,6 +60,10 @@ class Adapter(ABC):
 
         With ``gaps`` the scan's state decays over the tokens that were dropped in front of each one.
         """
+
+    def run_mixer_call(self, mixer: nn.Module, hidden: Tensor, call: MixerCall) -> tuple[Tensor, Signals]:
+        """:meth:`run_mixer` with all that a block hands over; a family with attention minds ``call.size`` too."""
+        return self.run_mixer(mixer, hidden, call.reads, call.gaps)
 
     @abstractmethod
     def special_at(self, model: nn.Module) -> SpecialAt:
@@ -115,6 +120,14 @@ class Adapter(ABC):
 
     def run_block(self, block: nn.Module, tokens: Tensor, call: MixerCall) -> Tensor:
         """Run a whole block of a single-stream family, its mixer with ``call``, and return its tokens."""
+        return self.run_mlp(block, self.run_attention(block, tokens, call))
+
+    def run_attention(self, block: nn.Module, tokens: Tensor, call: MixerCall) -> Tensor:
+        """Run the front half of a block, its mixer with ``call``, if the family has ``attention_blocks``."""
+        raise NotImplementedError
+
+    def run_mlp(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        """Run the other half, on the tokens that the front half has left or on fewer."""
         raise NotImplementedError
 
     def split_block(self, block: nn.Module, tokens: Tensor, call: MixerCall) -> tuple[Tensor, Tensor] | None:

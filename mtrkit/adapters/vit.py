@@ -6,6 +6,7 @@ Source: Dosovitskiy et al., arXiv:2010.11929; Touvron et al., "DeiT", arXiv:2012
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,9 +25,10 @@ class TimmVitAdapter(Adapter):
     """``VisionTransformer`` of timm, with one, two or no prefix tokens and with registers."""
 
     name = "timm_vit"
-    summary = "ViT and DeiT of timm, reduced between two blocks"
+    summary = "ViT and DeiT of timm, reduced between two blocks, or between attention and MLP"
     marks = ("patch_embed", "blocks", "norm", "head", "num_prefix_tokens", "attn_pool")
     single_stream = True
+    attention_blocks = True
     signals = frozenset({"keys", "attention"})
     call_argument = None
     entries = ("forward_features", "forward_intermediates")
@@ -59,25 +61,16 @@ class TimmVitAdapter(Adapter):
     def run_mixer(
         self, mixer: Any, hidden: Tensor, reads: frozenset[str], gaps: Gaps | None = None
     ) -> tuple[Tensor, Signals]:
-        """Attention on normalised tokens; keys are averaged over the heads, as is the class token's attention."""
         del gaps  # attention has no state that could pass over anything
-        batch, length, _ = hidden.shape
-        qkv = mixer.qkv(hidden).reshape(batch, length, 3, mixer.num_heads, -1).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
-        q, k = mixer.q_norm(q), mixer.k_norm(k)
-        dropout = mixer.attn_drop.p if mixer.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=mixer.scale)
-        x = x.transpose(1, 2).reshape(batch, length, -1)
-        x = mixer.norm(x) if hasattr(mixer, "norm") else x
-        attention = (q[:, :, :1] * mixer.scale @ k.transpose(2, 3)).softmax(dim=-1) if "attention" in reads else None
-        signals = Signals(
-            keys=k.mean(dim=1) if "keys" in reads else None,
-            attention=None if attention is None else attention.mean(dim=1).transpose(1, 2),
-        )
-        return mixer.proj_drop(mixer.proj(x)), signals
+        return _attend(mixer, hidden, reads)
 
-    def run_block(self, block: Any, tokens: Tensor, call: MixerCall) -> Tensor:
-        tokens = tokens + block.drop_path1(block.ls1(block.attn(block.norm1(tokens), call)))
+    def run_mixer_call(self, mixer: Any, hidden: Tensor, call: MixerCall) -> tuple[Tensor, Signals]:
+        return _attend(mixer, hidden, call.reads, call.size)
+
+    def run_attention(self, block: Any, tokens: Tensor, call: MixerCall) -> Tensor:
+        return tokens + block.drop_path1(block.ls1(block.attn(block.norm1(tokens), call)))
+
+    def run_mlp(self, block: Any, tokens: Tensor) -> Tensor:
         return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
 
     def special_at(self, model: Any) -> SpecialAt:
@@ -90,6 +83,7 @@ class TimmVitAdapter(Adapter):
             depth=len(model.blocks),
             dim=size_of(block.attn.proj, "out_features"),
             hidden=size_of(block.mlp.fc1, "out_features"),
+            heads=block.attn.num_heads,
             tokens=patches + model.num_prefix_tokens,
             special=model.num_prefix_tokens,
             patches=patches,
@@ -114,3 +108,38 @@ def first(count: int, num_tokens: int) -> tuple[int, ...]:
     """The special tokens before the patches."""
     del num_tokens
     return tuple(range(count))
+
+
+def _attend(mixer: Any, hidden: Tensor, reads: frozenset[str], size: Tensor | None = None) -> tuple[Tensor, Signals]:
+    """Attention on normalised tokens (B, L, D); keys are averaged over the heads, as is the class token's attention.
+
+    With ``size`` (B, L, 1) it is ToMe's proportional attention, softmax(q·kᵀ / √d + log size): a token that stands for
+    n patches weighs as much as n equal ones.
+    """
+    batch, length, _ = hidden.shape
+    qkv = mixer.qkv(hidden).reshape(batch, length, 3, mixer.num_heads, -1).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.unbind(0)
+    q, k = mixer.q_norm(q), mixer.k_norm(k)
+    bias = None if size is None else _log_size(size, q.dtype)
+    dropout = mixer.attn_drop.p if mixer.training else 0.0
+    x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=mixer.scale)
+    x = x.transpose(1, 2).reshape(batch, length, -1)
+    x = mixer.norm(x) if hasattr(mixer, "norm") else x
+    signals = Signals(
+        keys=k.mean(dim=1) if "keys" in reads else None,
+        attention=_of_class_token(q, k, mixer.scale, bias) if "attention" in reads else None,
+    )
+    return mixer.proj_drop(mixer.proj(x)), signals
+
+
+def _log_size(size: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, 1, 1, L) what is added to the attention logits of every query."""
+    fine = size.to(torch.promote_types(size.dtype, dtype))
+    return fine.log().to(dtype).transpose(1, 2)[:, None]
+
+
+def _of_class_token(q: Tensor, k: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+    """(B, L, 1) attention that the first token pays to each, mean over the heads."""
+    logits = q[:, :, :1] * scale @ k.transpose(2, 3)
+    attention = (logits if bias is None else logits + bias).softmax(dim=-1)
+    return attention.mean(dim=1).transpose(1, 2)

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from mtrkit.errors import OptionError
 from mtrkit.registry import Registry
-from mtrkit.schedule import Widths
+from mtrkit.schedule import Place, Widths
 from mtrkit.types import BlockState, Decision
 
 Alignment = Literal["carry", "bias", "last"]
@@ -38,6 +38,16 @@ class MethodConfig:
     def alignment(self) -> Alignment:
         """What the scans of later blocks do where tokens were dropped; the default is nothing."""
         return "carry"
+
+    @property
+    def place(self) -> Place:
+        """Where a reducing block reduces; between attention and MLP is for blocks that have these."""
+        return "after_block"
+
+    @property
+    def proportional_attention(self) -> bool:
+        """Whether attention to a merged token is multiplied by its size; for blocks of attention and MLP."""
+        return False
 
     def flops(self, num_tokens: int, num_kept: int, widths: Widths) -> int:
         """Floating-point operations of one reduction, counted as methods.md counts them; default none."""
@@ -79,6 +89,7 @@ class Method:
         max_share: Largest share of the tokens present that one application may remove.
         summary: The first line of its docstring.
         source: Paper.
+        on_attention: Options whose default differs on models whose blocks are attention and MLP.
     """
 
     name: str
@@ -87,9 +98,15 @@ class Method:
     max_share: float
     summary: str
     source: str
+    on_attention: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def configure(self, options: dict[str, Any]) -> MethodConfig:
-        """Build the options, or raise :class:`OptionError` naming those that exist."""
+    def configure(self, options: dict[str, Any], attention: bool = False) -> MethodConfig:
+        """Build the options, or raise :class:`OptionError` naming those that exist.
+
+        Args:
+            options: What the user gives; the rest are defaults.
+            attention: Whether these are the defaults for blocks of attention and MLP.
+        """
         known = [field.name for field in dataclasses.fields(self.config)]
         unknown = sorted(set(options) - set(known))
         if unknown:
@@ -97,14 +114,19 @@ class Method:
                 f"method {self.name!r} has no option {', '.join(map(repr, unknown))}; it has: "
                 f"{', '.join(known) or 'none'}"
             )
-        return self.config(**options)
+        return self.config(**({**self.on_attention, **options} if attention else options))
 
 
 METHODS: Registry[Method] = Registry("method")
 
 
 def register_method(
-    name: str, *, config: type[MethodConfig] = MethodConfig, max_share: float = 0.5, source: str = ""
+    name: str,
+    *,
+    config: type[MethodConfig] = MethodConfig,
+    max_share: float = 0.5,
+    source: str = "",
+    on_attention: Mapping[str, Any] | None = None,
 ) -> Callable[[Decide], Decide]:
     """Decorate a function ``(state, num_kept, config) -> Decision`` to make it a method.
 
@@ -113,11 +135,12 @@ def register_method(
         config: Frozen dataclass of its options, a :class:`MethodConfig`.
         max_share: Largest share of the tokens present that one application may remove, in (0, 1].
         source: Paper and section.
+        on_attention: Options whose default differs on models whose blocks are attention and MLP. Default: none.
     """
 
     def register(decide: Decide) -> Decide:
         summary = (inspect.getdoc(decide) or "").split("\n")[0]
-        METHODS.add(name, Method(name, decide, config, max_share, summary, source))
+        METHODS.add(name, Method(name, decide, config, max_share, summary, source, on_attention or {}))
         return decide
 
     return register

@@ -34,7 +34,9 @@ def odd_even(tokens: Tensor) -> Halves:
     return Halves(tokens[:, 0::2], tokens[:, 1::2])
 
 
-def merge_odd_even(state: BlockState, num_kept: int, metric: Tensor, config: LinkConfig, order: str) -> TokenMap:
+def merge_odd_even(
+    state: BlockState, num_kept: int, metric: Tensor, config: LinkConfig, order: str, whole: bool = False
+) -> TokenMap:
     """Merge the sources of the best links into their partners, every second token being a source.
 
     Args:
@@ -43,12 +45,19 @@ def merge_odd_even(state: BlockState, num_kept: int, metric: Tensor, config: Lin
         metric: (B, L, M), what similarity is measured on.
         config: How links are ranked.
         order: ``"restore"`` or ``"leave"``, see :func:`survivors`.
+        whole: Count the special tokens in front when taking every second token. If there are any, ``"leave"``
+            then leaves the remaining sources in sequence order.
     """
     sequence = in_sequence(state.hidden)
     src, dst = odd_even(without(sequence, state.special))
+    num_special = state.special.shape[1]
+    if whole and num_special % 2:  # an odd number in front moves the patches on by one
+        src, dst = dst, src
     target = match_nearest(metric, src, dst, config.similarity)
     similarity = pair_similarity(metric, src, target, config.similarity)
     links = rank_links(state, src, target, similarity, state.num_tokens - num_kept, config)
+    if whole and num_special:
+        links = links._replace(rest=torch.sort(links.rest, dim=1).values)
     kept = survivors(sequence, links, dst, state.special, order)
     return token_map(state.num_tokens, kept, links.src, links.target, ordered=False)
 

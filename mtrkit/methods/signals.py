@@ -58,10 +58,9 @@ def scored_by(indicator: Indicator, channels: ChannelReduction) -> frozenset[str
 
 
 def width_of(name: str, widths: Widths) -> int:
-    """Channels of a signal; keys, which are narrower by the number of heads, count as wide as the model."""
-    return {"delta": widths.inner, "y": widths.inner, "B": widths.state, "C": widths.state, "attention": 1}.get(
-        name, widths.dim
-    )
+    """Channels of a signal; keys are the mean over the heads, and so as wide as one of them."""
+    own = {"delta": widths.inner, "y": widths.inner, "B": widths.state, "C": widths.state, "attention": 1}
+    return (own | {"keys": widths.keys or widths.dim}).get(name, widths.dim)
 
 
 def scoring_flops(indicator: str, num_tokens: int, widths: Widths) -> int:

@@ -53,7 +53,7 @@ class Merger:
             return _multiply(tokens, token_map, token_map.weight)
         if token_map.weight is None:
             return _gather_up(tokens, self.bags(), "mean")
-        return _gather_up(tokens, self.bags(), "sum", _shares(token_map, self.bags()))
+        return _gather_up(tokens, self.bags(), "sum", _shares(token_map, self.bags(), tokens.dtype))
 
     def sizes(self, size: Tensor) -> Tensor:
         """(B, L, 1) to (B, L', 1)."""
@@ -111,11 +111,15 @@ def _multiply(tokens: Tensor, token_map: TokenMap, weight: Tensor | None = None,
     return precise_product(share, tokens)
 
 
-def _shares(token_map: TokenMap, bags: _Bags) -> Tensor:
-    """The weights as shares (B · L,) that add up to 1 in each slot; exactly 1 where a token is alone."""
+def _shares(token_map: TokenMap, bags: _Bags, dtype: torch.dtype) -> Tensor:
+    """The weights as shares (B · L,) that add up to 1 in each slot; exactly 1 where a token is alone.
+
+    They are as fine as the weights and as tokens of ``dtype``: a third in float32 would spoil float64 tokens.
+    """
     assert token_map.weight is not None
-    total = take(_gather_up(token_map.weight, bags, "sum"), token_map.slot.clamp(min=0))
-    return (token_map.weight / total).flatten()[bags.token]
+    weight = token_map.weight.to(torch.promote_types(token_map.weight.dtype, dtype))
+    total = take(_gather_up(weight, bags, "sum"), token_map.slot.clamp(min=0))
+    return (weight / total).flatten()[bags.token]
 
 
 def _merge_extreme(tokens: Tensor, token_map: TokenMap) -> Tensor:

@@ -107,7 +107,7 @@ class ReadableMixer(Patched):
         if not isinstance(call, MixerCall):
             return self.hidden(hidden_states, *args, **kwargs)
         self.adapter.check_layers(self.module)
-        out, call.signals = self.adapter.run_mixer(self.module, hidden_states, call.reads, call.gaps)
+        out, call.signals = self.adapter.run_mixer_call(self.module, hidden_states, call)
         return out
 
 
@@ -135,18 +135,21 @@ class PatchedBlock(Patched):
     def __init__(self, block: nn.Module, index: int, reduction: Reduction) -> None:
         super().__init__(block)
         self.index, self.reduction = index, reduction
-        plan, adapter = reduction.plan, reduction.adapter
+        plan, adapter, config = reduction.plan, reduction.adapter, reduction.config
         self.reduces = index + 1 in plan.layers
+        self.reduces_inside = self.reduces and config.place == "before_mlp"
         self.opens = index + 1 == min(plan.layers, default=0)
         self.restores = index + 1 == plan.shape.depth and not adapter.restores_itself
-        self.reads = reduction.config.reads if self.reduces else frozenset()
+        self.weighs = config.proportional_attention and not self.opens
+        self.reads = config.reads if self.reduces else frozenset()
         self.needs_readable = not adapter.reads_itself and self._is_read()
 
     def _is_read(self) -> bool:
-        """Whether the block's mixer has to give its signals, or to pass over what was dropped before."""
+        """Whether the block's mixer has to give its signals, or to mind what was dropped or merged before."""
         plan, adapter = self.reduction.plan, self.reduction.adapter
         aligned = self.reduction.config.alignment != "carry" and self.index + 1 > min(plan.layers)
-        return aligned or bool(self.reads) or (self.reduces and adapter.splits)
+        called = self.reduces_inside or (self.reduces and adapter.splits)
+        return aligned or called or self.weighs or bool(self.reads)
 
     def extra_repr(self) -> str:
         """What printing the model shows for this block."""
@@ -167,19 +170,20 @@ class PatchedBlock(Patched):
             refuse_proxy(tokens)
         return self.opens, None
 
-    def _call_mixer(self) -> MixerCall:
+    def _call_mixer(self, stream: ReducedStream | None) -> MixerCall:
         """What is handed to the mixer, which has to be one that was patched if it is to read the call."""
         if self.needs_readable and not _is_readable(self.reduction.adapter.mixer(self.module)):
             raise UnsupportedModelError(
                 f"the mixer of block {self.index + 1} was replaced since the model was patched; call "
                 "mtrkit.apply_reduction again"
             )
-        return MixerCall(self.reads)
+        merged = self.weighs and stream is not None and bool(stream.stages)
+        return MixerCall(self.reads, size=stream.size if stream is not None and merged else None)
 
     def _signals(self, call: MixerCall) -> Signals:
         """What the mixer has left."""
         signals = call.take()
-        if signals is None and self.reads:
+        if signals is None and (self.reads or call.size is not None):
             raise UnsupportedModelError(
                 f"the mixer of block {self.index + 1} gave no signals: what was put around it since the model was "
                 "patched holds back an argument; take it off, or call mtrkit.apply_reduction again"
@@ -205,7 +209,7 @@ class TwoTensorBlock(PatchedBlock):
         reduced, stream = self._enter(hidden_states, residual)
         if not reduced:
             return self.hidden(hidden_states, residual, *args, **kwargs)
-        call = self._call_mixer()
+        call = self._call_mixer(stream)
         call.gaps = None if stream is None else self._gaps(stream)
         args, kwargs = self._handed(call, args, kwargs)
         hidden, inner = self.hidden(hidden_states, residual if stream is None else stream.residual, *args, **kwargs)
@@ -255,20 +259,25 @@ class OneTensorBlock(PatchedBlock):
         reduced, stream = self._enter(x, x)
         if not reduced:
             return self.hidden(x, *args, **kwargs)
-        hidden, residual, signals = self._run(x if stream is None else stream.residual, *args, **kwargs)
+        tokens, call = x if stream is None else stream.residual, self._call_mixer(stream)
+        hidden, residual, signals = self._run(tokens, call, *args, **kwargs)
         tokens = hidden if residual is None else residual + hidden
         stream = open_stream(tokens) if stream is None else stream.updated(residual=tokens)
         if self.reduces:
             stream = self._shorten(hidden, residual, signals, stream)
+        if self.reduces_inside:
+            stream = stream._replace(residual=self.reduction.adapter.run_mlp(self.module, stream.residual))
         return restore_sum(stream) if self.restores else stream
 
-    def _run(self, tokens: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, Signals]:
-        """Mixer output and residual, or the tokens alone if they are not such a sum."""
-        adapter, call = self.reduction.adapter, self._call_mixer()
+    def _run(self, tokens: Tensor, call: MixerCall, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, Signals]:
+        """What the block reduces: mixer output and residual, or the tokens alone if they are not such a sum."""
+        adapter = self.reduction.adapter
+        if self.reduces_inside:
+            return adapter.run_attention(self.module, tokens, call), None, self._signals(call)
         split = adapter.split_block(self.module, tokens, call) if self.reduces else None
         if split is not None:
             return *split, self._signals(call)
-        if self.reads:
+        if self.reads or call.size is not None:
             return adapter.run_block(self.module, tokens, call), None, self._signals(call)
         return self.hidden(tokens, *args, **kwargs), None, Signals()
 

@@ -12,7 +12,7 @@ from mtrkit.schedule.cost import (
     bipartite_cost,
     model_flops,
 )
-from mtrkit.schedule.place import EveryNth, Placement, default_layers, resolve_layers
+from mtrkit.schedule.place import EveryNth, Place, Placement, default_layers, resolve_layers
 from mtrkit.schedule.solve import solve_ratio, solve_removal
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "FlopsReport",
     "MambaShape",
     "ModelShape",
+    "Place",
     "Placement",
     "ReductionCost",
     "TransformerShape",

@@ -18,7 +18,7 @@ def check_schedule(tokens: Sequence[int], shape: ModelShape, max_share: float | 
     Raises:
         OptionError: ``tokens`` is not a sequence of integers.
         ScheduleError: It has the wrong length, grows, leaves fewer than special + 1 tokens, reduces after
-            the last block, or takes more than ``max_share`` in one place.
+            the last block (which pays only before its MLP), or takes more than ``max_share`` in one place.
     """
     if isinstance(tokens, str) or not isinstance(tokens, Sequence) or any(type(n) is not int for n in tokens):
         raise OptionError(f"tokens must be a list of integers, the tokens left after each block, not {tokens!r}")
@@ -37,7 +37,7 @@ def _check_step(layer: int, before: int, after: int, shape: ModelShape, max_shar
             f"tokens leaves {after} after block {layer}, but the {shape.special} special tokens and at least "
             f"one more stay: {shape.special + 1} or more are needed"
         )
-    if after < before and layer == shape.depth:
+    if after < before and layer > shape.last_layer:
         raise ScheduleError(
             f"tokens shrinks from {before} to {after} after the last block, where nothing is saved; "
             "its last two entries must be equal"

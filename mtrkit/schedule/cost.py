@@ -8,10 +8,11 @@ counts what the hardware does.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from mtrkit.errors import OptionError, ScheduleError
+from mtrkit.schedule.place import Place
 
 Directions = Literal["one", "all"]
 
@@ -26,8 +27,10 @@ class Widths:
     dim: int  # D
     inner: int  # E
     state: int  # N
+    keys: int = 0  # D / heads, if the blocks have attention
 
 
+_NOT_SIZES = ("place",)
 _MAY_BE_ZERO = ("special", "patches", "patch_macs", "head_macs", "head_token_macs")
 
 
@@ -61,7 +64,7 @@ class ModelShape(ABC):
     sequences: int = 1
 
     def __post_init__(self) -> None:
-        for field in fields(self):
+        for field in (field for field in fields(self) if field.name not in _NOT_SIZES):
             value = getattr(self, field.name)
             least = 0 if field.name in _MAY_BE_ZERO else 1
             if type(value) is not int or value < least:
@@ -79,9 +82,19 @@ class ModelShape(ABC):
         """Channels of the signals that a method may read; blocks without a scan have none but their features."""
         return Widths(self.dim, self.dim, self.dim)
 
+    @property
+    def last_layer(self) -> int:
+        """The last block, counted from 1, in which a reduction saves something."""
+        return self.depth - 1
+
     @abstractmethod
     def block_flops(self, num_tokens: int, directions: Directions = "one") -> int:
         """Count one block on ``num_tokens`` tokens per sequence, special ones included."""
+
+    def reducing_flops(self, before: int, after: int, directions: Directions = "one") -> int:
+        """Count one block that begins with ``before`` tokens and leaves ``after``; reducing after it is the default."""
+        del after
+        return self.block_flops(before, directions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,15 +145,39 @@ class TransformerShape(ModelShape):
 
     Args:
         hidden: Inner width of the MLP.
+        heads: Attention heads, whose keys are D / heads wide.
+        place: Where a reducing block reduces; before its MLP, the MLP sees the tokens that are left.
     """
 
     hidden: int
+    heads: int = 1
+    place: Place = "after_block"
+
+    @property
+    def widths(self) -> Widths:
+        """As the attention has them."""
+        return replace(super().widths, keys=self.dim // self.heads)
+
+    @property
+    def last_layer(self) -> int:
+        """The last block too has an MLP to save on."""
+        return self.depth if self.place == "before_mlp" else super().last_layer
 
     def block_flops(self, num_tokens: int, directions: Directions = "one") -> int:
         """Count one block: query, key, value and output projections, attention, MLP."""
         check_directions(directions)
-        linear = num_tokens * self.dim * (4 * self.dim + 2 * self.hidden)
-        return linear + 2 * num_tokens * num_tokens * self.dim
+        return self._attention(num_tokens) + self._mlp(num_tokens)
+
+    def reducing_flops(self, before: int, after: int, directions: Directions = "one") -> int:
+        """Count one block whose MLP is as short as ``place`` makes it."""
+        check_directions(directions)
+        return self._attention(before) + self._mlp(after if self.place == "before_mlp" else before)
+
+    def _attention(self, num_tokens: int) -> int:
+        return num_tokens * self.dim * (4 * self.dim + 2 * num_tokens)
+
+    def _mlp(self, num_tokens: int) -> int:
+        return 2 * num_tokens * self.dim * self.hidden
 
 
 def check_directions(directions: Directions) -> Directions:
@@ -175,7 +212,7 @@ class FlopsReport:
     Args:
         embedding: FLOPs of the patch embedding.
         blocks: FLOPs of each block.
-        reductions: FLOPs of the reduction after each block, 0 where nothing is removed.
+        reductions: FLOPs of the reduction in or after each block, 0 where nothing is removed.
         head: FLOPs of the head.
         tokens: Tokens entering each block, special ones included.
         directions: ``"one"`` or ``"all"`` scan directions counted.
@@ -240,7 +277,7 @@ def model_flops(
     pairs = list(zip(entering, left, strict=True))
     return FlopsReport(
         embedding=shape.patch_macs * (shape.tokens if directions == "one" else shape.patches),
-        blocks=tuple(shape.block_flops(n, directions) for n in entering),
+        blocks=tuple(shape.reducing_flops(n, m, directions) for n, m in pairs),
         reductions=tuple(shape.sequences * reduction_cost(n, m) if reduction_cost and m < n else 0 for n, m in pairs),
         head=shape.head_macs + shape.tokens * shape.head_token_macs,
         tokens=tuple(entering),

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from mtrkit.errors import OptionError
+
+Place = Literal["after_block", "before_mlp"]
+"""Where a reducing block reduces: behind all of it, or between its attention and its MLP."""
 
 
 @runtime_checkable
@@ -52,26 +55,28 @@ def default_layers(depth: int) -> tuple[int, ...]:
     return tuple(layer for layer in (step, 2 * step, 3 * step) if layer < depth)
 
 
-def resolve_layers(layers: Sequence[int] | Placement | None, depth: int) -> tuple[int, ...]:
+def resolve_layers(layers: Sequence[int] | Placement | None, depth: int, last: int | None = None) -> tuple[int, ...]:
     """Turn what a user gives into the reducing blocks of a model of ``depth`` blocks, in rising order.
 
     Args:
         layers: Block numbers counted from 1, in any order, a :class:`Placement`, or ``None`` for
             :func:`default_layers`.
         depth: Number of blocks.
+        last: Last block that may reduce. Default: depth − 1, as a reduction after the last block saves nothing.
 
     Raises:
-        OptionError: A number is not an integer, appears twice, or is outside 1 … depth − 1 (a reduction after
-            the last block would save nothing).
+        OptionError: A number is not an integer, appears twice, or is outside 1 … ``last``.
     """
+    last = depth - 1 if last is None else last
     if layers is None:
         return default_layers(depth)
     given = layers.layers(depth) if isinstance(layers, Placement) else _as_tuple(layers)
-    wrong = [layer for layer in given if type(layer) is not int or not 1 <= layer < depth]
+    wrong = [layer for layer in given if type(layer) is not int or not 1 <= layer <= last]
     if wrong:
         raise OptionError(
             f"layers={given!r} names {wrong!r}, but the reducing blocks of a model with {depth} blocks are "
-            f"integers from 1 to {depth - 1}: counted from 1, and after the last one nothing is saved"
+            f"integers from 1 to {last}: counted from 1"
+            + (", and after the last one nothing is saved" * (last < depth))
         )
     if len(set(given)) < len(given):
         raise OptionError(f"layers={given!r} names a block twice; one block reduces once")

@@ -54,8 +54,10 @@ class _Planner:
             count = now - special
             gone = min((2 * step * count + self.scale) // (2 * self.scale), int(self.max_share * (count - 1)))
             if gone:
-                saved = self._block(now) - self._block(now - gone)
-                removed += (self.shape.depth - layer) * saved - self.cost(now, now - gone)
+                dense = self._block(now)
+                here = dense - self.shape.reducing_flops(now, now - gone, self.directions)
+                behind = (self.shape.depth - layer) * (dense - self._block(now - gone))
+                removed += here + behind - self.cost(now, now - gone)
                 now -= gone
             left.append(now)
         return _Plan(left, removed)
@@ -109,14 +111,14 @@ def solve_ratio(
 
     Returns:
         Tokens left after each block, special ones included, length depth. The ratio reached is never negative
-        and misses the one asked by no more than half a token in each block behind the first reduction,
+        and misses the one asked by no more than half a token in each block from the first reduction on,
         merging costs of that token included; a larger ``ratio`` leaves no block with more tokens.
 
     Raises:
         OptionError: ``ratio``, ``layers`` or ``max_share`` is out of range.
         ScheduleError: ``ratio`` is out of reach, and not ``at_most``; the message gives the largest reachable one.
     """
-    places = resolve_layers(layers, shape.depth)
+    places = resolve_layers(layers, shape.depth, shape.last_layer)
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
         raise OptionError(f"ratio is the share of FLOPs to remove, a number from 0 to below 1, not {ratio!r}")
     planner = _Planner(shape, places, reduction_cost or _free, check_max_share(max_share), directions)
@@ -170,7 +172,7 @@ def solve_removal(shape: ModelShape, layers: Sequence[int], r: int, max_share: f
 
     Source: R-MeeTo (arXiv:2412.12496), Table 10.
     """
-    places = resolve_layers(layers, shape.depth)
+    places = resolve_layers(layers, shape.depth, shape.last_layer)
     if type(r) is not int or r < 0:
         raise OptionError(f"r is the number of tokens to remove at each layer, an integer of at least 0, not {r!r}")
     check_max_share(max_share)
