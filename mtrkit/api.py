@@ -272,11 +272,8 @@ def _check_blocks(method: str, config: MethodConfig, adapter: Adapter) -> None:
             f"method {method!r} with these options needs gap-aware scans, which {adapter.name!r} models do not "
             "support; choose other options or another method"
         )
-    asked = {
-        "place='before_mlp'": config.place == "before_mlp",
-        "proportional_attention": config.proportional_attention,
-    }
-    needed = " and ".join(name for name, wanted in asked.items() if wanted)
+    asked = {f"place={config.place!r}": config.place, "proportional_attention": config.proportional_attention}
+    needed = " and ".join(option for option, value in asked.items() if value not in ("after_block", False))
     if needed and not adapter.attention_blocks:
         raise UnsupportedModelError(
             f"method {method!r} with {needed} needs blocks of attention and MLP, which {adapter.name!r} models do not "

@@ -116,14 +116,13 @@ def _attend(mixer: Any, hidden: Tensor, reads: frozenset[str], size: Tensor | No
     With ``size`` (B, L, 1) it is ToMe's proportional attention, softmax(q·kᵀ / √d + log size): a token that stands for
     n patches weighs as much as n equal ones.
     """
-    batch, length, _ = hidden.shape
-    qkv = mixer.qkv(hidden).reshape(batch, length, 3, mixer.num_heads, -1).permute(2, 0, 3, 1, 4)
+    qkv = mixer.qkv(hidden).unflatten(2, (3, mixer.num_heads, -1)).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.unbind(0)
     q, k = mixer.q_norm(q), mixer.k_norm(k)
     bias = None if size is None else _log_size(size, q.dtype)
     dropout = mixer.attn_drop.p if mixer.training else 0.0
     x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=mixer.scale)
-    x = x.transpose(1, 2).reshape(batch, length, -1)
+    x = x.transpose(1, 2).flatten(2)
     x = mixer.norm(x) if hasattr(mixer, "norm") else x
     signals = Signals(
         keys=k.mean(dim=1) if "keys" in reads else None,

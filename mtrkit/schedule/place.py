@@ -73,10 +73,10 @@ def resolve_layers(layers: Sequence[int] | Placement | None, depth: int, last: i
     given = layers.layers(depth) if isinstance(layers, Placement) else _as_tuple(layers)
     wrong = [layer for layer in given if type(layer) is not int or not 1 <= layer <= last]
     if wrong:
+        saves = ", and after the last one nothing is saved" if last < depth else ""
         raise OptionError(
             f"layers={given!r} names {wrong!r}, but the reducing blocks of a model with {depth} blocks are "
-            f"integers from 1 to {last}: counted from 1"
-            + (", and after the last one nothing is saved" * (last < depth))
+            f"integers from 1 to {last}: counted from 1{saves}"
         )
     if len(set(given)) < len(given):
         raise OptionError(f"layers={given!r} names a block twice; one block reduces once")

@@ -35,6 +35,9 @@ GIVEN = {
     ("rmeeto", "seed"): {"sources": "random"},
     ("rmeeto", "shuffle_ratio"): {"order": "shuffle"},
     ("hsa", "removed_delta"): {"state": "decay"},
+    ("tome", "metric"): {"metric": "X"},  # on a ViT the default is another
+    ("tome", "place"): {"metric": "keys", "place": "after_block"},  # keys: on a ViT, as nothing else has an MLP
+    ("tome", "proportional_attention"): {"metric": "keys", "proportional_attention": False},
     ("neighbor", "across_special"): {"ratio": 0.45},
     ("random", "metric"): {"operation": "merge"},
     ("random", "similarity"): {"operation": "merge"},
