@@ -27,15 +27,15 @@ ON_ATTENTION = {
 
 @dataclass(frozen=True)
 class ToMeConfig(LinkConfig):
-    """Options of the ``"tome"`` method. Defaults are for Mamba; on a ViT they are those of :data:`ON_ATTENTION`.
+    """Options of the ``"tome"`` method, with defaults for Mamba; on a ViT those in :data:`ON_ATTENTION` differ.
 
     Attributes:
         metric: Tensor that similarity is measured on. The paper's keys, the default on a ViT, exist in attention
             blocks only; for Mamba it is open, and X what R-MeeTo takes.
         similarity: Measure of similarity; cosine is the paper's.
         order: Survivors in sequence order, or left as matching leaves them: the remaining sources by falling
-            similarity, then the targets. The paper leaves them, which attention notices only in which token is the
-            second one next time; a scan notices it at once.
+            similarity, then the targets. The paper leaves them, which attention notices only at the next reduction, as
+            it changes which tokens are every second one; a scan notices it at once.
         grouping: Sources are every second patch, the first one included (``"odd_even"``), or every second token of
             the sequence, special tokens counted in front (``"sequence"``). The latter is the released code's: with
             one class token, the second patch is the first source, and ``order="leave"`` leaves the sources in

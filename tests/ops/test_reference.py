@@ -250,3 +250,10 @@ def test_take(case):
 def test_a_map_without_merging_drops_all_that_is_not_kept():
     dropping = token_map(4, torch.tensor([[3, 1]]))
     assert of_sample(dropping, 0) == plain.token_map(4, [1, 3]) == ([-1, 0, -1, 1], [1, 3], [])
+
+
+def test_shares_by_size_are_as_fine_as_float64_tokens():
+    tokens = torch.tensor([[[1.0], [2.0], [4.0]]], dtype=torch.float64)
+    size = torch.tensor([[[1.0], [2.0], [4.0]]])  # float32, as a stream has it
+    to = token_map(3, torch.tensor([[2]]), torch.tensor([[0, 1]]), torch.tensor([[2, 2]])).weighted(size)
+    assert_close(merge_tokens(tokens, to), torch.tensor([[[3.0]]], dtype=torch.float64), rtol=1e-15, atol=0)
