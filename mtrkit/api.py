@@ -12,7 +12,7 @@ from torch import nn
 
 from mtrkit.adapters import ADAPTERS, Adapter, find_host
 from mtrkit.errors import InputError, MtrkitError, OptionError, SmallModelWarning, UnsupportedModelError
-from mtrkit.methods import METHODS, MethodConfig
+from mtrkit.methods import METHODS, Method, MethodConfig
 from mtrkit.patch import RECORD, Plan, Reduction, ReductionInfo, Trace, install, uninstall
 from mtrkit.scan import backend_for, scan_backends
 from mtrkit.schedule import (
@@ -228,19 +228,33 @@ def _prepare(
     _check_blocks(chosen.name, config, adapter)
     size = tuple(input_size) if input_size is not None else adapter.input_size(host)
     shape = _placed(_shape(model, host, adapter, size), config)
-    cost: ReductionCost = partial(config.flops, widths=shape.widths)
+    plan = _plan(shape, chosen, config, adapter.any_length, ratio, layers, tokens, r)
+    return Reduction(chosen, config, adapter, size, adapter.special_at(host), plan, host)
+
+
+def _plan(
+    shape: ModelShape,
+    method: Method,
+    config: MethodConfig,
+    any_length: bool,
+    ratio: float,
+    layers: Sequence[int] | Placement | None,
+    tokens: Sequence[int] | None,
+    r: int | None,
+) -> Plan:
+    """Where and how much to reduce; without an amount, nowhere."""
     places = resolve_layers(layers, shape.depth, shape.last_layer) if tokens is None else _shrinking(tokens, shape)
-    plan = Plan(
+    cost: ReductionCost = partial(config.flops, widths=shape.widths)
+    return Plan(
         shape=shape,
         layers=places if tokens is not None or r is not None or ratio != 0 else (),
         cost=cost,
-        max_share=chosen.max_share,
+        max_share=method.max_share,
         ratio=ratio if tokens is None and r is None else None,
         r=r,
         tokens=None if tokens is None else tuple(tokens),
-        any_length=adapter.any_length,
+        any_length=any_length,
     )
-    return Reduction(chosen, config, adapter, size, adapter.special_at(host), plan, host)
 
 
 def _warn_if_small(shape: ModelShape) -> None:
