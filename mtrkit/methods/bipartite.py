@@ -57,7 +57,7 @@ def merge_odd_even(
     similarity = pair_similarity(metric, src, target, config.similarity)
     links = rank_links(state, src, target, similarity, state.num_tokens - num_kept, config)
     if whole and num_special:
-        links = links._replace(rest=torch.sort(links.rest, dim=1).values)
+        links = Links(links.src, links.target, torch.sort(links.rest, dim=1).values)
     kept = survivors(sequence, links, dst, state.special, order)
     return token_map(state.num_tokens, kept, links.src, links.target, ordered=False)
 

@@ -266,7 +266,7 @@ class OneTensorBlock(PatchedBlock):
         if self.reduces:
             stream = self._shorten(hidden, residual, signals, stream)
         if self.reduces_inside:
-            stream = stream._replace(residual=self.reduction.adapter.run_mlp(self.module, stream.residual))
+            stream = stream.updated(residual=self.reduction.adapter.run_mlp(self.module, stream.residual))
         return restore_sum(stream) if self.restores else stream
 
     def _run(self, tokens: Tensor, call: MixerCall, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, Signals]:
