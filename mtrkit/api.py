@@ -108,14 +108,13 @@ def reduction_disabled(model: nn.Module) -> Iterator[None]:
     inside the block.
     """
     reductions = [reduction for _, reduction in _patched(model)]
-    before = [reduction.enabled for reduction in reductions]
     for reduction in reductions:
-        reduction.enabled = False
+        reduction.disabled += 1
     try:
         yield
     finally:
-        for reduction, enabled in zip(reductions, before, strict=True):
-            reduction.enabled = enabled
+        for reduction in reductions:
+            reduction.disabled -= 1
 
 
 @contextmanager
@@ -131,11 +130,11 @@ def trace_reduction(model: nn.Module) -> Iterator[Trace]:
     if not patched:
         raise InputError("there is nothing to trace: call mtrkit.apply_reduction(model) first")
     reduction, trace = patched[0][1], Trace()
-    before, reduction.observer = reduction.observer, trace.record
+    reduction.observers.append(trace.record)
     try:
         yield trace
     finally:
-        reduction.observer = before
+        reduction.observers.remove(trace.record)
 
 
 def reduction_info(model: nn.Module, *, directions: Directions = "one") -> ReductionInfo | None:

@@ -221,9 +221,12 @@ def _no_tensor(expected: str) -> StreamError:
     )
 
 
-def _refuse(self: ReducedStream, other: object) -> Any:
+def _refuse(self: ReducedStream, *others: object) -> Any:
     raise _no_tensor("a tensor to compute with")
 
 
-for _operator in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "matmul"):  # a tuple has some of its own
+for _operator in (
+    *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "matmul", "rmatmul", "pow", "rpow"),
+    *("lt", "le", "gt", "ge", "neg", "pos", "abs", "invert"),
+):  # a tuple has some of its own
     setattr(ReducedStream, f"__{_operator}__", _refuse)

@@ -48,9 +48,9 @@ def test_switching_in_the_middle_of_a_pass_changes_nothing(begins_reduced):
     wanted = run(model) if begins_reduced else dense
     reduction = vars(model)[engine.RECORD]
     middle = max(reduction.plan.layers)  # a block behind the first reducing one
-    reduction.enabled = begins_reduced
+    reduction.disabled = 0 if begins_reduced else 1
     handle = model.layers[middle].register_forward_pre_hook(
-        lambda *_: setattr(reduction, "enabled", not begins_reduced)
+        lambda *_: setattr(reduction, "disabled", int(begins_reduced))
     )
     assert torch.equal(run(model), wanted)
     handle.remove()

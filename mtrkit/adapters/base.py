@@ -38,6 +38,7 @@ class Adapter(ABC):
     any_length = False  # inputs come in every length, the shortest ones too
     call_argument: str | None = "inference_params"  # argument of a block that it hands to its mixer as it is
     own_code_reads: tuple[str, ...] = ()  # layers of a mixer whose weights the family's code reads, uncalled
+    package: str | None = None  # whose classes alone have the blocks and mixers that this adapter runs in their place
     reads_itself = False  # its mixers take a MixerCall as they are
     attention_blocks = False  # blocks are attention, then an MLP: :meth:`run_attention` and :meth:`run_mlp`
     splits = False  # :meth:`split_block` takes the blocks of a single-stream family apart
@@ -117,6 +118,10 @@ class Adapter(ABC):
                     "an adapter, hooks, quantised weights or the like. The code of such models reads the weights and "
                     "ignores the rest; merge it into the weights or take it off"
                 )
+
+    def runs_code_of(self, cls: type[nn.Module]) -> bool:
+        """Whether a block or mixer of this class runs what this adapter runs in its place, as far as can be told."""
+        return self.package is None or cls.forward.__module__.startswith(self.package)
 
     def run_block(self, block: nn.Module, tokens: Tensor, call: MixerCall) -> Tensor:
         """Run a whole block of a single-stream family, its mixer with ``call``, and return its tokens."""

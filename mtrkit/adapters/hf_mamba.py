@@ -25,6 +25,7 @@ class HFMambaAdapter(LanguageMamba):
     summary = "MambaModel and MambaForCausalLM of Hugging Face transformers"
     marks = ("layers", "norm_f", "embeddings")
     single_stream = True
+    package = "transformers."
     call_argument = None
     own_code_reads = ("conv1d", "dt_proj")
     splits = True

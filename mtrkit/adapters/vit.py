@@ -28,6 +28,7 @@ class TimmVitAdapter(Adapter):
     summary = "ViT and DeiT of timm, reduced between two blocks, or between attention and MLP"
     marks = ("patch_embed", "blocks", "norm", "head", "num_prefix_tokens", "attn_pool")
     single_stream = True
+    package = "timm."
     attention_blocks = True
     signals = frozenset({"keys", "attention"})
     call_argument = None

@@ -23,7 +23,7 @@ from mtrkit.models.mixer import MambaMixer
 from mtrkit.models.positions import ClassToken, class_index, insert_at, resize_positions, square_grid, without
 from mtrkit.ops import check_gradients, nothing_dropped, stream_tokens, take
 from mtrkit.scan import fused, mixer_parts
-from mtrkit.scan.fastpath import are_plain, can_mix, no_tracing
+from mtrkit.scan.fastpath import are_plain, can_mix, no_tracing, plain_tensors
 from mtrkit.types import MixerCall, ReducedStream
 
 Pool = Literal["token", "avg", ""]
@@ -53,8 +53,16 @@ class Block(nn.Module):
             together = None if call is not None else self._norm_and_mixer(hidden_states, residual)
             if together is not None:
                 return together
-            normed, residual = self.norm(self.drop_path(hidden_states), residual)
-        return self.mixer(normed.to(hidden_states.dtype), call), residual
+            normed, residual = self._norm(self.drop_path(hidden_states), residual)
+        normed = normed.to(hidden_states.dtype)
+        return self.mixer(normed) if call is None else self.mixer(normed, call), residual
+
+    def _norm(self, hidden_states: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of the sum, and the sum; another class of norm takes the sum alone."""
+        if isinstance(self.norm, RMSNorm):
+            return self.norm(hidden_states, residual)
+        residual = residual + hidden_states
+        return self.norm(residual), residual
 
     def _norm_and_mixer(self, hidden_states: Tensor, residual: Tensor) -> tuple[Tensor, Tensor] | None:
         """Norm and mixer as one call; ``None`` if something has to see what is between them."""
@@ -62,7 +70,10 @@ class Block(nn.Module):
             return None
         modules: Any = self._modules  # attributes of modules are slow to look up, which a small batch would notice
         norm, mixer = modules["norm"], modules["mixer"]
-        if type(norm) is not RMSNorm or not are_plain((norm, mixer, modules["drop_path"])):
+        drop_path = modules["drop_path"]
+        if type(norm) is not RMSNorm or drop_path.training or not are_plain((norm, mixer, drop_path)):
+            return None
+        if not plain_tensors((norm.weight,)):
             return None
         parts = mixer_parts(mixer, halve=mixer.halve)
         if not can_mix(parts, hidden_states):

@@ -49,6 +49,8 @@ def has_memory(x: Tensor) -> bool:
 
 def as_float(x: Tensor) -> Tensor:
     """In float32 on the CPU, whatever its strides; what has no memory of its own there is refused."""
+    if not x.is_floating_point():
+        raise InputError(f"a tensor has dtype {x.dtype}; give real floating-point numbers")
     if not x.is_cpu:
         raise InputError(f"a tensor is on {x.device} and others are on the CPU; move them to one device")
     if not has_memory(x):

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mtrkit.errors import InputError
+
 
 class DirectionWeights(NamedTuple):
     """Parameters of one scan direction; E inner width, N state size, R rank of Δ, K conv width."""
@@ -20,6 +22,10 @@ class DirectionWeights(NamedTuple):
 
 def wide(x: Tensor) -> Tensor:
     """In float32 at least, as is the recurrence in models of any precision."""
+    if not x.is_floating_point():
+        raise InputError(
+            f"a weight of a mixer has dtype {x.dtype}; only real floating-point weights have a meaning there"
+        )
     return x if x.dtype == torch.float64 else x.float()
 
 

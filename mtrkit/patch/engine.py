@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mtrkit.adapters.base import Adapter, SpecialAt
+from mtrkit.adapters.base import Adapter, SpecialAt, missing_name
 from mtrkit.dynamo import refuse_proxy
 from mtrkit.errors import InputError, UnsupportedModelError
 from mtrkit.methods.base import Method, MethodConfig
@@ -47,9 +47,9 @@ class Reduction:
     special_at: SpecialAt
     plan: Plan
     host: nn.Module = field(repr=False)
-    enabled: bool = True
+    disabled: int = 0  # by how many who are not done
     removed: bool = False  # what others still hold of the patch then runs as if there were none
-    observer: Observer | None = None
+    observers: list[Observer] = field(default_factory=list)
     journal: Journal = field(default_factory=Journal, repr=False)
     blocks: tuple[nn.Module, ...] = field(init=False, repr=False)  # as they were when the patch was made
     _seen: tuple[nn.Module, ...] = field(init=False, repr=False)  # what was last found in their place, and is in order
@@ -65,10 +65,14 @@ class Reduction:
                 "(copy.deepcopy), whose parameters may be shared"
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, which nobody has disabled or observes."""
+        return vars(self) | {"disabled": 0, "observers": []}
+
     @property
     def active(self) -> bool:
         """Whether passes that begin now are reduced."""
-        return self.enabled and not self.removed
+        return not self.disabled and not self.removed
 
     def check_blocks(self) -> None:
         """Raise :class:`UnsupportedModelError` if the model has other blocks than when it was patched.
@@ -76,6 +80,7 @@ class Reduction:
         A block may be inside of a wrapper by now.
         """
         now = tuple(self.adapter.blocks(self.host))
+        self._check_patch()
         if len(now) == len(self._seen) and all(a is b for a, b in zip(now, self._seen, strict=True)):
             return
         same = len(now) == len(self.blocks)
@@ -86,11 +91,28 @@ class Reduction:
             )
         self._seen = now
 
+    def _check_patch(self) -> None:
+        """Raise :class:`UnsupportedModelError` if a block lost its patch, or a layer has become more than weights."""
+        for index in range(min(self.plan.layers, default=len(self.blocks) + 1) - 1, len(self.blocks)):
+            block = self.blocks[index]
+            current = vars(block).get("forward")
+            others = isinstance(current, PatchedBlock) and current.reduction is not self
+            if current is None or others or getattr(current, "__func__", None) is type(block).forward:
+                raise UnsupportedModelError(
+                    f"block {index + 1} of {type(self.host).__name__} has lost its patch: something has put an earlier "
+                    "`forward` back since mtrkit.apply_reduction; call mtrkit.apply_reduction again"
+                )
+        read = self.adapter.own_code_reads
+        for block in self.blocks if read else ():
+            mixer = self.adapter.mixer(block)
+            if missing_name(mixer, read) is None:
+                self.adapter.check_layers(mixer)
+
     def decide(self, index: int, state: BlockState, num_kept: int, stream: ReducedStream) -> Decision:
-        """Ask the method, and call the observer if there is one."""
+        """Ask the method, and tell the observers."""
         decision = self.method.decide(state, num_kept, self.config)
-        if self.observer is not None:
-            self.observer(index, state, decision, stream)
+        for observer in self.observers:
+            observer(index, state, decision, stream)
         return decision
 
 
@@ -143,6 +165,8 @@ class PatchedBlock(Patched):
         self.weighs = config.proportional_attention and not self.opens
         self.reads = config.reads if self.reduces else frozenset()
         self.needs_readable = not adapter.reads_itself and self._is_read()
+        # The adapter's code runs a single-stream block that has to stop, or to hand something over, on the way.
+        self.repeats = adapter.single_stream and self.needs_readable
 
     def _is_read(self) -> bool:
         """Whether the block's mixer has to give its signals, or to mind what was dropped or merged before."""
@@ -162,6 +186,11 @@ class PatchedBlock(Patched):
         """Whether this pass is reduced here, and the stream if ``given`` is one, beside or in place of ``tokens``."""
         if isinstance(given, tuple):  # a plain one is a stream that came out of a reentrant checkpoint
             check_gradients(tokens, given)
+            if self.reduction.removed:
+                raise UnsupportedModelError(
+                    f"the `forward` of block {self.index + 1} is that of an earlier mtrkit.apply_reduction, which was "
+                    "replaced or removed since; call mtrkit.apply_reduction again"
+                )
             return True, cast(ReducedStream, given)
         if not self.reduction.active:
             return False, None
@@ -183,7 +212,7 @@ class PatchedBlock(Patched):
     def _signals(self, call: MixerCall) -> Signals:
         """What the mixer has left."""
         signals = call.take()
-        if signals is None and (self.reads or call.size is not None):
+        if signals is None and (self.reads or call.gaps is not None or call.size is not None):
             raise UnsupportedModelError(
                 f"the mixer of block {self.index + 1} gave no signals: what was put around it since the model was "
                 "patched holds back an argument; take it off, or call mtrkit.apply_reduction again"
@@ -214,8 +243,9 @@ class TwoTensorBlock(PatchedBlock):
         args, kwargs = self._handed(call, args, kwargs)
         hidden, inner = self.hidden(hidden_states, residual if stream is None else stream.residual, *args, **kwargs)
         stream = open_stream(inner) if stream is None else stream.updated(residual=inner)
+        signals = self._signals(call)
         if self.reduces:
-            hidden, stream = self._reduce(hidden, self._signals(call), stream)
+            hidden, stream = self._reduce(hidden, signals, stream)
         return restore_stream(hidden, stream) if self.restores else (hidden, stream)
 
     def _handed(
@@ -272,6 +302,8 @@ class OneTensorBlock(PatchedBlock):
     def _run(self, tokens: Tensor, call: MixerCall, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, Signals]:
         """What the block reduces: mixer output and residual, or the tokens alone if they are not such a sum."""
         adapter = self.reduction.adapter
+        if self.repeats or call.size is not None:
+            self._check_arguments(args, kwargs)
         if self.reduces_inside:
             return adapter.run_attention(self.module, tokens, call), None, self._signals(call)
         split = adapter.split_block(self.module, tokens, call) if self.reduces else None
@@ -280,6 +312,16 @@ class OneTensorBlock(PatchedBlock):
         if self.reads or call.size is not None:
             return adapter.run_block(self.module, tokens, call), None, self._signals(call)
         return self.hidden(tokens, *args, **kwargs), None, Signals()
+
+    def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise :class:`InputError` if the block was given what the adapter's code leaves out."""
+        given = [f"an argument of type {type(value).__name__}" for value in args if value is not None]
+        given += [name for name, value in kwargs.items() if value is not None and value is not False]
+        if given:
+            raise InputError(
+                f"block {self.index + 1} was given {', '.join(given)} beside its tokens, of which a reduced model has "
+                "fewer; call the model without, or inside mtrkit.reduction_disabled(model)"
+            )
 
     def _shorten(
         self, hidden: Tensor, residual: Tensor | None, signals: Signals, stream: ReducedStream
@@ -320,8 +362,16 @@ def _install(model: nn.Module, reduction: Reduction) -> None:
     for index, block in enumerate(reduction.blocks):
         if index + 1 < first:
             continue
+        if isinstance(vars(block).get("forward"), PatchedBlock):
+            raise UnsupportedModelError(
+                f"block {index + 1} of {type(model).__name__} belongs to another model too, which is reduced; call "
+                "mtrkit.remove_reduction on that one first, or give this one blocks of its own (copy.deepcopy)"
+            )
         patched = kind(block, index, reduction)
+        if patched.repeats:
+            _check_own_code(block, adapter, vars(block).get("forward"))
         if patched.needs_readable:
+            _check_own_code(adapter.mixer(block), adapter, None)  # one of the instance's own is refused below
             _make_readable(adapter.mixer(block), reduction)
         journal.set(block, "forward", patched)
         journal.set(block, "extra_repr", patched.extra_repr)
@@ -338,6 +388,17 @@ def _is_readable(mixer: nn.Module) -> bool:
         isinstance(value, ReadableMixer) and value.module is module
         for module in mixer.modules()
         for value in (module.__dict__.get("forward"), module.__dict__.get("_old_forward"))
+    )
+
+
+def _check_own_code(module: nn.Module, adapter: Adapter, replaced: Any) -> None:
+    """Raise :class:`UnsupportedModelError` if a module does not run the code that the adapter runs in its place."""
+    ours = replaced is None or isinstance(replaced, Patched) or "_hf_hook" in vars(module)
+    if ours and adapter.runs_code_of(type(module)):
+        return
+    raise UnsupportedModelError(
+        f"a {type(module).__name__} has a `forward` of its own, which this method would leave out, as mtrkit runs the "
+        f"original code of {adapter.name!r} in its place; use a hook instead, or a method that reads features only"
     )
 
 

@@ -22,6 +22,7 @@ for _backend in (mamba_ssm.BACKEND, operators.BACKEND, reference.BACKEND):  # be
     BACKENDS.add(_backend.name, _backend)
 
 _forced = "auto"
+_requests: list[list[str]] = []  # of everyone who is inside of `use_scan_backend`, the latest last
 
 
 def scan_backends() -> list[BackendStatus]:
@@ -49,11 +50,14 @@ def use_scan_backend(name: str) -> Iterator[None]:
     global _forced
     if name != "auto":
         _require_available(BACKENDS.get(name))
-    before, _forced = _forced, name
+    request = [name]  # a list, as two that ask for the same are not the same
+    _requests.append(request)
+    _forced = name
     try:
         yield
     finally:
-        _forced = before
+        _requests[:] = [other for other in _requests if other is not request]
+        _forced = _requests[-1][0] if _requests else "auto"
 
 
 def backend_for(device: torch.device | str) -> str:

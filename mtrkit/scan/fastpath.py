@@ -10,6 +10,7 @@ from typing import Any, TypeGuard, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.utils._device import DeviceContext
 
 from mtrkit.dynamo import constant_result
 from mtrkit.native.jobs import has_memory
@@ -19,8 +20,10 @@ from mtrkit.scan.dispatch import backend_of, under_transform
 
 M = TypeVar("M", bound=type[nn.Module])
 
-# As they were when mtrkit was imported.
-_OWN_FORWARD: dict[type[nn.Module], Any] = {nn.Linear: nn.Linear.forward, nn.Conv1d: nn.Conv1d.forward}
+# As they were when mtrkit was imported, but for those that another package had replaced by then.
+_OWN_FORWARD: dict[type[nn.Module], Any] = {
+    cls: cls.forward for cls in (nn.Linear, nn.Conv1d) if cls.forward.__module__ == cls.__module__
+}
 
 
 @constant_result  # compile takes the answer, not the search for the library
@@ -50,6 +53,7 @@ def no_tracing(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or type(x) is not Tensor:
         return False
     watched = torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None
+    watched = watched or _functions_are_watched()
     return not (watched or torch._C._autograd._profiler_enabled() or under_transform())
 
 
@@ -57,7 +61,14 @@ def can_mix(weights: object, hidden: Tensor) -> TypeGuard[MixerWeights]:
     """Whether a whole mixer may be one operator: weights without outer biases, and :func:`for_inference`."""
     if not isinstance(weights, MixerWeights) or weights.in_bias is not None or weights.out_bias is not None:
         return False
-    return for_inference(hidden)
+    return for_inference(hidden) and (torch.compiler.is_compiling() or not _functions_are_watched())
+
+
+def _functions_are_watched() -> bool:
+    """Whether a mode of ``__torch_function__`` may change what the single functions of a mixer do."""
+    count = torch._C._len_torch_function_stack()
+    modes = (type(torch._C._get_function_stack_at(i)) for i in range(count))
+    return any(mode is not DeviceContext for mode in modes)  # which only chooses where new tensors are made
 
 
 def can_match(metric: Tensor) -> bool:
@@ -88,12 +99,23 @@ def is_plain(module: nn.Module) -> bool:
     """Whether calling the module runs the ``forward`` of a class that mtrkit knows, and nothing else.
 
     Not so for a subclass, with hooks of any kind, a ``forward`` of the instance's own, or one that the class was
-    given later.
+    given later; nor for a convolution that does more than look back over its neighbours.
     """
     own, cls = module.__dict__, type(module)
     hooked = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
     known = _OWN_FORWARD.get(cls)
-    return known is not None and cls.forward is known and not hooked and "forward" not in own
+    if known is None or cls.forward is not known or hooked or "forward" in own:
+        return False
+    return cls is not nn.Conv1d or _looks_back(own)
+
+
+def _looks_back(conv: dict[str, Any]) -> bool:
+    """Whether a convolution of these attributes is a mixer's: depthwise, causal once its end is cut off."""
+    past = conv["kernel_size"][0] - 1
+    plain = conv["dilation"] == (1,) and conv["stride"] == (1,) and conv["padding_mode"] == "zeros"
+    return (
+        plain and conv["padding"] in ((past,), (0,)) and conv["groups"] == conv["in_channels"] == conv["out_channels"]
+    )
 
 
 def are_plain(modules: Iterable[nn.Module]) -> bool:
@@ -114,9 +136,12 @@ def tells_all(layer: nn.Module) -> bool:
     """
     own, forward = layer.__dict__, type(layer).forward
     hooked = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
-    if hooked or forward not in (_OWN_FORWARD[nn.Linear], _OWN_FORWARD[nn.Conv1d]):
+    if hooked or not any(forward is known for known in map(_OWN_FORWARD.get, (nn.Linear, nn.Conv1d))):
         return False
-    return ("forward" not in own or "_hf_hook" in own) and plain_tensors((layer.weight,))  # type: ignore[arg-type]
+    if isinstance(layer, nn.Conv1d) and not _looks_back(own):
+        return False
+    moved = type(own.get("_hf_hook")).__name__ == "AlignDevicesHook"  # which only moves weights and inputs
+    return ("forward" not in own or moved) and plain_tensors((layer.weight,))  # type: ignore[arg-type]
 
 
 def known_forward(cls: M) -> M:

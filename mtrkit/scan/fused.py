@@ -10,7 +10,7 @@ from mtrkit.native import mixer as native
 from mtrkit.native.weights import DirectionWeights, MixerWeights
 from mtrkit.scan import steps
 from mtrkit.scan.fastpath import no_tracing
-from mtrkit.scan.operators import C, kernels_for
+from mtrkit.scan.operators import C, kernels_for, refuse_derivatives
 from mtrkit.types import Signals
 
 _lib = torch.library.Library("mtrkit", "FRAGMENT")
@@ -74,6 +74,8 @@ _lib.impl("mixer", _mixer, "CompositeExplicitAutograd")
 _lib.impl("add_rms_norm", _add_rms_norm, "CompositeExplicitAutograd")
 torch.library.register_fake("mtrkit::mixer", _mixer_shapes, lib=_lib)
 torch.library.register_fake("mtrkit::add_rms_norm", _norm_shapes, lib=_lib)
+refuse_derivatives("mixer")
+refuse_derivatives("add_rms_norm")
 _run_mixer, _run_add_rms_norm = torch.ops.mtrkit.mixer.default, torch.ops.mtrkit.add_rms_norm.default
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mtrkit.errors import InputError
 from mtrkit.native import scan as native_scan
 from mtrkit.native import tokens
 from mtrkit.native.layout import empty_as
@@ -212,6 +213,24 @@ torch.library.register_fake("mtrkit::nearest", lambda metric, src, dst: torch.em
 causal_conv1d = torch.ops.mtrkit.causal_conv1d.default
 delta_softplus = torch.ops.mtrkit.delta_softplus.default
 nearest = torch.ops.mtrkit.nearest.default
+
+
+def refuse_derivatives(name: str) -> None:
+    """Make the derivatives of an operator raise :class:`InputError` instead of being zero without a word."""
+
+    def refuse(ctx: Any, *grads: Tensor) -> Any:
+        raise InputError(
+            f"mtrkit::{name} has no derivative: it runs in backward passes, which can be differentiated no further, or "
+            "was captured under torch.no_grad(). For second derivatives run the model inside "
+            'mtrkit.use_scan_backend("reference"); to train what torch.export or torch.jit.trace captured, capture it '
+            "with gradients enabled"
+        )
+
+    torch.library.register_autograd(f"mtrkit::{name}", refuse, lib=_lib)
+
+
+for _name in ("selective_scan_backward", "causal_conv1d_backward"):
+    refuse_derivatives(_name)
 
 
 def selective_scan(scan: Scan) -> tuple[Tensor, Tensor]:

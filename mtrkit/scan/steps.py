@@ -167,7 +167,7 @@ def _add_signals(total: Signals, found: Signals) -> Signals:
 
 
 def _add_present(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else _add(a, b)
+    return b if a is None else a if b is None else a + b  # a layer's hook may hold the tensor that ``a`` looks into
 
 
 def _add(a: Tensor, b: Tensor) -> Tensor:
