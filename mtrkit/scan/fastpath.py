@@ -67,6 +67,8 @@ def can_mix(weights: object, hidden: Tensor) -> TypeGuard[MixerWeights]:
 def _functions_are_watched() -> bool:
     """Whether a mode of ``__torch_function__`` may change what the single functions of a mixer do."""
     count = torch._C._len_torch_function_stack()
+    if not count:
+        return False
     modes = (type(torch._C._get_function_stack_at(i)) for i in range(count))
     return any(mode is not DeviceContext for mode in modes)  # which only chooses where new tensors are made
 
