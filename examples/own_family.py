@@ -15,6 +15,7 @@ from torch import nn
 import mtrkit
 from mtrkit.scan import DirectionWeights, MixerWeights, causal_conv1d, mixer_forward
 from mtrkit.schedule import MambaShape
+from mtrkit.types import MixerCall
 
 # --- your model, as it is ---------------------------------------------------------------------------------------
 
@@ -102,13 +103,12 @@ class SignalMambaAdapter(mtrkit.Adapter):
     def mixer(self, block):
         return block.scanner
 
-    def run_mixer(self, mixer, hidden, reads, gaps=None):
+    def run_mixer(self, mixer, hidden, call):
         smooth, step = mixer.smooth, mixer.step
         scan = (mixer.select.weight, step.weight, step.bias, mixer.log_decay, mixer.skip)
         directions = (DirectionWeights(smooth.weight, smooth.bias, *scan),)
-        return mixer_forward(
-            hidden, MixerWeights(mixer.widen.weight, None, mixer.narrow.weight, None, directions), reads, gaps
-        )
+        weights = MixerWeights(mixer.widen.weight, None, mixer.narrow.weight, None, directions)
+        return mixer_forward(hidden, weights, call.reads, call.gaps)
 
     def run_block(self, block, tokens, call):
         return tokens + block.scanner(block.scale(tokens), call)  # the engine has made the mixer take the call
@@ -170,7 +170,7 @@ model = train(SignalMamba(), steps=140)
 signals, labels = waves(256)
 
 mixer, tokens = model.trunk[0].scanner, torch.randn(2, 9, 32)  # the one check an adapter needs: it runs the mixer
-torch.testing.assert_close(SignalMambaAdapter().run_mixer(mixer, tokens, frozenset())[0], mixer(tokens))
+torch.testing.assert_close(SignalMambaAdapter().run_mixer(mixer, tokens, MixerCall())[0], mixer(tokens))
 
 dense = report("dense", model, signals, labels)
 for method in ("mtr", "tome", "rmeeto"):

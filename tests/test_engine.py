@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import mtrkit
+from mtrkit.types import MixerCall
 from tests.helpers import plain_mtr
 from tests.helpers.families import FAMILIES
 from tests.test_matrix import IMAGES, run
@@ -38,7 +39,7 @@ def test_unfused_mixer_equals_the_fused_one(family):
     adapter = mtrkit.adapters.find_adapter(model)
     hidden = torch.randn(2, 65, 32)
     for block in model.layers:
-        out, _ = adapter.run_mixer(block.mixer, hidden, frozenset())
+        out, _ = adapter.run_mixer(block.mixer, hidden, MixerCall())
         assert relative_error(out, block.mixer(hidden)) < MIXER_ERROR
 
 
@@ -48,7 +49,7 @@ def test_reading_signals_does_not_change_the_output(reads):
     model = FAMILIES["hustvl_vim"]()
     adapter, hidden = mtrkit.adapters.find_adapter(model), torch.randn(2, 65, 32)
     mixer = model.layers[0].mixer
-    out, signals = adapter.run_mixer(mixer, hidden, frozenset(reads))
+    out, signals = adapter.run_mixer(mixer, hidden, MixerCall(frozenset(reads)))
     assert relative_error(out, mixer(hidden)) < MIXER_ERROR
     present = {name for name, value in signals._asdict().items() if value is not None}
     assert present == set(reads)
@@ -65,7 +66,7 @@ def test_backward_delta_lines_up_with_the_tokens():
         getattr(mixer, f"{name}_b").load_state_dict(getattr(mixer, name).state_dict())
     half = torch.randn(1, 32, 32)
     palindrome = torch.cat([half, torch.randn(1, 1, 32), half.flip(1)], dim=1)
-    _, signals = adapter.run_mixer(mixer, palindrome, frozenset({"delta", "ssm_B", "ssm_C"}))
+    _, signals = adapter.run_mixer(mixer, palindrome, MixerCall(frozenset({"delta", "ssm_B", "ssm_C"})))
     for signal in (signals.delta, signals.ssm_B, signals.ssm_C):
         torch.testing.assert_close(signal, signal.flip(1), rtol=1e-4, atol=1e-5)
 

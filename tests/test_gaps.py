@@ -8,7 +8,7 @@ import mtrkit
 from mtrkit.adapters import find_adapter
 from mtrkit.errors import UnsupportedModelError
 from mtrkit.ops import count_gaps, open_stream, original_positions, reduce_stream, remember_dropped, sum_gaps, token_map
-from mtrkit.types import Gaps
+from mtrkit.types import Gaps, MixerCall
 from tests.helpers.families import FAMILIES
 from tests.models.plain_vim import on_one_thread, silu
 from tests.test_matrix import IMAGES, run
@@ -52,14 +52,14 @@ def test_the_scan_decays_over_gaps_like_a_loop_over_all_positions(family, known)
     passed = remember_dropped(stream, to.slot, 2 * delta)
     _, stream = reduce_stream(torch.zeros(1, 11, 32), stream, to)
     stream = stream._replace(dropped_delta=passed)
-    ours, _ = adapter.run_mixer(mixer, tokens, frozenset(), sum_gaps(stream) if known else count_gaps(stream))
+    ours, _ = adapter.run_mixer(mixer, tokens, MixerCall(gaps=sum_gaps(stream) if known else count_gaps(stream)))
     w = mixer.state_dict()
     x, z = (tokens[0] @ w["in_proj.weight"].T).chunk(2, dim=-1)
     steps = delta[0] if known else None
     y = sum(plain_direction(x, LEFT, 11, w, suffix, steps) for suffix in ("", "_b"))
     wanted = (y * silu(z) * (0.5 if family != "videomamba" else 1)) @ w["out_proj.weight"].T
     torch.testing.assert_close(ours[0], wanted, rtol=1e-4, atol=1e-5)
-    carried, _ = adapter.run_mixer(mixer, tokens, frozenset())
+    carried, _ = adapter.run_mixer(mixer, tokens, MixerCall())
     assert not torch.allclose(ours, carried, atol=1e-3)
 
 
@@ -81,7 +81,7 @@ def test_no_gap_is_no_change():
     adapter, mixer = find_adapter(model), model.layers[0].mixer
     nothing = Gaps(torch.zeros(2, 9, 1), torch.zeros(2, 9, 1))
     torch.testing.assert_close(
-        adapter.run_mixer(mixer, tokens, frozenset(), nothing)[0], mixer(tokens), rtol=1e-5, atol=1e-6
+        adapter.run_mixer(mixer, tokens, MixerCall(gaps=nothing))[0], mixer(tokens), rtol=1e-5, atol=1e-6
     )
 
 

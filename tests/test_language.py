@@ -13,6 +13,7 @@ from torch import nn
 import mtrkit
 from mtrkit.adapters import find_adapter
 from mtrkit.errors import InputError, OptionError, UnsupportedModelError
+from mtrkit.types import MixerCall
 from tests.helpers.threads import answers_of_two_threads
 from tests.helpers.tolerances import rms_error
 from tests.standins.language import LANGUAGE, MixerModel, hf_mamba, mamba_lm, plain_mixer, plain_mtr, twins
@@ -52,7 +53,7 @@ def test_the_mixer_is_one_direction_token_by_token(family, bias, conv_bias):
     stack, _ = stack_of(LANGUAGE[family](bias=bias, conv_bias=conv_bias))
     adapter, hidden = find_adapter(stack), torch.randn(2, 11, 32)
     for block in stack.layers:
-        ours, signals = adapter.run_mixer(block.mixer, hidden, frozenset({"delta", "delta_mean"}))
+        ours, signals = adapter.run_mixer(block.mixer, hidden, MixerCall(frozenset({"delta", "delta_mean"})))
         wanted, delta, _ = plain_mixer(block.mixer, hidden)
         assert rms_error(ours, wanted) < MIXER_ERROR and rms_error(ours, block.mixer(hidden)) < MIXER_ERROR
         assert rms_error(signals.delta, delta) < MIXER_ERROR
@@ -389,9 +390,9 @@ def test_state_alignment_decays_by_the_whole_delta(monkeypatch):
     adapter = find_adapter(model.backbone)
     plain = type(adapter).run_mixer
 
-    def recording(self, mixer, hidden, reads, gaps=None):
-        seen.append((hidden, gaps))
-        return plain(self, mixer, hidden, reads, gaps)
+    def recording(self, mixer, hidden, call):
+        seen.append((hidden, call.gaps))
+        return plain(self, mixer, hidden, call)
 
     monkeypatch.setattr(type(adapter), "run_mixer", recording)
     mtrkit.apply_reduction(model, "hsa", layers=(1,), state="decay", removed_delta="last", **SIZE)

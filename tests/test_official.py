@@ -6,6 +6,7 @@ import torch
 import mtrkit
 from mtrkit.adapters import find_adapter
 from mtrkit.adapters.stack import spread
+from mtrkit.types import MixerCall
 from tests.helpers.families import FAMILIES, videomamba_checkpointed
 from tests.helpers.tolerances import rms_error
 from tests.standins import official
@@ -23,7 +24,7 @@ def test_the_readable_mixer_computes_what_the_fused_one_does(family):
     model, tokens = FAMILIES[family](), torch.randn(2, 9, 32)
     adapter = find_adapter(model)
     for block in model.layers:
-        ours, signals = adapter.run_mixer(block.mixer, tokens, frozenset({"delta", "y"}))
+        ours, signals = adapter.run_mixer(block.mixer, tokens, MixerCall(frozenset({"delta", "y"})))
         assert rms_error(ours, block.mixer(tokens)) < MIXER
     assert signals.delta.shape == signals.y.shape == (2, 9, 64)
 
@@ -75,7 +76,7 @@ def test_the_slow_path_is_never_taken():
     mixer, tokens = model.layers[0].mixer, torch.randn(1, 5, 32)
     assert isinstance(mixer, Mamba)
     forward_only = mixer(tokens, inference_params=object())
-    ours, _ = find_adapter(model).run_mixer(mixer, tokens, frozenset())
+    ours, _ = find_adapter(model).run_mixer(mixer, tokens, MixerCall())
     assert not torch.allclose(ours, forward_only, atol=1e-3)
 
 

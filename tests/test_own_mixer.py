@@ -15,7 +15,7 @@ import mtrkit
 from mtrkit.adapters import ADAPTERS, Adapter
 from mtrkit.scan import causal_conv1d, selective_scan
 from mtrkit.schedule import ModelShape, Widths
-from mtrkit.types import Signals
+from mtrkit.types import MixerCall, Signals
 
 WIDTH, INNER, HEADS, STATE, DEPTH, TOKENS = 24, 48, 4, 8, 6, 40
 
@@ -108,7 +108,7 @@ class Mamba2Adapter(Adapter):
     def mixer(self, block):
         return block.mamba2
 
-    def run_mixer(self, mixer, hidden, reads, gaps=None):
+    def run_mixer(self, mixer, hidden, call):
         """By mtrkit's convolution and scan, a head's step and decay for each of its channels."""
         z, xBC, dt = mixer.in_proj(hidden).split([INNER, INNER + 2 * STATE, HEADS], dim=-1)
         xBC = causal_conv1d(xBC.transpose(1, 2), mixer.conv.weight, mixer.conv.bias)
@@ -118,7 +118,7 @@ class Mamba2Adapter(Adapter):
         delta = step.repeat_interleave(each, dim=-1).transpose(1, 2)
         y = selective_scan(x, delta, A, B, C, mixer.D.repeat_interleave(each)).transpose(1, 2)
         seen = {"delta": step, "delta_mean": step.mean(-1), "ssm_B": B.mT, "ssm_C": C.mT, "y": y}
-        return mixer.out_proj(y * F.silu(z)), Signals(**{name: seen[name] for name in reads})
+        return mixer.out_proj(y * F.silu(z)), Signals(**{name: seen[name] for name in call.reads})
 
     def special_at(self, model):
         return nowhere
@@ -141,7 +141,7 @@ def model():
 @torch.no_grad()
 def test_the_mixer_by_operators_equals_its_own_loop(model):
     hidden, mixer = torch.randn(2, TOKENS, WIDTH), model.mamba2_blocks[0].mamba2
-    out, signals = Mamba2Adapter().run_mixer(mixer, hidden, frozenset({"y", "delta"}))
+    out, signals = Mamba2Adapter().run_mixer(mixer, hidden, MixerCall(frozenset({"y", "delta"})))
     torch.testing.assert_close(out, mixer(hidden), rtol=1e-4, atol=1e-5)
     assert signals.delta.shape == (2, TOKENS, HEADS) and signals.y.shape == (2, TOKENS, INNER)
 

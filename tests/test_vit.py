@@ -40,7 +40,7 @@ def test_a_reducing_block_computes_what_timms_own_does(vit):
 def test_signals_are_those_of_a_plain_attention(vit):
     block = vit.blocks[0]
     u = block.norm1(vit._pos_embed(vit.patch_embed(IMAGES)))
-    _, signals = find_adapter(vit).run_mixer(block.attn, u, EVERY)
+    _, signals = find_adapter(vit).run_mixer(block.attn, u, MixerCall(EVERY))
     heads, width = block.attn.num_heads, u.shape[-1] // block.attn.num_heads
     for sample in range(2):
         q, k, _ = F.linear(u[sample], block.attn.qkv.weight, block.attn.qkv.bias).chunk(3, dim=-1)

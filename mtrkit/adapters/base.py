@@ -13,7 +13,7 @@ from mtrkit.registry import Registry
 from mtrkit.scan import Signals
 from mtrkit.scan.fastpath import tells_all
 from mtrkit.schedule import ModelShape
-from mtrkit.types import Gaps, MixerCall
+from mtrkit.types import MixerCall
 
 SpecialAt = Callable[[int], tuple[int, ...]]
 
@@ -54,17 +54,11 @@ class Adapter(ABC):
         """The Mamba mixer inside a block; its output must be the block's first output, untouched."""
 
     @abstractmethod
-    def run_mixer(
-        self, mixer: nn.Module, hidden: Tensor, reads: frozenset[str], gaps: Gaps | None = None
-    ) -> tuple[Tensor, Signals]:
-        """Run the mixer on normalised tokens (B, L, D) and return its output with the signals in ``reads``.
+    def run_mixer(self, mixer: nn.Module, hidden: Tensor, call: MixerCall) -> tuple[Tensor, Signals]:
+        """Run the mixer on normalised tokens (B, L, D) and return its output with the signals in ``call.reads``.
 
-        With ``gaps`` the scan's state decays over the tokens that were dropped in front of each one.
+        A scan minds ``call.gaps``, attention minds ``call.size``; see :class:`~mtrkit.types.MixerCall`.
         """
-
-    def run_mixer_call(self, mixer: nn.Module, hidden: Tensor, call: MixerCall) -> tuple[Tensor, Signals]:
-        """:meth:`run_mixer` with all that a block hands over; a family with attention minds ``call.size`` too."""
-        return self.run_mixer(mixer, hidden, call.reads, call.gaps)
 
     @abstractmethod
     def special_at(self, model: nn.Module) -> SpecialAt:

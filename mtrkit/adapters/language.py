@@ -25,7 +25,7 @@ from mtrkit.adapters.sizes import macs
 from mtrkit.adapters.stack import MIXER, last, mismatch_of_layers, stack_sizes
 from mtrkit.scan import Signals, mixer_forward, mixer_parts
 from mtrkit.schedule import MambaShape, ModelShape
-from mtrkit.types import Gaps
+from mtrkit.types import MixerCall
 
 TRAINED_LENGTH = 2048  # tokens of the texts that the published Mamba models were trained on (arXiv:2312.00752)
 WHY_NO_GENERATION = (
@@ -63,10 +63,8 @@ class LanguageMamba(Adapter):
     def mixer(self, block: Any) -> nn.Module:
         return block.mixer
 
-    def run_mixer(
-        self, mixer: Any, hidden: Tensor, reads: frozenset[str], gaps: Gaps | None = None
-    ) -> tuple[Tensor, Signals]:
-        return mixer_forward(hidden, mixer_parts(mixer, ("",)), reads, gaps)
+    def run_mixer(self, mixer: Any, hidden: Tensor, call: MixerCall) -> tuple[Tensor, Signals]:
+        return mixer_forward(hidden, mixer_parts(mixer, ("",)), call.reads, call.gaps)
 
     def special_at(self, model: Any) -> SpecialAt:
         del model

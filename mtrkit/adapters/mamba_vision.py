@@ -19,7 +19,7 @@ from mtrkit.errors import InputError
 from mtrkit.scan import Signals
 from mtrkit.schedule import ModelShape
 from mtrkit.schedule.cost import Directions, check_directions
-from mtrkit.types import Gaps
+from mtrkit.types import MixerCall
 
 _BLOCK = ("norm1", "mixer", "norm2", "mlp", "gamma_1", "gamma_2")
 
@@ -70,10 +70,8 @@ class MambaVisionAdapter(Adapter):
     def mixer(self, block: Any) -> nn.Module:
         return block.mixer
 
-    def run_mixer(
-        self, mixer: Any, hidden: Tensor, reads: frozenset[str], gaps: Gaps | None = None
-    ) -> tuple[Tensor, Signals]:
-        del reads, gaps
+    def run_mixer(self, mixer: Any, hidden: Tensor, call: MixerCall) -> tuple[Tensor, Signals]:
+        del call
         return mixer(hidden), Signals()
 
     def special_at(self, model: Any) -> SpecialAt:

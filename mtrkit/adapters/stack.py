@@ -13,7 +13,7 @@ from mtrkit.adapters.sizes import macs, size_of
 from mtrkit.ops import spread_places
 from mtrkit.scan import Signals, mixer_forward, mixer_parts
 from mtrkit.schedule import MambaShape, ModelShape
-from mtrkit.types import Gaps
+from mtrkit.types import MixerCall
 
 STACK = ("patch_embed", "layers", "norm_f", "head")
 MIXER = ("in_proj", "conv1d", "x_proj", "dt_proj", "A_log", "D", "out_proj")
@@ -51,10 +51,10 @@ class IsotropicMamba(Adapter):
     def mixer(self, block: Any) -> nn.Module:
         return block.mixer
 
-    def run_mixer(
-        self, mixer: Any, hidden: Tensor, reads: frozenset[str], gaps: Gaps | None = None
-    ) -> tuple[Tensor, Signals]:
-        out, signals = mixer_forward(hidden, mixer_parts(mixer, halve=self.averages_directions(mixer)), reads, gaps)
+    def run_mixer(self, mixer: Any, hidden: Tensor, call: MixerCall) -> tuple[Tensor, Signals]:
+        out, signals = mixer_forward(
+            hidden, mixer_parts(mixer, halve=self.averages_directions(mixer)), call.reads, call.gaps
+        )
         gamma = getattr(mixer, "gamma", None)
         return (out if gamma is None else out * gamma), signals
 

@@ -14,7 +14,7 @@ from mtrkit.adapters.base import Adapter, SpecialAt, count_patches, missing_name
 from mtrkit.adapters.sizes import macs, size_of
 from mtrkit.scan import Signals
 from mtrkit.schedule import ModelShape, TransformerShape
-from mtrkit.types import Gaps, MixerCall
+from mtrkit.types import MixerCall
 
 _BLOCK = ("norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2")
 _ATTENTION = ("qkv", "num_heads", "q_norm", "k_norm", "attn_drop", "proj", "proj_drop", "scale")
@@ -59,13 +59,7 @@ class TimmVitAdapter(Adapter):
     def mixer(self, block: Any) -> nn.Module:
         return block.attn
 
-    def run_mixer(
-        self, mixer: Any, hidden: Tensor, reads: frozenset[str], gaps: Gaps | None = None
-    ) -> tuple[Tensor, Signals]:
-        del gaps  # attention has no state that could pass over anything
-        return _attend(mixer, hidden, reads)
-
-    def run_mixer_call(self, mixer: Any, hidden: Tensor, call: MixerCall) -> tuple[Tensor, Signals]:
+    def run_mixer(self, mixer: Any, hidden: Tensor, call: MixerCall) -> tuple[Tensor, Signals]:
         return _attend(mixer, hidden, call.reads, call.size)
 
     def run_attention(self, block: Any, tokens: Tensor, call: MixerCall) -> Tensor:

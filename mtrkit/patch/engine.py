@@ -129,7 +129,7 @@ class ReadableMixer(Patched):
         if not isinstance(call, MixerCall):
             return self.hidden(hidden_states, *args, **kwargs)
         self.adapter.check_layers(self.module)
-        out, call.signals = self.adapter.run_mixer_call(self.module, hidden_states, call)
+        out, call.signals = self.adapter.run_mixer(self.module, hidden_states, call)
         return out
 
 
