@@ -285,6 +285,16 @@ def _check_blocks(method: str, config: MethodConfig, adapter: Adapter) -> None:
             f"method {method!r} with these options needs gap-aware scans, which {adapter.name!r} models do not "
             "support; choose other options or another method"
         )
+    if config.lengths != "one" and not adapter.keeps_time:
+        raise UnsupportedModelError(
+            f"lengths={config.lengths!r} needs blocks that count positions by convolution and scan, which mtrkit runs "
+            f"for families of plain Mamba stacks and not for {adapter.name!r}; leave the option out"
+        )
+    if config.lengths != "one" and config.alignment != "carry":
+        raise OptionError(
+            f"lengths={config.lengths!r} keeps time by itself, so scans must not decay over gaps as well; leave out "
+            "one of the two options"
+        )
     asked = {f"place={config.place!r}": config.place, "proportional_attention": config.proportional_attention}
     needed = " and ".join(option for option, value in asked.items() if value not in ("after_block", False))
     if needed and not adapter.attention_blocks:
@@ -295,8 +305,12 @@ def _check_blocks(method: str, config: MethodConfig, adapter: Adapter) -> None:
 
 
 def _placed(shape: ModelShape, config: MethodConfig) -> ModelShape:
-    """The shape, with blocks that reduce where the options say."""
-    return replace(shape, place=config.place) if isinstance(shape, TransformerShape) else shape
+    """The shape, with blocks that reduce where the options say, or keep time as they say."""
+    if isinstance(shape, TransformerShape):
+        return replace(shape, place=config.place)
+    if isinstance(shape, MambaShape):
+        return replace(shape, keeps_time=config.lengths != "one")
+    return shape
 
 
 def _shrinking(tokens: Sequence[int], shape: ModelShape) -> tuple[int, ...]:

@@ -149,6 +149,13 @@ class Gaps(NamedTuple):
     backward: Tensor
 
 
+class Runs(NamedTuple):
+    """How many positions each token of a shortened sequence lasts, for a convolution and a scan that count them."""
+
+    lengths: Tensor  # (B, L') int64, at least 1; special tokens last one
+    positions: int  # of a sample, at most
+
+
 @dataclass(eq=False)
 class MixerCall:
     """What a reduced block hands to its mixer beside the tokens, and where the mixer leaves what is read of it.
@@ -159,8 +166,14 @@ class MixerCall:
 
     reads: frozenset[str] = frozenset()  # names of the signals wanted
     gaps: Gaps | None = None  # what the mixer's scan passes over
+    runs: Runs | None = None  # how long the tokens last; None: one position each
     size: Tensor | None = None  # (B, L, 1): sizes of merged tokens, to which attention shall be proportional
     signals: Signals | None = None
+
+    @property
+    def says_something(self) -> bool:
+        """Whether a mixer that does not get it would be wrong."""
+        return bool(self.reads) or self.gaps is not None or self.runs is not None or self.size is not None
 
     def take(self) -> Signals | None:
         """The signals, which are let go here: a checkpoint holds its arguments until the backward pass."""
@@ -189,6 +202,12 @@ class ReducedStream(NamedTuple):
     stages: tuple[Stage, ...]
     records: bool  # whether gradients were recorded where it was made
     dropped_delta: Tensor | None = None  # (B, L, E): Δ of dropped tokens per direction, if a method wants it remembered
+    lengths: Tensor | None = None  # (B, L') int64: how many positions each token lasts, if the method keeps time
+
+    @property
+    def runs(self) -> Runs | None:
+        """What keeps time in the next block."""
+        return None if self.lengths is None else Runs(self.lengths, self.slot.shape[1])
 
     def updated(
         self,
@@ -198,6 +217,7 @@ class ReducedStream(NamedTuple):
         slot: Tensor | None = None,
         stages: tuple[Stage, ...] | None = None,
         dropped_delta: Tensor | None = None,
+        lengths: Tensor | None = None,
     ) -> "ReducedStream":
         """The stream with what is given in place of its own; torch 2.6's compiler does not follow ``_replace``."""
         return ReducedStream(
@@ -207,6 +227,7 @@ class ReducedStream(NamedTuple):
             self.stages if stages is None else stages,
             self.records,
             self.dropped_delta if dropped_delta is None else dropped_delta,
+            self.lengths if lengths is None else lengths,
         )
 
     def __getattr__(self, name: str) -> Any:

@@ -39,6 +39,7 @@ class LanguageMamba(Adapter):
     """A stack of one-direction Mamba blocks between an embedding and a norm, perhaps with a language head around it."""
 
     directions = 1
+    keeps_time = True
     any_length = True
 
     def mismatch(self, model: Any) -> str | None:
@@ -64,7 +65,7 @@ class LanguageMamba(Adapter):
         return block.mixer
 
     def run_mixer(self, mixer: Any, hidden: Tensor, call: MixerCall) -> tuple[Tensor, Signals]:
-        return mixer_forward(hidden, mixer_parts(mixer, ("",)), call.reads, call.gaps)
+        return mixer_forward(hidden, mixer_parts(mixer, ("",)), call.reads, call.gaps, call.runs)
 
     def special_at(self, model: Any) -> SpecialAt:
         del model

@@ -25,6 +25,7 @@ class IsotropicMamba(Adapter):
     """What the plain stacks of two-direction Mamba blocks have in common."""
 
     marks: tuple[str, ...] = STACK
+    keeps_time = True
     own_code_reads = (*_LAYERS, *(f"{name}_b" for name in _LAYERS[1:-1]))
 
     @abstractmethod
@@ -53,7 +54,7 @@ class IsotropicMamba(Adapter):
 
     def run_mixer(self, mixer: Any, hidden: Tensor, call: MixerCall) -> tuple[Tensor, Signals]:
         out, signals = mixer_forward(
-            hidden, mixer_parts(mixer, halve=self.averages_directions(mixer)), call.reads, call.gaps
+            hidden, mixer_parts(mixer, halve=self.averages_directions(mixer)), call.reads, call.gaps, call.runs
         )
         gamma = getattr(mixer, "gamma", None)
         return (out if gamma is None else out * gamma), signals
@@ -134,7 +135,7 @@ def two_in_front(num_tokens: int) -> tuple[int, ...]:
     return (0, 1)
 
 
-def stack_sizes(model: Any) -> dict[str, int]:
+def stack_sizes(model: Any) -> dict[str, Any]:
     """The sizes of a stack of Mamba blocks, read off the weights of its first mixer."""
     mixer = model.layers[0].mixer
     return {

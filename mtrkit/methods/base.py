@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from mtrkit.errors import OptionError
+from mtrkit.ops import Lengths
 from mtrkit.registry import Registry
 from mtrkit.schedule import Place, Widths
 from mtrkit.types import BlockState, Decision
@@ -22,7 +23,14 @@ class MethodConfig:
 
     Subclasses are frozen dataclasses too. A ``Literal`` field takes only its values, an ``int``, ``float`` or
     ``bool`` one only such numbers, and within the bounds that :func:`bounded` sets.
+
+    Attributes:
+        lengths: How many positions each token lasts in later blocks, whose convolutions and scans count positions:
+            ``"one"``, as the papers have it; ``"sizes"``, as many as tokens were merged into it; ``"positions"``, those
+            that it is the nearest token to.
     """
+
+    lengths: Lengths = "one"
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))

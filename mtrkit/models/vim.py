@@ -24,7 +24,7 @@ from mtrkit.models.positions import ClassToken, class_index, insert_at, resize_p
 from mtrkit.ops import check_gradients, nothing_dropped, stream_tokens, take
 from mtrkit.scan import fused, mixer_parts
 from mtrkit.scan.fastpath import are_plain, can_mix, no_tracing, plain_tensors
-from mtrkit.types import MixerCall, ReducedStream
+from mtrkit.types import MixerCall, ReducedStream, Signals
 
 Pool = Literal["token", "avg", ""]
 
@@ -50,7 +50,7 @@ class Block(nn.Module):
             residual = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
             normed = self.norm(residual)
         else:
-            together = None if call is not None else self._norm_and_mixer(hidden_states, residual)
+            together = self._norm_and_mixer(hidden_states, residual, call)
             if together is not None:
                 return together
             normed, residual = self._norm(self.drop_path(hidden_states), residual)
@@ -64,9 +64,13 @@ class Block(nn.Module):
         residual = residual + hidden_states
         return self.norm(residual), residual
 
-    def _norm_and_mixer(self, hidden_states: Tensor, residual: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _norm_and_mixer(
+        self, hidden_states: Tensor, residual: Tensor, call: MixerCall | None
+    ) -> tuple[Tensor, Tensor] | None:
         """Norm and mixer as one call; ``None`` if something has to see what is between them."""
         if self.training or residual.dtype is not hidden_states.dtype or not no_tracing(hidden_states):
+            return None
+        if call is not None and (call.reads or call.gaps is not None):
             return None
         modules: Any = self._modules  # attributes of modules are slow to look up, which a small batch would notice
         norm, mixer = modules["norm"], modules["mixer"]
@@ -78,7 +82,10 @@ class Block(nn.Module):
         parts = mixer_parts(mixer, halve=mixer.halve)
         if not can_mix(parts, hidden_states):
             return None
-        return fused.norm_and_mixer(hidden_states, residual, norm.weight, norm.eps, parts)
+        runs = None if call is None else call.runs
+        if call is not None:
+            call.signals = Signals()
+        return fused.norm_and_mixer(hidden_states, residual, norm.weight, norm.eps, parts, runs)
 
 
 class VisionMamba(nn.Module):

@@ -20,6 +20,7 @@ typedef struct {
     float *hidden;             /* (batch, length, width) */
     float *in_proj, *out_proj; /* (2 * inner, width), (width, inner) */
     direction_weights weights[2];
+    int64_t *lengths;          /* (batch, length): how many positions each token lasts; absent: one */
 } mixer_job;
 
 enum { MIXER_JOBS = 14 }; /* at most: eight weights are packed, four products and two scans */
@@ -71,7 +72,8 @@ static void append_direction(chain *c, const mixer_job *m, int64_t i) {
     view gate = last ? (view){m->xz + E, L * both, 1, both} : absent;
     view step = m->sum_steps ? (view){m->step, ceil_div(E, BLOCK) * L, L, 1} : (view){m->step, L * E, 1, E};
     float *x_proj = append_pack(c, w->x_proj, R + 2 * N, E, 1.0, 0);
-    conv_job conv = {B, E, L, m->taps, 1, i == 1, .x = x, .y = inside, .weight = w->conv_weight, .bias = w->conv_bias};
+    conv_job conv = {B, E, L, m->taps, 1, i == 1, .x = x, .y = inside};
+    conv.weight = w->conv_weight, conv.bias = w->conv_bias, conv.lengths = m->lengths;
     project_job project = {conv, columns, x_proj, found};
     append(c, PROJECT, &project, sizeof project);
     scan_job scan = {.batch = B, .channels = E, .length = L, .states = N, .groups = 1, .softplus = 1};
@@ -80,7 +82,7 @@ static void append_direction(chain *c, const mixer_job *m, int64_t i) {
     if (last) scan.ungated = (view){m->ungated, L * E, 1, E};
     scan.dt = scan.B = scan.C = found, scan.B.p = seen + R, scan.C.p = seen + R + N;
     scan.dt_weight = append_pack(c, w->dt_weight, E, R, 1.0, 0), scan.A = append_pack(c, w->A_log, E, N, LOG2E, 1);
-    scan.D = w->D, scan.bias = w->dt_bias;
+    scan.D = w->D, scan.bias = w->dt_bias, scan.lengths = m->lengths;
     append(c, SCAN_FORWARD, &scan, sizeof scan);
 }
 

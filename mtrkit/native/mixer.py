@@ -13,14 +13,18 @@ from torch import Tensor
 
 from mtrkit.errors import InputError
 from mtrkit.native import library as lib
-from mtrkit.native.jobs import MIXER, NORM, address, dense
+from mtrkit.native.jobs import MIXER, NORM, address, dense, positions
 from mtrkit.native.weights import DirectionWeights, MixerWeights
 
 _PLACES = 11 + 2 * len(DirectionWeights._fields)  # addresses in a mixer's job
 
 
 def mix(
-    hidden: Tensor, weights: MixerWeights, reads: Sequence[str] = (), before: Sequence[lib.Job] = ()
+    hidden: Tensor,
+    weights: MixerWeights,
+    reads: Sequence[str] = (),
+    lengths: Tensor | None = None,
+    before: Sequence[lib.Job] = (),
 ) -> list[Tensor]:
     """Mixer output (B, L, D) for normalised tokens (B, L, D), and the signals that are read, in their order.
 
@@ -28,6 +32,7 @@ def mix(
         hidden: (B, L, D).
         weights: Without biases outside of the directions; the second direction runs backward.
         reads: Names of fields of :class:`mtrkit.types.Signals`, but for those of attention.
+        lengths: (B, L) int64, how many positions each token lasts; their outputs are means over these. Default: one.
         before: Jobs that run first, such as one that writes the tokens.
     """
     layers: list[Tensor | None] = [weights.in_proj, weights.out_proj]
@@ -40,9 +45,11 @@ def mix(
     given = [None if x is None else dense(x) for x in (hidden, *layers)]
     places = [address(x) for x in (out, projected, delta, y, *between, *given)]
     missing = [0] * (_PLACES - len(places))  # where there is one direction
+    if lengths is not None:
+        lengths = _check_lengths(lengths, hidden)
     scale = 0.5 if weights.halve else 1.0  # on the weights, which gives the same bits as on the sum
     sums = delta is not None and "delta" not in reads
-    lib.library().run_mixer(MIXER.pack(*sizes, sums, scale, *places, *missing), *before)
+    lib.library().run_mixer(MIXER.pack(*sizes, sums, scale, *places, *missing, address(lengths)), *before)
     found = _read(reads, delta, y, projected, sizes)
     return [_columns(out, width), *(found[name] for name in reads)]
 
@@ -56,12 +63,12 @@ def add_and_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 def norm_and_mix(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float, weights: MixerWeights
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, weights: MixerWeights, lengths: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """:func:`mix` of the norm of :func:`add_and_norm`, and the sum."""
     x, residual, weight = dense(x), dense(residual), dense(weight)
     job, normed, total = _norm(x, residual, weight, eps)
-    return mix(normed, weights, before=(job,))[0], total
+    return mix(normed, weights, lengths=lengths, before=(job,))[0], total
 
 
 def _norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[lib.Job, Tensor, Tensor]:
@@ -73,6 +80,14 @@ def _norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[lib.
     rows = x.numel() // max(1, x.shape[-1])
     places = (address(tensor) for tensor in (x, residual, weight, total, normed))
     return (lib.NORM, NORM.pack(rows, x.shape[-1], eps, *places)), normed, total
+
+
+def _check_lengths(lengths: Tensor, hidden: Tensor) -> Tensor:
+    if lengths.shape != hidden.shape[:2]:
+        raise InputError(
+            f"lengths have shape {tuple(lengths.shape)}; expected {tuple(hidden.shape[:2])}, one per token"
+        )
+    return positions(lengths)
 
 
 def _delta_as_read(hidden: Tensor, reads: Sequence[str], inner: int) -> Tensor | None:

@@ -63,6 +63,7 @@ typedef struct {
     float *checkpoints;  /* (batch, blocks, tiles, states, BLOCK): the state before each tile */
     float *sums;         /* (batch, blocks, states + 2, BLOCK): this sample's part of dA, dD, dbias */
     float *dBC;          /* (batch, groups, teams, length, 2 * states): each team's part of dB and dC */
+    int64_t *lengths;    /* (batch, length): how many positions each token lasts; absent: one. The forward scan alone */
 } scan_job;
 
 typedef struct {
@@ -70,6 +71,7 @@ typedef struct {
     view x, y, dy, dx;
     float *weight, *bias; /* (channels, width), contiguous */
     float *sums;          /* (batch, blocks, width + 1, BLOCK): this sample's part of dweight, dbias */
+    int64_t *lengths;     /* as in a scan */
 } conv_job;
 
 /* A matrix product of the tokens in conv.y, whose channels lie next to each other; unless its width is 0, the
@@ -166,6 +168,33 @@ static walk walk_from(view v, int64_t b, int64_t e, int64_t length, int64_t reve
 static walk walk_rows(rows r, int64_t b, int64_t g, int64_t length, int64_t reverse) {
     view v = {r.p, r.b, r.g, r.t};
     return walk_from(v, b, g, length, reverse);
+}
+
+/* How many positions the tokens of one sample last, in the order in which they are visited. */
+typedef struct {
+    const int64_t *p;
+    int64_t length, step;
+} lasting;
+
+static lasting lasting_from(const int64_t *lengths, int64_t b, int64_t length, int64_t reverse) {
+    if (lengths == NULL) return (lasting){NULL, length, 1};
+    return (lasting){lengths + b * length + (reverse ? length - 1 : 0), length, reverse ? -1 : 1};
+}
+
+/* Outside of the sequence, and for a number that cannot be, one. */
+static int64_t lasts(lasting w, int64_t t) {
+    int64_t count = t < 0 || t >= w.length ? 1 : w.p[t * w.step];
+    return count < 1 ? 1 : count;
+}
+
+/* The lengths of a tile, ones behind it; returns whether any is more than one. */
+static int tile_lengths(lasting w, int64_t from, int64_t steps, int64_t *lengths) {
+    int longer = 0;
+    for (int64_t t = 0; t < TILE && w.p != NULL; t++) {
+        lengths[t] = t < steps ? lasts(w, from + t) : 1;
+        longer |= lengths[t] > 1;
+    }
+    return longer;
 }
 
 /* Copy `steps` tokens of `width` channels into (count, BLOCK) scratch, zero elsewhere. */
@@ -314,7 +343,7 @@ static work_size softplus_size(const void *job) {
 
 static work_size project_size(const void *job) {
     const project_job *j = job;
-    return (work_size){j->conv.batch * ceil_div(j->conv.length, span_of(j)), (2 * j->conv.width + 2 * TILE) * BLOCK};
+    return (work_size){j->conv.batch * ceil_div(j->conv.length, span_of(j)), (3 * j->conv.width + 2 * TILE + 1) * BLOCK};
 }
 
 static work_size pack_size(const void *job) {

@@ -67,7 +67,7 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, rev
     job = CONV.pack(
         *_conv_sizes(x, weight, bias, silu, reverse),
         *(*view_of(x), *view_of(out), *NO_VIEW, *NO_VIEW),
-        *(address(weight), address(bias), 0),
+        *(address(weight), address(bias), 0, 0),
     )
     lib.library().run((lib.CONV_FORWARD, job))
     return _back(out, dtype)
@@ -85,7 +85,7 @@ def conv_backward(
     job = CONV.pack(
         *_conv_sizes(x, weight, bias, silu, reverse),
         *(*view_of(x), *NO_VIEW, *view_of(grad_y), *view_of(dx)),
-        *(address(weight), address(bias), address(sums)),
+        *(address(weight), address(bias), address(sums), 0),
     )
     lib.library().run((lib.CONV_BACKWARD, job))
     per_channel = _per_channel(_sum(sums, 0), channels, 1)

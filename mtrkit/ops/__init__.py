@@ -2,6 +2,7 @@
 
 from mtrkit.ops.gaps import count_gaps, original_positions, remember_dropped, sum_gaps
 from mtrkit.ops.group import in_sequence, rank_tokens, split_by_rank, without
+from mtrkit.ops.lengths import Lengths, count_lengths
 from mtrkit.ops.match import Links, Similarity, match_nearest, match_neighbors, pair_similarity, strongest_links
 from mtrkit.ops.merge import merge_sizes, merge_tokens, unmerge_tokens
 from mtrkit.ops.noise import noise, permutation, shuffled
@@ -30,6 +31,7 @@ from mtrkit.ops.weigh import successive_weights
 
 __all__ = [
     "ChannelReduction",
+    "Lengths",
     "Links",
     "Similarity",
     "channel_score",
@@ -37,6 +39,7 @@ __all__ = [
     "class_score",
     "comparable",
     "count_gaps",
+    "count_lengths",
     "exact_slots",
     "hold_special",
     "in_sequence",

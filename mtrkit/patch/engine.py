@@ -20,6 +20,7 @@ from mtrkit.methods.base import Method, MethodConfig
 from mtrkit.ops import (
     check_gradients,
     count_gaps,
+    count_lengths,
     open_stream,
     reduce_stream,
     reduce_sum,
@@ -171,7 +172,8 @@ class PatchedBlock(Patched):
     def _is_read(self) -> bool:
         """Whether the block's mixer has to give its signals, or to mind what was dropped or merged before."""
         plan, adapter = self.reduction.plan, self.reduction.adapter
-        aligned = self.reduction.config.alignment != "carry" and self.index + 1 > min(plan.layers)
+        config, later = self.reduction.config, self.index + 1 > min(plan.layers)
+        aligned = later and (config.alignment != "carry" or config.lengths != "one")
         called = self.reduces_inside or (self.reduces and adapter.splits)
         return aligned or called or self.weighs or bool(self.reads)
 
@@ -207,12 +209,13 @@ class PatchedBlock(Patched):
                 "mtrkit.apply_reduction again"
             )
         merged = self.weighs and stream is not None and bool(stream.stages)
-        return MixerCall(self.reads, size=stream.size if stream is not None and merged else None)
+        runs, size = (None, None) if stream is None else (stream.runs, stream.size)
+        return MixerCall(self.reads, runs=runs, size=size if merged else None)
 
     def _signals(self, call: MixerCall) -> Signals:
         """What the mixer has left."""
         signals = call.take()
-        if signals is None and (self.reads or call.gaps is not None or call.size is not None):
+        if signals is None and call.says_something:
             raise UnsupportedModelError(
                 f"the mixer of block {self.index + 1} gave no signals: what was put around it since the model was "
                 "patched holds back an argument; take it off, or call mtrkit.apply_reduction again"
@@ -228,6 +231,11 @@ class PatchedBlock(Patched):
         special = self.reduction.special_at(began_with)
         state = BlockState(hidden, residual, stream.size, _columns(stream.slot, special), signals)
         return self.reduction.decide(self.index, state, num_kept, stream)
+
+    def _keep_time(self, stream: ReducedStream) -> ReducedStream:
+        """The stream after a reduction, with how long its tokens last from now on."""
+        special = self.reduction.special_at(stream.slot.shape[1])
+        return stream.updated(lengths=count_lengths(stream, self.reduction.config.lengths, special))
 
 
 class TwoTensorBlock(PatchedBlock):
@@ -260,7 +268,7 @@ class TwoTensorBlock(PatchedBlock):
                 f"{name} was given, but a reduced model needs the whole sequence in one pass; call it without, or "
                 "inside mtrkit.reduction_disabled(model)"
             )
-        handed = {name: call} if call.reads or call.gaps is not None else {}
+        handed = {name: call} if call.says_something else {}
         return args[1:], {**kwargs, **handed}
 
     def _reduce(self, hidden: Tensor, signals: Signals, stream: ReducedStream) -> tuple[Tensor, ReducedStream]:
@@ -271,7 +279,8 @@ class TwoTensorBlock(PatchedBlock):
             directions = self.reduction.adapter.directions
             dropped = remember_dropped(stream, decision.token_map.slot, signals.delta, directions)
             stream = stream.updated(dropped_delta=dropped)
-        return reduce_stream(hidden, stream, decision.token_map, decision.hidden_map)
+        hidden, stream = reduce_stream(hidden, stream, decision.token_map, decision.hidden_map)
+        return hidden, self._keep_time(stream)
 
     def _gaps(self, stream: ReducedStream) -> Gaps | None:
         """What the block's scan passes over."""
@@ -306,10 +315,10 @@ class OneTensorBlock(PatchedBlock):
             self._check_arguments(args, kwargs)
         if self.reduces_inside:
             return adapter.run_attention(self.module, tokens, call), None, self._signals(call)
-        split = adapter.split_block(self.module, tokens, call) if self.reduces else None
+        split = adapter.split_block(self.module, tokens, call) if self.reduces or call.runs is not None else None
         if split is not None:
             return *split, self._signals(call)
-        if self.reads or call.size is not None:
+        if self.reads or call.runs is not None or call.size is not None:
             return adapter.run_block(self.module, tokens, call), None, self._signals(call)
         return self.hidden(tokens, *args, **kwargs), None, Signals()
 
@@ -331,7 +340,7 @@ class OneTensorBlock(PatchedBlock):
         decision = self._decide(hidden, beside, signals, stream)
         if decision is None:
             return stream
-        return reduce_sum(hidden, residual, stream, decision.token_map, decision.hidden_map)
+        return self._keep_time(reduce_sum(hidden, residual, stream, decision.token_map, decision.hidden_map))
 
 
 def install(model: nn.Module, reduction: Reduction) -> None:

@@ -1,6 +1,7 @@
 """A whole mixer, and the norm before it, as one operator each: for inference when no intermediate is requested."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,27 +12,36 @@ from mtrkit.native.weights import DirectionWeights, MixerWeights
 from mtrkit.scan import steps
 from mtrkit.scan.fastpath import no_tracing
 from mtrkit.scan.operators import C, kernels_for, refuse_derivatives
-from mtrkit.types import Signals
+from mtrkit.types import Runs, Signals
 
 _lib = torch.library.Library("mtrkit", "FRAGMENT")
 _lib.define(
-    "mixer(Tensor hidden, Tensor in_proj, Tensor out_proj, Tensor[] directions, bool halve, str reads) -> Tensor[]"
+    "mixer(Tensor hidden, Tensor in_proj, Tensor out_proj, Tensor[] directions, bool halve, str reads, "
+    "Tensor? lengths, int positions) -> Tensor[]"
 )
 _lib.define("add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps) -> (Tensor, Tensor)")
 
 
 def _mixer(
-    hidden: Tensor, in_proj: Tensor, out_proj: Tensor, directions: list[Tensor], halve: bool, reads: str
+    hidden: Tensor,
+    in_proj: Tensor,
+    out_proj: Tensor,
+    directions: list[Tensor],
+    halve: bool,
+    reads: str,
+    lengths: Tensor | None,
+    positions: int,
 ) -> list[Tensor]:
-    """The mixer, the directions' weights one after the other, and the names of the signals that are read."""
-    return _mix(hidden, _unflatten(in_proj, out_proj, directions, halve), reads.split())
+    """The mixer, the directions' weights one after the other, the names of the signals that are read, and the runs."""
+    runs = None if lengths is None else Runs(lengths, positions)
+    return _mix(hidden, _unflatten(in_proj, out_proj, directions, halve), reads.split(), runs)
 
 
-def _mix(hidden: Tensor, weights: MixerWeights, reads: Sequence[str]) -> list[Tensor]:
+def _mix(hidden: Tensor, weights: MixerWeights, reads: Sequence[str], runs: Runs | None) -> list[Tensor]:
     """By the compiled library, or by single operators if it cannot run here."""
     if kernels_for(hidden) is C and hidden.dtype == torch.float32:
-        return native.mix(hidden, weights, reads)
-    out, signals = steps.mix(hidden, weights, frozenset(reads))
+        return native.mix(hidden, weights, reads, None if runs is None else runs.lengths)
+    out, signals = steps.mix(hidden, weights, frozenset(reads), runs=runs)
     return [out, *(getattr(signals, name).contiguous() for name in reads)]
 
 
@@ -49,7 +59,7 @@ def _unflatten(in_proj: Tensor, out_proj: Tensor, directions: list[Tensor], halv
 
 
 def _mixer_shapes(
-    hidden: Tensor, in_proj: Tensor, out_proj: Tensor, directions: list[Tensor], halve: bool, reads: str
+    hidden: Tensor, in_proj: Tensor, out_proj: Tensor, directions: list[Tensor], halve: bool, reads: str, *_: Any
 ) -> list[Tensor]:
     batch, length = hidden.shape[:2]
     inner, states = out_proj.shape[1], directions[DirectionWeights._fields.index("A_log")].shape[1]
@@ -86,19 +96,23 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return _run_add_rms_norm(x, residual, weight, eps)
 
 
-def mixer(hidden: Tensor, weights: MixerWeights, reads: frozenset[str] = frozenset()) -> tuple[Tensor, Signals]:
+def mixer(
+    hidden: Tensor, weights: MixerWeights, reads: frozenset[str] = frozenset(), runs: Runs | None = None
+) -> tuple[Tensor, Signals]:
     """Run a mixer for which :func:`mtrkit.scan.fastpath.can_mix`: its output (B, L, D), and what is read."""
     names = [name for name in Signals._fields if name in reads]
     if no_tracing(hidden):
-        out, *found = _mix(hidden, weights, names)
+        out, *found = _mix(hidden, weights, names, runs)
     else:
         flat = _flatten(weights)
-        out, *found = _run_mixer(hidden, weights.in_proj, weights.out_proj, flat, weights.halve, " ".join(names))
+        lengths, positions = (None, 0) if runs is None else runs
+        arguments = (weights.in_proj, weights.out_proj, flat, weights.halve, " ".join(names), lengths, positions)
+        out, *found = _run_mixer(hidden, *arguments)
     return out, Signals(**dict(zip(names, found, strict=True)))
 
 
 def norm_and_mixer(
-    x: Tensor, residual: Tensor, norm_weight: Tensor, eps: float, weights: MixerWeights
+    x: Tensor, residual: Tensor, norm_weight: Tensor, eps: float, weights: MixerWeights, runs: Runs | None = None
 ) -> tuple[Tensor, Tensor]:
     """:func:`mixer` of the norm of :func:`add_rms_norm`, and the sum: to the same bits, and outside of tracing."""
-    return native.norm_and_mix(x, residual, norm_weight, eps, weights)
+    return native.norm_and_mix(x, residual, norm_weight, eps, weights, None if runs is None else runs.lengths)

@@ -19,7 +19,7 @@ from mtrkit.scan import fused, steps
 from mtrkit.scan.dispatch import length_last
 from mtrkit.scan.fastpath import are_plain, can_mix, plain_tensors
 from mtrkit.scan.steps import DirectionLayers, MixerLayers, Parts
-from mtrkit.types import Gaps, Signals
+from mtrkit.types import Gaps, Runs, Signals
 
 _CACHE_BYTES = 5 << 19  # of x and z at a time: what the second-level caches of two cores hold
 
@@ -31,7 +31,11 @@ _NAMES: dict[str, _Names] = {  # of a direction's layers and parameters; the bac
 
 
 def mixer_forward(
-    hidden: Tensor, parts: Parts, reads: frozenset[str] = frozenset(), gaps: Gaps | None = None
+    hidden: Tensor,
+    parts: Parts,
+    reads: frozenset[str] = frozenset(),
+    gaps: Gaps | None = None,
+    runs: Runs | None = None,
 ) -> tuple[Tensor, Signals]:
     """Run a mixer on normalised tokens.
 
@@ -42,22 +46,25 @@ def mixer_forward(
         gaps: Tokens that were dropped in front of each one: the scan's state decays over them as if they were
             there with no input, by their Δ, or by that of a token without content if only their number is
             given. Default: the state is carried on.
+        runs: How many positions each token lasts: convolution and scan run as if it were written out as often, and
+            give the mean over these copies; not together with ``gaps``. Default: one position each.
 
     Returns:
         The mixer output (B, L, D) and the signals.
     """
     if gaps is None and can_mix(parts, hidden):
-        return fused.mixer(hidden, parts, reads)
+        return fused.mixer(hidden, parts, reads, runs)
     pieces = _pieces(hidden, parts)
     if pieces == 1:
-        return steps.mix(hidden, parts, reads, gaps)
-    cut = (
-        [None] * pieces
-        if gaps is None
-        else [Gaps(*pair) for pair in zip(*(gap.chunk(pieces) for gap in gaps), strict=True)]
-    )
-    pairs = zip(hidden.chunk(pieces), cut, strict=False)  # chunk may make fewer than it was asked for
-    outputs, signals = zip(*(steps.mix(piece, parts, reads, gap) for piece, gap in pairs), strict=True)
+        return steps.mix(hidden, parts, reads, gaps, runs)
+    outputs, signals = [], []
+    for rows in torch.arange(hidden.shape[0]).chunk(pieces):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        gap = None if gaps is None else Gaps(gaps.forward[part], gaps.backward[part])
+        run = None if runs is None else Runs(runs.lengths[part], runs.positions)
+        out, found = steps.mix(hidden[part], parts, reads, gap, run)
+        outputs.append(out)
+        signals.append(found)
     return torch.cat(outputs), Signals(*(_join(found) for found in zip(*signals, strict=True)))
 
 

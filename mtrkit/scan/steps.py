@@ -15,7 +15,8 @@ from mtrkit.native.weights import DirectionWeights, MixerWeights, decay_rates, w
 from mtrkit.scan.dispatch import length_last, under_transform
 from mtrkit.scan.fastpath import are_plain, plain_tensors
 from mtrkit.scan.interface import causal_conv1d, delta_softplus, selective_scan
-from mtrkit.types import Gaps, Signals
+from mtrkit.scan.runs import Written, write_out
+from mtrkit.types import Gaps, Runs, Scan, Signals
 
 _DELTAS = frozenset({"delta", "delta_mean"})
 
@@ -43,16 +44,20 @@ Parts = MixerWeights | MixerLayers
 Direction = DirectionWeights | DirectionLayers
 
 
-def mix(hidden: Tensor, parts: Parts, reads: frozenset[str], gaps: Gaps | None = None) -> tuple[Tensor, Signals]:
+def mix(
+    hidden: Tensor, parts: Parts, reads: frozenset[str], gaps: Gaps | None = None, runs: Runs | None = None
+) -> tuple[Tensor, Signals]:
     """Run a mixer; arguments and results of :func:`mtrkit.scan.mixer_forward`."""
     x, z = _project_in(hidden, parts).chunk(2, dim=1)
     # A signal y has to be seen before the gate, so the gate moves out of the kernel if it is read; and the scan
     # over gaps has its skip term outside.
     gate = None if "y" in reads or gaps is not None else z
     ahead, behind = (None, None) if gaps is None else gaps
-    y, signals = _scan_direction(x, gate, parts.directions[0], False, reads, ahead)
+    # As many positions as tokens: every token lasts one.
+    written = None if runs is None or runs.positions == hidden.shape[1] else write_out(runs)
+    y, signals = _scan_direction(x, gate, parts.directions[0], False, reads, ahead, written)
     if len(parts.directions) > 1:
-        backward, found = _scan_direction(x, gate, parts.directions[1], True, reads, behind)
+        backward, found = _scan_direction(x, gate, parts.directions[1], True, reads, behind, written)
         y, signals = _add(y, backward), _add_signals(signals, found)
     if gate is None:
         if "y" in reads:  # written out: torch 2.6's compiler does not follow `_replace`
@@ -86,9 +91,10 @@ def _scan_direction(
     reverse: bool,
     reads: frozenset[str],
     gap: Tensor | None,
+    written: Written | None,
 ) -> tuple[Tensor, Signals]:
     """One direction on x (B, E, L): the scan's output (B, E, L) and this direction's signals."""
-    state, u = parts.A_log.shape[1], _convolve(x, parts, reverse)
+    state, u = parts.A_log.shape[1], _convolve(x, parts, reverse, written)
     projected = _call(parts.x_proj, u.transpose(1, 2))  # (B, L, R + 2N)
     dt, ssm_B, ssm_C = projected.split([projected.shape[-1] - 2 * state, state, state], dim=-1)
     delta, bias = _expand_delta(dt, parts)
@@ -103,7 +109,7 @@ def _scan_direction(
         y = _scan_over(gap.transpose(1, 2).to(delta.dtype), u, delta, B, C, parts, reverse)
     else:
         A, D = decay_rates(_loose(parts, "A_log")), wide(_loose(parts, "D"))
-        y = selective_scan(u, delta, A, B, C, D, z, bias, softplus, reverse=reverse)
+        y = _scan(Scan(u, delta, A, B, C, D, z, bias, softplus, reverse), written)
     signals = Signals(
         delta.transpose(1, 2) if "delta" in reads else None,
         wide(delta).mean(dim=1) if "delta_mean" in reads else None,
@@ -113,7 +119,19 @@ def _scan_direction(
     return y, signals
 
 
-def _convolve(x: Tensor, parts: Direction, reverse: bool) -> Tensor:
+def _scan(scan: Scan, written: Written | None) -> Tensor:
+    """On the sequence as it is, or on the one that is written out, averaged over each token's copies."""
+    u, delta, A, B, C, D, z, bias, softplus, reverse = scan
+    if written is None:
+        return selective_scan(u, delta, A, B, C, D, z, bias, softplus, reverse=reverse)
+    u, z = written.repeat(u, blank=True), None if z is None else written.repeat(z)
+    delta, B, C = written.repeat(delta), written.repeat(B), written.repeat(C)
+    return written.average(selective_scan(u, delta, A, B, C, D, z, bias, softplus, reverse=reverse))
+
+
+def _convolve(x: Tensor, parts: Direction, reverse: bool, written: Written | None) -> Tensor:
+    if written is not None:
+        return written.average(_convolve(written.repeat(x, blank=True), parts, reverse, None))
     if isinstance(parts, DirectionWeights):
         return causal_conv1d(x, parts.conv_weight, parts.conv_bias, reverse=reverse)
     if are_plain((parts.conv,)):

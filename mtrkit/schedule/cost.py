@@ -30,7 +30,7 @@ class Widths:
     keys: int = 0  # D / heads, if the blocks have attention
 
 
-_NOT_SIZES = ("place",)
+_NOT_SIZES = ("place", "keeps_time")
 _MAY_BE_ZERO = ("special", "patches", "patch_macs", "head_macs", "head_token_macs")
 
 
@@ -107,6 +107,8 @@ class MambaShape(ModelShape):
         dt_rank: R, rank of the time step's projection.
         conv: K, width of the causal convolution.
         directions: Scan directions that the hardware runs, 1 or 2.
+        keeps_time: Whether a merged token lasts several positions: the convolution then computes all positions of the
+            full sequence, and the scan three operations per state for every position beyond a token's first.
     """
 
     inner: int
@@ -114,6 +116,7 @@ class MambaShape(ModelShape):
     dt_rank: int
     conv: int
     directions: int = 2
+    keeps_time: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,10 +134,12 @@ class MambaShape(ModelShape):
         Source: ``calculate_flop_inference`` of R-MeeTo (arXiv:2412.12496), written out term by term.
         """
         inner, state, rank = self.inner, self.state, self.dt_rank
+        positions = max(self.tokens, num_tokens) if self.keeps_time else num_tokens
         linear = num_tokens * self.dim * 3 * inner  # in_proj 2E, out_proj E
-        conv = (num_tokens + self.conv - 1) * inner * self.conv  # a causal convolution pads K − 1 steps
+        conv = (positions + self.conv - 1) * inner * self.conv  # a causal convolution pads K − 1 steps
         small = num_tokens * inner * (2 * rank + 2 * state)  # x_proj R + 2N, dt_proj R
         scan = num_tokens * inner * (9 * state + 2)  # 2: the skip D and the gate
+        scan += (positions - num_tokens) * inner * 3 * state  # the state goes on, and is added to its mean
         counted = self.directions if check_directions(directions) == "all" else 1
         return linear + counted * (conv + small + scan)
 
