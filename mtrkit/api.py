@@ -242,6 +242,7 @@ def _plan(
     r: int | None,
 ) -> Plan:
     """Where and how much to reduce; without an amount, nowhere."""
+    layers = method.layers if layers is None else layers
     places = resolve_layers(layers, shape.depth, shape.last_layer) if tokens is None else _shrinking(tokens, shape)
     cost: ReductionCost = partial(config.flops, widths=shape.widths)
     return Plan(
@@ -288,7 +289,7 @@ def _check_blocks(method: str, config: MethodConfig, adapter: Adapter) -> None:
     if config.lengths != "one" and not adapter.keeps_time:
         raise UnsupportedModelError(
             f"lengths={config.lengths!r} needs blocks that count positions by convolution and scan, which mtrkit runs "
-            f"for families of plain Mamba stacks and not for {adapter.name!r}; leave the option out"
+            f"for families of plain Mamba stacks and not for {adapter.name!r}; give lengths='one'"
         )
     if config.lengths != "one" and config.alignment != "carry":
         raise OptionError(

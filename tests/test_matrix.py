@@ -20,8 +20,9 @@ from tests.helpers.threads import answers_of_two_threads
 
 
 def has_what_it_reads(method, family):
-    """Whether the family's blocks have the signals that the method reads by default."""
-    return METHODS.get(method).configure({}).reads <= find_adapter(FAMILIES[family]()).signals
+    """Whether the family's blocks have the signals that the method reads by default, and the time that it keeps."""
+    config, adapter = METHODS.get(method).configure({}), find_adapter(FAMILIES[family]())
+    return config.reads <= adapter.signals and (config.lengths == "one" or adapter.keeps_time)
 
 
 MATRIX = [(m, family) for m in mtrkit.list_methods() for family in FAMILIES if has_what_it_reads(m, family)]

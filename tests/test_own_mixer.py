@@ -146,7 +146,7 @@ def test_the_mixer_by_operators_equals_its_own_loop(model):
     assert signals.delta.shape == (2, TOKENS, HEADS) and signals.y.shape == (2, TOKENS, INNER)
 
 
-@pytest.mark.parametrize("method", mtrkit.list_methods())
+@pytest.mark.parametrize("method", sorted(set(mtrkit.list_methods()) - {"runs"}))  # the toy keeps no time
 @torch.no_grad()
 def test_every_method_reduces_and_leaves(model, method):
     tokens = torch.randn(2, TOKENS, WIDTH)

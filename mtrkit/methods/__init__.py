@@ -1,6 +1,6 @@
 """Reduction methods, one file each; importing this package registers them."""
 
-from mtrkit.methods import evit, hsa, mtr, neighbor, pumer, random, rmeeto, tome, utr
+from mtrkit.methods import evit, hsa, mtr, neighbor, pumer, random, rmeeto, runs, tome, utr
 from mtrkit.methods.base import METHODS, Method, MethodConfig, Widths, register_method
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "random",
     "register_method",
     "rmeeto",
+    "runs",
     "tome",
     "utr",
 ]

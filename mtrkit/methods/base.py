@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from mtrkit.errors import OptionError
 from mtrkit.ops import Lengths
 from mtrkit.registry import Registry
-from mtrkit.schedule import Place, Widths
+from mtrkit.schedule import Place, Placement, Widths
 from mtrkit.types import BlockState, Decision
 
 Alignment = Literal["carry", "bias", "last"]
@@ -98,6 +98,7 @@ class Method:
         summary: The first line of its docstring.
         source: Paper.
         on_attention: Options whose default differs on models whose blocks are attention and MLP.
+        layers: Where it reduces by default; ``None``: as the others do.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Method:
     summary: str
     source: str
     on_attention: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    layers: Placement | None = None
 
     def configure(self, options: dict[str, Any], attention: bool = False) -> MethodConfig:
         """Build the options, or raise :class:`OptionError` naming those that exist.
@@ -135,6 +137,7 @@ def register_method(
     max_share: float = 0.5,
     source: str = "",
     on_attention: Mapping[str, Any] | None = None,
+    layers: Placement | None = None,
 ) -> Callable[[Decide], Decide]:
     """Decorate a function ``(state, num_kept, config) -> Decision`` to make it a method.
 
@@ -144,11 +147,12 @@ def register_method(
         max_share: Largest share of the tokens present that one application may remove, in (0, 1].
         source: Paper and section.
         on_attention: Options whose default differs on models whose blocks are attention and MLP. Default: none.
+        layers: Where it reduces if the user does not say. Default: :func:`mtrkit.schedule.default_layers`.
     """
 
     def register(decide: Decide) -> Decide:
         summary = (inspect.getdoc(decide) or "").split("\n")[0]
-        METHODS.add(name, Method(name, decide, config, max_share, summary, source, on_attention or {}))
+        METHODS.add(name, Method(name, decide, config, max_share, summary, source, on_attention or {}, layers))
         return decide
 
     return register

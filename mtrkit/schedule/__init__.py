@@ -12,13 +12,14 @@ from mtrkit.schedule.cost import (
     bipartite_cost,
     model_flops,
 )
-from mtrkit.schedule.place import EveryNth, Place, Placement, default_layers, resolve_layers
+from mtrkit.schedule.place import EveryNth, FromTheFirst, Place, Placement, default_layers, resolve_layers
 from mtrkit.schedule.solve import solve_ratio, solve_removal
 
 __all__ = [
     "Directions",
     "EveryNth",
     "FlopsReport",
+    "FromTheFirst",
     "MambaShape",
     "ModelShape",
     "Place",

@@ -108,7 +108,8 @@ class MambaShape(ModelShape):
         conv: K, width of the causal convolution.
         directions: Scan directions that the hardware runs, 1 or 2.
         keeps_time: Whether a merged token lasts several positions: the convolution then computes all positions of the
-            full sequence, and the scan three operations per state for every position beyond a token's first.
+            full sequence, and the scan goes on by a multiply-add and an addition per state at every position beyond
+            a token's first.
     """
 
     inner: int
@@ -139,7 +140,7 @@ class MambaShape(ModelShape):
         conv = (positions + self.conv - 1) * inner * self.conv  # a causal convolution pads K − 1 steps
         small = num_tokens * inner * (2 * rank + 2 * state)  # x_proj R + 2N, dt_proj R
         scan = num_tokens * inner * (9 * state + 2)  # 2: the skip D and the gate
-        scan += (positions - num_tokens) * inner * 3 * state  # the state goes on, and is added to its mean
+        scan += (positions - num_tokens) * inner * 2 * state  # the state goes on, and is added to its mean
         counted = self.directions if check_directions(directions) == "all" else 1
         return linear + counted * (conv + small + scan)
 

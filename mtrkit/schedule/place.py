@@ -45,6 +45,29 @@ class EveryNth:
         return tuple(range(self.n if self.start is None else self.start, depth, self.n))
 
 
+@dataclass(frozen=True)
+class FromTheFirst:
+    """Reduce after the first block and at equal distances from there, a quarter of the depth apart: 1, 7, 13 of 24.
+
+    Args:
+        count: How many blocks reduce, at least 1.
+
+    Raises:
+        OptionError: ``count`` is not an integer of at least 1.
+    """
+
+    count: int = 3
+
+    def __post_init__(self) -> None:
+        if type(self.count) is not int or self.count < 1:
+            raise OptionError(f"FromTheFirst.count must be an integer of at least 1, not {self.count!r}")
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """Those that have another block behind them."""
+        step = max(1, depth // 4)
+        return tuple(layer for layer in range(1, 1 + self.count * step, step) if layer < depth)
+
+
 def default_layers(depth: int) -> tuple[int, ...]:
     """Three reductions in the first two thirds of the model: after blocks 5, 10, 15 of 24.
 

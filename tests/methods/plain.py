@@ -248,9 +248,9 @@ def evit(image, count, metric="features", fuse=False, order="restore"):
     return result
 
 
-def neighbor(image, count, across_special=False, protect_class_neighbors=False):
+def neighbor(image, count, across_special=False, protect_class_neighbors=False, metric="X"):
     """Every second patch and the more similar of the two beside it; those that may not merge come last."""
-    patches, found = image.patches, []
+    patches, found, rows = image.patches, [], image.rows(metric)
     beside = {c + step for c in image.classes for step in (-1, 1)}
     for place in range(0, len(patches), 2):
         options = []
@@ -259,9 +259,14 @@ def neighbor(image, count, across_special=False, protect_class_neighbors=False):
                 source, target = patches[place], patches[other]
                 apart = not across_special and abs(source - target) > 1
                 apart = apart or (protect_class_neighbors and bool({source, target} & beside))
-                value = -math.inf if apart else cosine(image.hidden[source], image.hidden[target])
+                value = -math.inf if apart else cosine(rows[source], rows[target])
                 options.append((value, source, target))
         found.append(max(options, key=lambda option: option[0]))
     chosen = sorted(found, key=lambda link: -link[0])[:count]
     into = {source: target for _, source, target in chosen}
     return after(image, Fate([i for i in range(len(image.size)) if i not in into], into), by_size)
+
+
+def runs(image, count, **options):
+    """Neighbours by their features; how long they last is for the blocks to come."""
+    return neighbor(image, count, **{"metric": "features", **options})

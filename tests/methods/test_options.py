@@ -20,7 +20,9 @@ NUMBERS = {
     "seed": (1, 2**32 - 1),
     "shuffle_ratio": (0.0, 0.5, 1.0),
 }
-WEIGHED = {(name, option) for name in ("tome", "rmeeto", "pumer", "neighbor") for option in ("indicator", "channels")}
+WEIGHED = {
+    (name, option) for name in ("tome", "rmeeto", "pumer", "neighbor", "runs") for option in ("indicator", "channels")
+}
 
 # What else must be set for an option to matter.
 GIVEN = {
@@ -39,6 +41,9 @@ GIVEN = {
     ("tome", "place"): {"metric": "keys", "place": "after_block"},  # keys: on a ViT, as nothing else has an MLP
     ("tome", "proportional_attention"): {"metric": "keys", "proportional_attention": False},
     ("neighbor", "across_special"): {"ratio": 0.45},
+    ("runs", "across_special"): {"ratio": 0.45},
+    ("runs", "metric"): {"lengths": "one"},  # keys are those of a ViT, which has no time to keep
+    ("runs", "indicator"): {"importance_weight": 1.0, "lengths": "one"},
     ("random", "metric"): {"operation": "merge"},
     ("random", "similarity"): {"operation": "merge"},
 }
@@ -110,7 +115,7 @@ def test_a_value_matters_and_keeps_the_promises(method, name, value):
         ("tome", {"importance_weight": -1}, "from 0 to inf, not -1"),
         ("tome", {"importance_weight": float("inf")}, "inf"),
         ("evit", {"fuse": 1}, "fuse is a switch"),
-        ("evit", {"seed": 0}, "it has: indicator, metric, fuse, order"),
+        ("evit", {"seed": 0}, "it has: lengths, indicator, metric, fuse, order"),
         ("pumer", {"order": "shuffle"}, "restore"),
     ],
 )

@@ -100,3 +100,4 @@ NEIGHBOR = [{}, {"across_special": True}, {"protect_class_neighbors": True}]
 def test_neighbor(options, seed):
     assert_same("neighbor", plain.neighbor, seed=seed, **options)
     assert_same("neighbor", plain.neighbor, seed=seed, length=24, classes=(0, 7, 8), counts=(9, 2), **options)
+    assert_same("runs", plain.runs, seed=seed, **options)
