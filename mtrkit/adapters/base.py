@@ -100,14 +100,15 @@ class Adapter(ABC):
         del outer
         return shape
 
-    def check_layers(self, mixer: nn.Module) -> None:
+    def check_layers(self, mixer: nn.Module, weights: bool = True) -> None:
         """Raise :class:`UnsupportedModelError` if a layer has become more than weights which the family's code reads.
 
-        That code would ignore it in every other block, so no answer would be right.
+        That code would ignore it in every other block, so no answer would be right. ``weights``: whether the class of
+        the weights counts too, which may be sharded between passes.
         """
         for name in () if torch.compiler.is_compiling() else self.own_code_reads:
             layer = getattr(mixer, name)
-            if not tells_all(layer) or (name.startswith("x_proj") and layer.bias is not None):
+            if not tells_all(layer, weights) or (name.startswith("x_proj") and layer.bias is not None):
                 raise UnsupportedModelError(
                     f"`{name}` of a {type(mixer).__name__} is a {type(layer).__name__} with more than its weights: "
                     "an adapter, hooks, quantised weights or the like. The code of such models reads the weights and "

@@ -107,7 +107,7 @@ class Reduction:
         for block in self.blocks if read else ():
             mixer = self.adapter.mixer(block)
             if missing_name(mixer, read) is None:
-                self.adapter.check_layers(mixer)
+                self.adapter.check_layers(mixer, weights=False)
 
     def decide(self, index: int, state: BlockState, num_kept: int, stream: ReducedStream) -> Decision:
         """Ask the method, and tell the observers."""
@@ -371,7 +371,8 @@ def _install(model: nn.Module, reduction: Reduction) -> None:
     for index, block in enumerate(reduction.blocks):
         if index + 1 < first:
             continue
-        if isinstance(vars(block).get("forward"), PatchedBlock):
+        other = vars(block).get("forward")
+        if isinstance(other, PatchedBlock) and not other.reduction.removed:
             raise UnsupportedModelError(
                 f"block {index + 1} of {type(model).__name__} belongs to another model too, which is reduced; call "
                 "mtrkit.remove_reduction on that one first, or give this one blocks of its own (copy.deepcopy)"

@@ -10,7 +10,6 @@ from typing import Any, TypeGuard, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from torch.utils._device import DeviceContext
 
 from mtrkit.dynamo import constant_result
 from mtrkit.native.jobs import has_memory
@@ -70,7 +69,8 @@ def _functions_are_watched() -> bool:
     if not count:
         return False
     modes = (type(torch._C._get_function_stack_at(i)) for i in range(count))
-    return any(mode is not DeviceContext for mode in modes)  # which only chooses where new tensors are made
+    # A DeviceContext only chooses where new tensors are made; by name, as importing it takes time.
+    return any(mode.__name__ != "DeviceContext" for mode in modes)
 
 
 def can_match(metric: Tensor) -> bool:
@@ -131,9 +131,10 @@ def are_plain(modules: Iterable[nn.Module]) -> bool:
     return not everywhere and all(map(is_plain, modules))
 
 
-def tells_all(layer: nn.Module) -> bool:
+def tells_all(layer: nn.Module, weights: bool = True) -> bool:
     """Whether a layer computes what its weights say, so that code which reads them needs not call it.
 
+    With ``weights=False`` only what is around the weights counts, which may be sharded until the layer runs.
     So does a parametrized one, and one that accelerate moves between devices; not one with hooks or quantised weights.
     """
     own, forward = layer.__dict__, type(layer).forward
@@ -143,7 +144,9 @@ def tells_all(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Conv1d) and not _looks_back(own):
         return False
     moved = type(own.get("_hf_hook")).__name__ == "AlignDevicesHook"  # which only moves weights and inputs
-    return ("forward" not in own or moved) and plain_tensors((layer.weight,))  # type: ignore[arg-type]
+    if "forward" in own and not moved:
+        return False
+    return not weights or plain_tensors((layer.weight,))  # type: ignore[arg-type]
 
 
 def known_forward(cls: M) -> M:

@@ -17,7 +17,7 @@ from mtrkit.types import Runs, Signals
 _lib = torch.library.Library("mtrkit", "FRAGMENT")
 _lib.define(
     "mixer(Tensor hidden, Tensor in_proj, Tensor out_proj, Tensor[] directions, bool halve, str reads, "
-    "Tensor? lengths, int positions) -> Tensor[]"
+    "Tensor? lengths=None, int positions=0) -> Tensor[]"
 )
 _lib.define("add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps) -> (Tensor, Tensor)")
 
@@ -29,8 +29,8 @@ def _mixer(
     directions: list[Tensor],
     halve: bool,
     reads: str,
-    lengths: Tensor | None,
-    positions: int,
+    lengths: Tensor | None = None,
+    positions: int = 0,
 ) -> list[Tensor]:
     """The mixer, the directions' weights one after the other, the names of the signals that are read, and the runs."""
     runs = None if lengths is None else Runs(lengths, positions)
