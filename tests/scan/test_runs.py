@@ -105,13 +105,15 @@ def test_is_the_loop_over_all_positions(backend, case):
 
 @pytest.mark.skipif(bool(lib.library().missing), reason="no compiled library")
 @given(case=CASES)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=40, derandomize=True)
 @torch.no_grad()
 def test_the_compiled_library_is_the_same(case):
+    """The bound is for the mean over many numbers, so a few samples more if the sequence is short."""
     torch.manual_seed(case["seed"])
     length, longest, seed = case.pop("length"), case.pop("longest"), case.pop("seed")
-    weights, hidden = make_weights(**case), torch.randn(2, length, 24)
-    runs = runs_of(some_runs(2, length, longest, seed))
+    batch = 2 + 60 // length
+    weights, hidden = make_weights(**case), torch.randn(batch, length, 24)
+    runs = runs_of(some_runs(batch, length, longest, seed))
     reads = frozenset({"delta", "ssm_B", "ssm_C", "y"})
     exact, signals = mixer_forward(hidden.double(), cast(weights, torch.float64), reads, runs=runs)
     found, seen = fused.mixer(hidden, weights, reads, runs)
