@@ -167,7 +167,7 @@ class MixerCall:
     reads: frozenset[str] = frozenset()  # names of the signals wanted
     gaps: Gaps | None = None  # what the mixer's scan passes over
     runs: Runs | None = None  # how long the tokens last; None: one position each
-    size: Tensor | None = None  # (B, L, 1): sizes of merged tokens, to which attention shall be proportional
+    size: Tensor | None = None  # (B, L, 1): how many tokens each one stands for, by which attention to it is multiplied
     signals: Signals | None = None
 
     @property

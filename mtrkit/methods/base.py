@@ -58,7 +58,7 @@ class MethodConfig:
         return False
 
     def flops(self, num_tokens: int, num_kept: int, widths: Widths) -> int:
-        """Floating-point operations of one reduction, counted as methods.md counts them; default none."""
+        """Floating-point operations of one reduction, counted as its paper counts them; default none."""
         del num_tokens, num_kept, widths
         return 0
 

@@ -129,7 +129,8 @@ INLINE void FN(advance_states)(int count, int small, int64_t n, int v, int64_t s
     for (int k = 0; k < count; k++) STORE(h + (n + k) * BLOCK + v, state[k]);
 }
 
-/* The same for tokens that last several positions: `y` is the sum of the outputs at each of them. */
+/* The same for tokens that last several positions: `y` is the sum of the outputs at each of them. A loop of its own: one
+ * loop for both made the compiler contract the plain recurrence in another way, which changed its bits. */
 INLINE void FN(advance_runs)(int count, int64_t n, int v, int64_t steps, const int64_t *lengths, const float *A2,
                              float *h, const float *dt, const float *du, const float *B, int64_t B_stride,
                              const float *C, int64_t C_stride, float *y) {

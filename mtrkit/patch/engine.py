@@ -67,7 +67,7 @@ class Reduction:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies, which nobody has disabled or observes."""
+        """The state of a copy: enabled, and without observers."""
         return vars(self) | {"disabled": 0, "observers": []}
 
     @property
@@ -311,14 +311,14 @@ class OneTensorBlock(PatchedBlock):
     def _run(self, tokens: Tensor, call: MixerCall, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, Signals]:
         """What the block reduces: mixer output and residual, or the tokens alone if they are not such a sum."""
         adapter = self.reduction.adapter
-        if self.repeats or call.size is not None:
+        if self.repeats:
             self._check_arguments(args, kwargs)
         if self.reduces_inside:
             return adapter.run_attention(self.module, tokens, call), None, self._signals(call)
         split = adapter.split_block(self.module, tokens, call) if self.reduces or call.runs is not None else None
         if split is not None:
             return *split, self._signals(call)
-        if self.reads or call.runs is not None or call.size is not None:
+        if call.says_something:
             return adapter.run_block(self.module, tokens, call), None, self._signals(call)
         return self.hidden(tokens, *args, **kwargs), None, Signals()
 

@@ -58,8 +58,9 @@ def mixer_forward(
     if pieces == 1:
         return steps.mix(hidden, parts, reads, gaps, runs)
     outputs, signals = [], []
-    for rows in torch.arange(hidden.shape[0]).chunk(pieces):
-        part = slice(int(rows[0]), int(rows[-1]) + 1)
+    samples = -(-hidden.shape[0] // pieces)
+    for start in range(0, hidden.shape[0], samples):
+        part = slice(start, start + samples)
         gap = None if gaps is None else Gaps(gaps.forward[part], gaps.backward[part])
         run = None if runs is None else Runs(runs.lengths[part], runs.positions)
         out, found = steps.mix(hidden[part], parts, reads, gap, run)
