@@ -204,9 +204,8 @@ class ReducedStream(NamedTuple):
     dropped_delta: Tensor | None = None  # (B, L, E): Δ of dropped tokens per direction, if a method wants it remembered
     lengths: Tensor | None = None  # (B, L') int64: how many positions each token lasts, if the method keeps time
 
-    @property
     def runs(self) -> Runs | None:
-        """What keeps time in the next block."""
+        """What keeps time in the next block; no property, as torch 2.6's compiler evaluates none of a named tuple."""
         return None if self.lengths is None else Runs(self.lengths, self.slot.shape[1])
 
     def updated(

@@ -209,7 +209,7 @@ class PatchedBlock(Patched):
                 "mtrkit.apply_reduction again"
             )
         merged = self.weighs and stream is not None and bool(stream.stages)
-        runs, size = (None, None) if stream is None else (stream.runs, stream.size)
+        runs, size = (None, None) if stream is None else (stream.runs(), stream.size)
         return MixerCall(self.reads, runs=runs, size=size if merged else None)
 
     def _signals(self, call: MixerCall) -> Signals:
