@@ -33,12 +33,13 @@ from mtrkit.errors import (
     UnsupportedModelError,
 )
 from mtrkit.methods import MethodConfig, register_method
-from mtrkit.patch import ReductionInfo, Trace
+from mtrkit.patch import Calibration, ReductionInfo, Trace
 from mtrkit.scan import scan_backends, selective_scan, use_scan_backend
 from mtrkit.schedule import EveryNth, FlopsReport
 from mtrkit.types import BlockState, Decision, TokenMap
 
 if TYPE_CHECKING:
+    from mtrkit.calibration import calibrate
     from mtrkit.models import VisionMamba, create_model, list_models, load_checkpoint
 
 __version__ = "0.1.0"
@@ -47,6 +48,7 @@ __all__ = [
     "Adapter",
     "BackendError",
     "BlockState",
+    "Calibration",
     "CheckpointError",
     "Decision",
     "EveryNth",
@@ -64,6 +66,7 @@ __all__ = [
     "UnsupportedModelError",
     "VisionMamba",
     "apply_reduction",
+    "calibrate",
     "count_flops",
     "create_model",
     "list_adapters",
@@ -83,11 +86,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load the models when they are first asked for: they register with timm, whose import takes seconds."""
+    """Load what is heavy when it is first asked for: models register with timm, whose import takes seconds."""
     if name in ("VisionMamba", "create_model", "list_models", "load_checkpoint"):
         from mtrkit import models
 
         return getattr(models, name)
+    if name == "calibrate":
+        from mtrkit import calibration
+
+        return calibration.calibrate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

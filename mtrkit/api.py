@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from torch import nn
@@ -13,7 +14,7 @@ from torch import nn
 from mtrkit.adapters import ADAPTERS, Adapter, find_host
 from mtrkit.errors import InputError, MtrkitError, OptionError, SmallModelWarning, UnsupportedModelError
 from mtrkit.methods import METHODS, Method, MethodConfig
-from mtrkit.patch import RECORD, Plan, Reduction, ReductionInfo, Trace, install, uninstall
+from mtrkit.patch import RECORD, Calibration, Plan, Reduction, ReductionInfo, Trace, install, uninstall
 from mtrkit.scan import backend_for, scan_backends
 from mtrkit.schedule import (
     Directions,
@@ -35,13 +36,14 @@ _SMALL = 192  # model width D of Vim-Ti, up to which the loss is known to be lar
 
 def apply_reduction(
     model: M,
-    method: str = "mtr",
-    ratio: float = 0.3,
+    method: str | None = None,
+    ratio: float | None = None,
     *,
     input_size: tuple[int, ...] | None = None,
     layers: Sequence[int] | Placement | None = None,
     tokens: Sequence[int] | None = None,
     r: int | None = None,
+    calibration: Calibration | str | Path | None = None,
     **options: object,
 ) -> M:
     """Patch a Vision Mamba in place so that its later blocks see fewer tokens.
@@ -53,9 +55,9 @@ def apply_reduction(
     Args:
         model: A model of a family in :func:`list_adapters`, or one that has exactly one such model inside
             (DDP, a compiled module, a segmentor with a backbone).
-        method: A name in :func:`list_methods`.
+        method: A name in :func:`list_methods`. Default: ``"mtr"``.
         ratio: Share of the model's forward FLOPs to remove, in [0, 1), the cost of reducing included. With
-            0.3 the patched forward costs 70 % of the original; 0 changes no bit of the output. The ratio
+            0.3, the default, the patched forward costs 70 % of the original; 0 changes no bit of the output. The ratio
             reached is as near as whole tokens allow.
         input_size: (C, H, W) of an image or (C, T, H, W) of a clip, in pixels and frames, or (L,) tokens of a text,
             without batch. Default: the size the model was built for, 2048 tokens of text. Inputs of other
@@ -64,6 +66,8 @@ def apply_reduction(
             papers, or a placement such as ``EveryNth(2)``. Default: three in the first two thirds, 5, 10 and 15 of 24.
         tokens: Tokens left after each block, one number per block, instead of ``ratio``.
         r: Tokens to remove after each of the layers, instead of ``ratio`` (ToMe and R-MeeTo say it so).
+        calibration: What :func:`calibrate` returned for this model, or the file that it was saved in, instead of all of
+            the above. It holds for inputs of the size that it was made from.
         **options: Fields of the method's config, such as ``similarity="l2"`` for ``"mtr"``.
 
     Returns:
@@ -72,7 +76,8 @@ def apply_reduction(
 
     Raises:
         UnknownNameError: No such method; the message lists the known ones.
-        OptionError: An option, ``ratio`` or ``layers`` that cannot be.
+        OptionError: An option, ``ratio`` or ``layers`` that cannot be, or a calibration of another model.
+        CheckpointError: The file holds no calibration.
         UnsupportedModelError: No adapter fits, or the model uses a feature that cannot be reduced correctly.
         ScheduleError: ``ratio`` is out of reach; the message gives the largest reachable one.
 
@@ -82,7 +87,12 @@ def apply_reduction(
     Source: ``"mtr"`` is Ma et al., arXiv:2507.14042; :func:`list_methods` gives each method's paper.
     """
     host, adapter = find_host(model)
-    reduction = _prepare(model, host, adapter, method, ratio, input_size, layers, tokens, r, options)
+    if calibration is None:
+        method, ratio = "mtr" if method is None else method, 0.3 if ratio is None else ratio
+        reduction = _prepare(model, host, adapter, method, ratio, input_size, layers, tokens, r, options)
+    else:
+        given = {"method": method, "ratio": ratio, "input_size": input_size, "layers": layers, "tokens": tokens, "r": r}
+        reduction = _calibrated(model, host, adapter, calibration, given | options)
     install(host, reduction)
     if reduction.plan.layers:
         _warn_if_small(reduction.plan.shape)
@@ -164,6 +174,7 @@ def reduction_info(model: nn.Module, *, directions: Directions = "one") -> Reduc
         flops_dense=dense,
         flops_reduced=reduced,
         scan_backend=_scan_backend(host),
+        corrected=reduction.correction is not None,
     )
 
 
@@ -229,6 +240,28 @@ def _prepare(
     shape = _placed(_shape(model, host, adapter, size), config)
     plan = _plan(shape, chosen, config, adapter.any_length, ratio, layers, tokens, r)
     return Reduction(chosen, config, adapter, size, adapter.special_at(host), plan, host)
+
+
+def _calibrated(
+    model: nn.Module,
+    host: nn.Module,
+    adapter: Adapter,
+    calibration: Calibration | str | Path,
+    given: dict[str, object],
+) -> Reduction:
+    """What a calibration says; ``given`` is what the user says beside it."""
+    found = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
+    own = vars(found) | found.options
+    beside = [f"{name}={value!r}" for name, value in given.items() if value is not None and value != own.get(name)]
+    if beside:
+        raise OptionError(
+            f"a calibration of {found.method!r} at ratio {found.ratio:g} and {', '.join(beside)} were given; give one"
+        )
+    found.check(host, adapter)
+    size, tokens = found.input_size, found.tokens
+    reduction = _prepare(model, host, adapter, found.method, 0.0, size, None, tokens, None, found.options)
+    reduction.correction = found.correction
+    return reduction
 
 
 def _plan(

@@ -156,6 +156,18 @@ class Runs(NamedTuple):
     positions: int  # of a sample, at most
 
 
+class Correction(NamedTuple):
+    """What is added to the final features x (…, D) of a reduced model: ``x @ down @ up + bias``."""
+
+    down: Tensor  # (D, R)
+    up: Tensor  # (R, D)
+    bias: Tensor  # (D,)
+
+    def of(self, features: Tensor) -> Tensor:
+        """The correction of features (…, D), in their dtype and on their device."""
+        return features @ self.down.to(features) @ self.up.to(features) + self.bias.to(features)
+
+
 @dataclass(eq=False)
 class MixerCall:
     """What a reduced block hands to its mixer beside the tokens, and where the mixer leaves what is read of it.

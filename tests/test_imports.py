@@ -24,7 +24,8 @@ FLOORS = {
     "api": 7,
     "measure": 8,
     "vis": 8,
-    "cli": 9,
+    "calibration": 9,
+    "cli": 10,
 }
 MAY_CALL_C = {"native", "scan", "ops"}  # everyone else asks these
 

@@ -13,13 +13,14 @@ from collections.abc import Callable
 
 import torch
 
-from mtrkit.cli.console import print_table, progress, say
+from mtrkit.cli.console import print_table, say
 from mtrkit.cli.inputs import add_input, read_input
 from mtrkit.cli.loading import input_shape, load_model
 from mtrkit.cli.options import add_model, add_reduction, add_running, positive, resolve_running
 from mtrkit.errors import OptionError
 from mtrkit.measure import Precision, describe_machine, forward_pass, interleave, peak_memory, summarise
 from mtrkit.measure.candidates import DENSE, Candidate, candidates
+from mtrkit.measure.progress import progress
 from mtrkit.measure.results import KEY, Results, Row, configuration_key
 from mtrkit.measure.throughput import Pass
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mtrkit.cli.console import print_table, say
 from mtrkit.cli.measuring import add_measuring, evaluation_from, measure_with_progress
-from mtrkit.cli.options import add_reduction, positive, resolve_running
+from mtrkit.cli.options import add_calibrations, add_reduction, positive, resolve_running
 from mtrkit.measure import Precision, preprocess_for
 from mtrkit.measure.candidates import DENSE, ModelChoice, candidates
 from mtrkit.measure.evaluation import Reference
@@ -19,6 +19,7 @@ from mtrkit.measure.images import BUNDLED
 from mtrkit.measure.report import as_markdown, caption, images_per_second, table
 from mtrkit.measure.results import Results, Row
 from mtrkit.models import create_model
+from mtrkit.patch import Calibration
 from mtrkit.vis.curves import Point, draw_curves
 
 EPILOG = """examples:
@@ -42,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="FOLDER", help=f"a folder per class, or {BUNDLED!r}")
     parser.add_argument("--limit", type=positive, help="use this many images, at even distances (default: all)")
     add_reduction(parser, [0.2, 0.3, 0.4])
-    parser.add_argument("--against", metavar="METHOD", help="what differences are taken from (default: the first)")
+    add_calibrations(parser)
+    parser.add_argument(
+        "--against", metavar="METHOD", help="what differences are taken from, or 'dense' (default: the first)"
+    )
     add_measuring(parser)
     parser.add_argument("--title", default="", help="a line above table and plots")
     parser.add_argument("--table", type=Path, metavar="FILE", help="Markdown table")
@@ -66,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
             preprocess = preprocess_for(getattr(model, "pretrained_cfg", {}))
             evaluation = evaluation_from(args, choice.name, choice.checkpoint, preprocess, precision)
             methods = () if reference else args.method
-            found = candidates(model, methods, args.ratio, args.layers, dict(args.option), args.r)
+            fitted = [] if reference else [Calibration.load(path) for path in args.calibration]
+            found = candidates(model, methods, args.ratio, args.layers, dict(args.option), args.r, fitted)
             reference = reference or Reference(evaluation, model)
             for row in measure_with_progress(evaluation, model, found, results, reference):
                 rows.append(row)

@@ -1,10 +1,9 @@
-"""What the commands print: tables and notes on standard output, progress on standard error."""
+"""What the commands print on standard output: tables and notes."""
 
 from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 _PIPE_WIDTH = 160  # a file or a pipe has no width, and a table must not be cut to rich's 80 columns
@@ -40,10 +39,3 @@ def print_table(
     for row in rows:
         table.add_row(*(str(cell).replace("[", r"\[") for cell in row))
     console().print(table)
-
-
-def progress() -> Progress:
-    """A progress bar for terminals; nothing at all elsewhere."""
-    errors = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)

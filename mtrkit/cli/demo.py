@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from mtrkit.api import trace_reduction
-from mtrkit.cli.console import print_table, progress, say
+from mtrkit.cli.console import print_table, say
 from mtrkit.cli.loading import count_parameters
 from mtrkit.cli.options import method, positive
 from mtrkit.measure import (
@@ -33,6 +33,7 @@ from mtrkit.measure import (
 )
 from mtrkit.measure.candidates import DENSE, Candidate, candidates
 from mtrkit.measure.images import BUNDLED
+from mtrkit.measure.progress import progress
 from mtrkit.models import create_model
 from mtrkit.vis import draw_reduction, patch_grid
 

@@ -10,11 +10,12 @@ from mtrkit.cli.console import print_table, say
 from mtrkit.cli.inputs import add_preprocessing, preprocess_from
 from mtrkit.cli.loading import load_model
 from mtrkit.cli.measuring import add_measuring, evaluation_from, measure_with_progress
-from mtrkit.cli.options import add_model, add_reduction, positive, resolve_running
+from mtrkit.cli.options import add_calibrations, add_model, add_reduction, positive, resolve_running
 from mtrkit.measure import Accuracy, Precision
 from mtrkit.measure.candidates import candidates
 from mtrkit.measure.images import BUNDLED
 from mtrkit.measure.results import Results, Row
+from mtrkit.patch import Calibration
 
 EPILOG = """examples:
   mtrkit eval vim_micro_patch4_stride2_32 --data bundled
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="FOLDER", help=f"a folder per class, or {BUNDLED!r}")
     parser.add_argument("--limit", type=positive, help="use this many images, at even distances (default: all)")
     add_reduction(parser, [0, 0.2, 0.3, 0.4])
+    add_calibrations(parser)
     add_preprocessing(parser)
     add_measuring(parser)
 
@@ -39,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     device, precision = resolve_running(args), Precision(args.dtype)
     model = precision.cast(load_model(args, device))
     evaluation = evaluation_from(args, args.model, str(args.checkpoint), preprocess_from(args, model), precision)
-    found = candidates(model, args.method, args.ratio, args.layers, dict(args.option), args.r)
+    fitted = [Calibration.load(path) for path in args.calibration]
+    found = candidates(model, args.method, args.ratio, args.layers, dict(args.option), args.r, fitted)
     if 0 not in args.ratio:
         found = found[1:]
     say(f"{args.model}, {len(evaluation.images)} images from {evaluation.images.name}")

@@ -18,6 +18,7 @@ COMMANDS = {  # name → (module, what it does)
     "list": ("listing", "methods, model families, models and scan backends"),
     "info": ("info", "what apply_reduction would do to a model: tokens per block, FLOPs"),
     "eval": ("evaluate", "accuracy, FLOPs and speed of a model on a folder of images"),
+    "calibrate": ("calibrate", "fit a reduction to a model by its own answers on some hundred images"),
     "compare": ("compare", "methods side by side on the same images, with paired differences and plots"),
     "bench": ("bench", "measured speed-up beside the one the FLOPs promise"),
     "draw": ("draw", "pictures of which tokens an image keeps, and what is merged"),

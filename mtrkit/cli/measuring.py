@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from mtrkit.cli.console import progress
 from mtrkit.cli.options import add_running, positive, whole
 from mtrkit.measure import Precision, Preprocess, open_images
 from mtrkit.measure.candidates import Candidate
 from mtrkit.measure.evaluation import Advance, Evaluation, Reference, measure
+from mtrkit.measure.progress import progress
 from mtrkit.measure.results import Results, Row
 
 

@@ -3,6 +3,7 @@
 import argparse
 import ast
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -36,49 +37,80 @@ def add_model(parser: argparse.ArgumentParser, checkpoint: str | None) -> None:
 
 
 def add_reduction(
-    parser: argparse.ArgumentParser, ratio: Sequence[float], many: bool = True, many_methods: bool = True
+    parser: argparse.ArgumentParser,
+    ratio: Sequence[float],
+    many: bool = True,
+    many_methods: bool = True,
+    default: str = "mtr",
+    removals: bool = True,
 ) -> None:
-    """--method, --ratio, --r, --layers and --option; with ``many``, several ratios, with ``many_methods``, methods."""
-    _add_method(parser, many_methods)
-    _add_amount(parser, ratio, many)
+    """--method, --ratio, --r, --layers and --option.
+
+    Args:
+        parser: Where to add them.
+        ratio: Defaults.
+        many: Whether several ratios may be given.
+        many_methods: The same for methods.
+        default: Method.
+        removals: Whether --r may be given.
+    """
+    _add_method(parser, many_methods, default)
+    _add_ratio(parser, ratio, many)
+    if removals:
+        _add_removals(parser, many)
     parser.add_argument(
         "--layers",
         nargs="+",
         type=int,
-        help="blocks to reduce after, counted from 1 (default: 5, 10, 15 of 24)",
+        help="blocks to reduce after, counted from 1 (default: the method's own, mostly 5, 10, 15 of 24)",
     )
     parser.add_argument(
         "--option", nargs="+", type=option, default=[], metavar="NAME=VALUE", help="options of every method"
     )
 
 
-def _add_method(parser: argparse.ArgumentParser, many: bool) -> None:
+def add_calibrations(parser: argparse.ArgumentParser) -> None:
+    """--calibration: reductions that were fitted to the model."""
+    parser.add_argument(
+        "--calibration",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="reductions that `mtrkit calibrate` has fitted to the model, beside the methods",
+    )
+
+
+def _add_method(parser: argparse.ArgumentParser, many: bool, default: str) -> None:
     """--method: how to reduce."""
-    mtr = method("mtr")
+    choice = method(default)
     parser.add_argument(
         "--method",
         nargs="+" if many else None,
         type=method,
         metavar="NAME[:OPTION=VALUE,...]",
-        default=[mtr] if many else mtr,
-        help="as in rmeeto:metric=delta,layers=even; see `mtrkit list` (default: mtr)",
+        default=[choice] if many else choice,
+        help=f"as in rmeeto:metric=delta,layers=even; see `mtrkit list` (default: {default})",
     )
 
 
-def _add_amount(parser: argparse.ArgumentParser, ratio: Sequence[float], many: bool) -> None:
-    """--ratio and --r: how much to remove."""
-    nargs = "+" if many else None
+def _add_ratio(parser: argparse.ArgumentParser, ratio: Sequence[float], many: bool) -> None:
+    """--ratio: the share to remove."""
     shown = " ".join(map(str, ratio))
     parser.add_argument(
         "--ratio",
-        nargs=nargs,
+        nargs="+" if many else None,
         type=float,
         default=list(ratio) if many else ratio[0],
         help=f"share of the FLOPs to remove, in [0, 1) (default: {shown})",
     )
+
+
+def _add_removals(parser: argparse.ArgumentParser, many: bool) -> None:
+    """--r: how many to remove."""
     parser.add_argument(
         "--r",
-        nargs=nargs,
+        nargs="+" if many else None,
         type=positive,
         default=[] if many else None,
         help="tokens to remove after each layer, " + ("also" if many else "instead of --ratio"),

@@ -8,7 +8,7 @@ from torch import nn
 
 from mtrkit.api import apply_reduction, count_flops, reduction_info
 from mtrkit.measure.weights import twin
-from mtrkit.patch import ReductionInfo
+from mtrkit.patch import Calibration, ReductionInfo
 
 DENSE = "dense"
 
@@ -78,6 +78,7 @@ def candidates(
     layers: Sequence[int] | None = None,
     options: Mapping[str, Any] | None = None,
     removals: Sequence[int] = (),
+    calibrations: Sequence[Calibration] = (),
 ) -> list[Candidate]:
     """The dense model first, then every method at every ratio and removal above 0, without repetitions.
 
@@ -88,12 +89,14 @@ def candidates(
         layers: Where, for methods that do not say. Default: that of ``apply_reduction``.
         options: Of every method, unless it has its own. Default: none.
         removals: Tokens per layer to remove. Default: none.
+        calibrations: Reductions that were fitted to the model, each at its own ratio. Default: none.
     """
     dense = Candidate(method=DENSE, ratio=0.0, model=model, gflops=count_flops(model).gflops)
     amounts = [{"ratio": ratio} for ratio in dict.fromkeys(ratios) if ratio] + [{"r": r} for r in removals if r]
     wanted = {method.text: method for method in methods}.values()
     shared = {"layers": layers} | dict(options or {})
-    return [dense, *(_reduced(model, method, shared, amount) for method in wanted for amount in amounts)]
+    reduced = [_reduced(model, method, shared, amount) for method in wanted for amount in amounts]
+    return [dense, *reduced, *(_calibrated(model, calibration) for calibration in calibrations)]
 
 
 def _reduced(model: nn.Module, method: MethodChoice, shared: Mapping[str, Any], amount: Mapping[str, Any]) -> Candidate:
@@ -101,14 +104,30 @@ def _reduced(model: nn.Module, method: MethodChoice, shared: Mapping[str, Any], 
     reduced = apply_reduction(twin(model), method.name, **(options | dict(amount)))
     info = reduction_info(reduced)
     assert info is not None
+    ratio = amount.get("ratio", info.ratio_reached)
+    options = {name: value for name, value in options.items() if name != "layers"}
+    return _candidate(method.text, ratio, reduced, info, options, amount.get("r"))
+
+
+def _calibrated(model: nn.Module, calibration: Calibration) -> Candidate:
+    reduced = apply_reduction(twin(model), calibration=calibration)
+    info = reduction_info(reduced)
+    assert info is not None
+    options = {"calibration": calibration.digest}
+    return _candidate(f"{calibration.method}, calibrated", calibration.ratio, reduced, info, options)
+
+
+def _candidate(
+    method: str, ratio: float, model: nn.Module, info: ReductionInfo, options: Mapping[str, Any], r: int | None = None
+) -> Candidate:
     return Candidate(
-        method=method.text,
-        ratio=amount.get("ratio", info.ratio_reached),
-        model=reduced,
+        method=method,
+        ratio=ratio,
+        model=model,
         gflops=info.flops_reduced.gflops,
         promised=info.promised_speedup,
         reached=info.ratio_reached,
         info=info,
-        options={name: value for name, value in options.items() if name != "layers"},
-        r=amount.get("r"),
+        options=options,
+        r=r,
     )

@@ -186,4 +186,5 @@ def _key(same: Row, candidate: Candidate) -> str:
     done = candidate.info
     reduction = {"method": candidate.method, "amount": candidate.amount}
     chosen = {"options": done.options, "layers": done.layers} if done else {}
+    chosen |= {name: value for name, value in candidate.options.items() if name == "calibration"}
     return configuration_key(same | reduction | chosen)

@@ -12,11 +12,13 @@ def table(rows: list[Row], reference: str) -> tuple[list[str], list[list[str]]]:
 
     Args:
         rows: Of one or more models, as :func:`mtrkit.measure.evaluation.measure` yields them.
-        reference: The method from which paired differences are taken.
+        reference: The method from which paired differences are taken; ``"dense"`` for the first model as it is.
     """
     reduced = [row for row in rows if row["method"] != DENSE]
     amounts = list(dict.fromkeys(row["amount"] for row in reduced))
     found = {(row["method"], row["amount"]): row for row in reduced}
+    same = rows[0] if reference == DENSE else None
+    others = {amount: same or found.get((reference, amount)) for amount in amounts}
     lines = []
     for dense in (row for row in rows if row["method"] == DENSE):
         accuracy = str(Accuracy(int(dense["correct"]), int(dense["n"])))
@@ -24,8 +26,7 @@ def table(rows: list[Row], reference: str) -> tuple[list[str], list[list[str]]]:
             [f"{dense['model']}, dense, {float(dense['gflops']):.3g} GFLOPs", accuracy, *[""] * (len(amounts) - 1)]
         )
     for method in dict.fromkeys(row["method"] for row in reduced):
-        here = [(found.get((method, amount)), found.get((reference, amount))) for amount in amounts]
-        lines.append([method, *(_cell(row, other) for row, other in here)])
+        lines.append([method, *(_cell(found.get((method, amount)), others[amount]) for amount in amounts)])
     return ["method", *amounts], lines
 
 

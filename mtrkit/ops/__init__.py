@@ -18,6 +18,7 @@ from mtrkit.ops.reorder import (
 from mtrkit.ops.score import ChannelReduction, channel_score, class_score, standardize
 from mtrkit.ops.stream import (
     check_gradients,
+    correct_stream,
     nothing_dropped,
     open_stream,
     reduce_stream,
@@ -38,6 +39,7 @@ __all__ = [
     "check_gradients",
     "class_score",
     "comparable",
+    "correct_stream",
     "count_gaps",
     "count_lengths",
     "exact_slots",

@@ -8,7 +8,7 @@ from torch import Tensor
 from mtrkit.errors import InputError
 from mtrkit.ops.merge import Merger, unmerge_tokens
 from mtrkit.ops.tensors import take
-from mtrkit.types import ReducedStream, Stage, TokenMap
+from mtrkit.types import Correction, ReducedStream, Stage, TokenMap
 
 
 def open_stream(residual: Tensor) -> ReducedStream:
@@ -110,3 +110,22 @@ def stream_tokens(hidden: Tensor, residual: Tensor | ReducedStream) -> Tensor:
     if isinstance(residual, ReducedStream):
         hidden, residual = restore_stream(hidden, residual)
     return hidden + residual
+
+
+def correct_stream(
+    hidden: Tensor | None, stream: ReducedStream, correction: Correction, slots: Tensor
+) -> ReducedStream:
+    """The stream after the last block, with the correction of its features added to the residual.
+
+    Args:
+        hidden: (B, L', D), the other half of the features; ``None`` if the residual is all of them.
+        stream: What travels.
+        correction: Of the features.
+        slots: (B, S): the tokens to correct, those that a head reads; all tokens if S is 0.
+    """
+    features = stream.residual if hidden is None else stream.residual + hidden
+    if not slots.shape[1]:
+        return stream.updated(residual=stream.residual + correction.of(features))
+    corrected = take(stream.residual, slots) + correction.of(take(features, slots))
+    places = slots[:, :, None].expand_as(corrected)
+    return stream.updated(residual=stream.residual.scatter(1, places, corrected))

@@ -1,9 +1,22 @@
 """Bring adapter, method and schedule together in a model's forward pass, and take them out again."""
 
+from mtrkit.patch.calibration import Calibration, fingerprint
 from mtrkit.patch.engine import RECORD, Reduction, install, uninstall
 from mtrkit.patch.info import ReductionInfo
 from mtrkit.patch.journal import Journal
 from mtrkit.patch.plan import Plan
 from mtrkit.patch.trace import Trace, TraceStage
 
-__all__ = ["RECORD", "Journal", "Plan", "Reduction", "ReductionInfo", "Trace", "TraceStage", "install", "uninstall"]
+__all__ = [
+    "RECORD",
+    "Calibration",
+    "Journal",
+    "Plan",
+    "Reduction",
+    "ReductionInfo",
+    "Trace",
+    "TraceStage",
+    "fingerprint",
+    "install",
+    "uninstall",
+]

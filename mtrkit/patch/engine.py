@@ -19,6 +19,7 @@ from mtrkit.errors import InputError, UnsupportedModelError
 from mtrkit.methods.base import Method, MethodConfig
 from mtrkit.ops import (
     check_gradients,
+    correct_stream,
     count_gaps,
     count_lengths,
     open_stream,
@@ -32,7 +33,7 @@ from mtrkit.ops import (
 from mtrkit.patch.journal import Journal
 from mtrkit.patch.patched import Patched, Replication
 from mtrkit.patch.plan import Plan
-from mtrkit.types import BlockState, Decision, Gaps, MixerCall, ReducedStream, Signals
+from mtrkit.types import BlockState, Correction, Decision, Gaps, MixerCall, ReducedStream, Signals
 
 Observer = Callable[[int, BlockState, Decision, ReducedStream], None]
 
@@ -48,6 +49,7 @@ class Reduction:
     special_at: SpecialAt
     plan: Plan
     host: nn.Module = field(repr=False)
+    correction: Correction | None = None  # of the features after the last block
     disabled: int = 0  # by how many who are not done
     removed: bool = False  # what others still hold of the patch then runs as if there were none
     observers: list[Observer] = field(default_factory=list)
@@ -162,7 +164,9 @@ class PatchedBlock(Patched):
         self.reduces = index + 1 in plan.layers
         self.reduces_inside = self.reduces and config.place == "before_mlp"
         self.opens = index + 1 == min(plan.layers, default=0)
-        self.restores = index + 1 == plan.shape.depth and not adapter.restores_itself
+        last = index + 1 == plan.shape.depth
+        self.restores = last and not adapter.restores_itself
+        self.correction = reduction.correction if last else None
         self.weighs = config.proportional_attention and not self.opens
         self.reads = config.reads if self.reduces else frozenset()
         self.needs_readable = not adapter.reads_itself and self._is_read()
@@ -237,6 +241,13 @@ class PatchedBlock(Patched):
         special = self.reduction.special_at(stream.slot.shape[1])
         return stream.updated(lengths=count_lengths(stream, self.reduction.config.lengths, special))
 
+    def _correct(self, hidden: Tensor | None, stream: ReducedStream) -> ReducedStream:
+        """The stream with the features corrected that the head reads, after the last block of a calibrated model."""
+        if self.correction is None:
+            return stream
+        special = self.reduction.special_at(stream.slot.shape[1])
+        return correct_stream(hidden, stream, self.correction, _columns(stream.slot, special))
+
 
 class TwoTensorBlock(PatchedBlock):
     """``forward`` of a block that passes on hidden states and residual: the stream travels in place of the latter."""
@@ -254,6 +265,7 @@ class TwoTensorBlock(PatchedBlock):
         signals = self._signals(call)
         if self.reduces:
             hidden, stream = self._reduce(hidden, signals, stream)
+        stream = self._correct(hidden, stream)
         return restore_stream(hidden, stream) if self.restores else (hidden, stream)
 
     def _handed(
@@ -306,6 +318,7 @@ class OneTensorBlock(PatchedBlock):
             stream = self._shorten(hidden, residual, signals, stream)
         if self.reduces_inside:
             stream = stream.updated(residual=self.reduction.adapter.run_mlp(self.module, stream.residual))
+        stream = self._correct(None, stream)
         return restore_sum(stream) if self.restores else stream
 
     def _run(self, tokens: Tensor, call: MixerCall, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, Signals]:

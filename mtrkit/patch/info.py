@@ -24,6 +24,7 @@ class ReductionInfo:
         flops_dense: The count of the dense model.
         flops_reduced: The count of the reduced one.
         scan_backend: Selective-scan backend for the model's device, and why that one.
+        corrected: Whether a calibration corrects the final features.
     """
 
     method: str
@@ -38,6 +39,7 @@ class ReductionInfo:
     flops_dense: FlopsReport
     flops_reduced: FlopsReport
     scan_backend: str
+    corrected: bool = False
 
     @property
     def directions(self) -> Directions:
@@ -57,10 +59,11 @@ class ReductionInfo:
         asked = "" if self.ratio is None else f" of {self.ratio:.3f} asked"
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         places = ", ".join(f"{layer}: {self.tokens[layer - 1]}" for layer in self.layers)
+        corrected = "; the final features are corrected" if self.corrected else ""
         return (
             f"{self.method}({options}) on {self.adapter}, input {'×'.join(map(str, self.input_size))}\n"
             f"tokens: {self.num_tokens}, then after block {places or 'none'}\n"
             f"FLOPs: {self.flops_dense.gflops:.3f} → {self.flops_reduced.gflops:.3f} G "
             f"(ratio {self.ratio_reached:.3f}{asked}), speed-up promised ×{self.promised_speedup:.2f}\n"
-            f"scan: {self.scan_backend}"
+            f"scan: {self.scan_backend}{corrected}"
         )

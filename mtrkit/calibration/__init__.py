@@ -1,0 +1,5 @@
+"""Fit a reduction to one model by its dense answers: no labels, no gradients, a few hundred images."""
+
+from mtrkit.calibration.calibrate import calibrate
+
+__all__ = ["calibrate"]

@@ -1,0 +1,63 @@
+"""Fit a reduction to a model by its own answers on a few hundred training images; labels are not used.
+
+Writes a file of some kB for `mtrkit.apply_reduction(model, calibration=FILE)` and for --calibration of other commands.
+The images should be of the kind that the model will see, and none of those that it is tested on.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from mtrkit.calibration import calibrate
+from mtrkit.cli.console import say
+from mtrkit.cli.inputs import add_preprocessing, preprocess_from
+from mtrkit.cli.loading import load_model
+from mtrkit.cli.options import add_model, add_reduction, add_running, positive, resolve_running, whole
+from mtrkit.errors import InputError, OptionError
+from mtrkit.measure import Precision, batches, open_images
+from mtrkit.measure.images import BUNDLED
+
+EPILOG = """examples:
+  mtrkit calibrate vim_tiny_patch16_224 --checkpoint vim_t.pth --data imagenet/train --ratio 0.3 --out r30.safetensors
+  mtrkit eval vim_tiny_patch16_224 --checkpoint vim_t.pth --data imagenet/val --calibration r30.safetensors
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, the images, the reduction, and where to write."""
+    add_model(parser, checkpoint="pretrained")
+    parser.add_argument("--data", required=True, metavar="FOLDER", help=f"a folder per class, or {BUNDLED!r}")
+    parser.add_argument("--limit", type=positive, default=500, help="images used, at even distances (default: 500)")
+    parser.add_argument("--seed", type=whole, default=0, help="of the order of the images (default: 0)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .safetensors file")
+    add_reduction(parser, [0.3], many=False, many_methods=False, default="runs", removals=False)
+    add_preprocessing(parser)
+    parser.add_argument("--batch-size", type=positive, default=32, help="default: 32")
+    add_running(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Calibrate, save and describe."""
+    if args.out.suffix != ".safetensors" or not args.out.parent.is_dir():
+        raise InputError(f"--out {args.out}: give a .safetensors file in a folder that exists")
+    if not 0 < args.ratio < 1:
+        raise OptionError(f"--ratio is the share of FLOPs to remove, above 0 and below 1, not {args.ratio:g}")
+    device, precision = resolve_running(args), Precision(args.dtype)
+    model = precision.cast(load_model(args, device))
+    images = open_images(args.data).spread(args.limit)
+    options = {"layers": args.layers} | dict(args.option) | args.method.options
+    inputs = torch.cat(list(batches(images, preprocess_from(args, model), args.batch_size)))
+    with precision.context(device):
+        found = calibrate(
+            model,
+            inputs,
+            args.ratio,
+            method=args.method.name,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            **options,
+        )
+    found.save(args.out)
+    say(f"{args.model}, {len(images)} images from {images.name}", *str(found).splitlines(), f"saved: {args.out}")
+    return 0
