@@ -2,9 +2,9 @@
 
     python benchmarks/runs.py --data cifar10/val --tuning-data cifar10/train        # in the repository's root
 
-One `mtrkit calibrate` per model and ratio, on images for tuning, then one `mtrkit compare` per model. Calibrations and raw
-rows go to benchmarks/results/runs/, tables and plots to docs/laboratory/. What is there already is not made again: remove
-a file to redo it.
+One `mtrkit calibrate` per model and ratio, on images for tuning, then one `mtrkit compare` per model. Calibrations and
+raw rows go to benchmarks/results/runs/, tables and plots to docs/laboratory/. What is there already is not made again:
+remove a file to redo it.
 """
 
 import argparse

@@ -26,26 +26,26 @@ def placements(depth: int, last: int) -> list[Layers]:
 
 
 def race(placed: Sequence[Layers], num_samples: int, measure: Measure) -> Layers:
-    """The one with the least mean: all on an eighth of the samples, the better ones on more, the first to the end."""
+    """The one with the least mean: all on an eighth of the samples, the better ones on more, the first in any case."""
     values = {layers: torch.empty(0) for layers in placed}
-    for stay, start, stop in _rounds(len(placed), num_samples):
+    for stay, start, stop in _rounds(len(placed) - 1, num_samples):
         values = {layers: torch.cat([known, measure(layers, start, stop)]) for layers, known in values.items()}
         rest = sorted((layers for layers in values if layers != placed[0]), key=lambda layers: _mean(values[layers]))
-        values = {layers: values[layers] for layers in (placed[0], *rest[: stay - 1])}
+        values = {layers: values[layers] for layers in (placed[0], *rest[:stay])}
     return min(values, key=lambda layers: _mean(values[layers]))
 
 
 def race_length(placed: Sequence[Layers], num_samples: int) -> int:
     """How many samples the race measures in all."""
-    before, total = len(placed), 0
-    for stay, start, stop in _rounds(len(placed), num_samples):
-        total += before * (stop - start)
-        before = stay
+    count, total = len(placed) - 1, 0
+    for stay, start, stop in _rounds(count, num_samples):
+        total += (1 + count) * (stop - start)
+        count = stay
     return total
 
 
 def _rounds(count: int, num_samples: int) -> list[tuple[int, int, int]]:
-    """(placements that stay, first sample, one after the last) of each round."""
+    """(how many stay beside the first, first sample, one after the last) of each round."""
     found, start = [], 0
     for part, share in _ROUNDS:
         count, stop = -(-count // share), max(1, num_samples // part)
