@@ -15,7 +15,7 @@ from mtrkit.adapters import ADAPTERS, Adapter, find_host
 from mtrkit.errors import InputError, MtrkitError, OptionError, SmallModelWarning, UnsupportedModelError
 from mtrkit.methods import METHODS, Method, MethodConfig
 from mtrkit.patch import RECORD, Calibration, Plan, Reduction, ReductionInfo, Trace, install, uninstall
-from mtrkit.scan import backend_for, scan_backends
+from mtrkit.scan import backend_for, scan_backends, writes_runs_out
 from mtrkit.schedule import (
     Directions,
     FlopsReport,
@@ -82,7 +82,7 @@ def apply_reduction(
         ScheduleError: ``ratio`` is out of reach; the message gives the largest reachable one.
 
     Warns:
-        SmallModelWarning: The model is no wider than Vim-Ti, D = 192.
+        SmallModelWarning: The model is no wider than Vim-Ti, D = 192, and the method does not keep time.
 
     Source: ``"mtr"`` is Ma et al., arXiv:2507.14042; :func:`list_methods` gives each method's paper.
     """
@@ -95,7 +95,7 @@ def apply_reduction(
         reduction = _calibrated(model, host, adapter, calibration, given | options)
     install(host, reduction)
     if reduction.plan.layers:
-        _warn_if_small(reduction.plan.shape)
+        _warn_if_small(reduction.plan.shape, reduction.method.name)
     return model
 
 
@@ -173,7 +173,7 @@ def reduction_info(model: nn.Module, *, directions: Directions = "one") -> Reduc
         tokens=plan.schedule,
         flops_dense=dense,
         flops_reduced=reduced,
-        scan_backend=_scan_backend(host),
+        scan_backend=_scan_backend(host, reduction.config.lengths != "one"),
         corrected=reduction.correction is not None,
     )
 
@@ -290,13 +290,11 @@ def _plan(
     )
 
 
-def _warn_if_small(shape: ModelShape) -> None:
-    if isinstance(shape, MambaShape) and shape.dim <= _SMALL:
+def _warn_if_small(shape: ModelShape, method: str) -> None:
+    if isinstance(shape, MambaShape) and shape.dim <= _SMALL and not shape.keeps_time:
         warnings.warn(
-            f"small models (D = {shape.dim}) can lose much accuracy to training-free reduction: R-MeeTo measured 76.1 "
-            "to 38.2 % on Vim-Ti (D = 192) where Vim-S (D = 384) went from 80.5 to 78.5 (arXiv:2412.12496); of the "
-            "bundled ones (D = 96) at ratio 0.3 one with 226 tokens loses 1 point, one with 65 loses 12. Compare "
-            "ratios and methods on your own data, images with `mtrkit compare`, or choose a small ratio",
+            f"a model this small (D = {shape.dim}) can lose much accuracy to {method!r}, under which convolution and "
+            "scan miscount positions; method='runs' loses a fraction of that (docs/findings.md, `mtrkit compare`)",
             SmallModelWarning,
             stacklevel=3,
         )
@@ -366,12 +364,14 @@ def _patched(model: nn.Module) -> list[tuple[nn.Module, Reduction]]:
     return [(module, vars(module)[RECORD]) for module in model.modules() if RECORD in vars(module)]
 
 
-def _scan_backend(host: nn.Module) -> str:
-    """Name of the backend for the model's device, and its reason."""
+def _scan_backend(host: nn.Module, keeps_time: bool) -> str:
+    """Name of the backend for the model's device, its reason, and what it cannot save."""
     parameter = next(host.parameters(), None)
     try:
         name = backend_for(parameter.device) if parameter is not None else "reference"
     except MtrkitError as error:
         return str(error)
     reason = next((status.reason for status in scan_backends() if status.name == name), "")
-    return f"{name} ({reason})" if reason else name
+    found = f"{name} ({reason})" if reason else name
+    written = keeps_time and writes_runs_out(name)
+    return f"{found}; tokens that last several positions are written out for it" if written else found

@@ -44,4 +44,4 @@ class CheckpointError(MtrkitError, RuntimeError):
 
 
 class SmallModelWarning(UserWarning):
-    """The model is of a size that is known to lose much accuracy to training-free reduction."""
+    """The model is of a size that is known to lose much accuracy to methods that do not keep time."""

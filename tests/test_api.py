@@ -200,9 +200,10 @@ def test_train_mode_and_half_precision(model):
 
 def test_a_small_model_is_warned_of_and_a_larger_one_is_not():
     small, large = (mtrkit.VisionMamba(img_size=16, patch_size=4, embed_dim=d, depth=6) for d in (192, 208))
-    with pytest.warns(mtrkit.SmallModelWarning, match="D = 192.*mtrkit compare"):
+    with pytest.warns(mtrkit.SmallModelWarning, match="D = 192.*method='runs'.*mtrkit compare"):
         mtrkit.apply_reduction(small)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mtrkit.apply_reduction(large)
+        mtrkit.apply_reduction(small, "runs")
         mtrkit.apply_reduction(small, ratio=0)

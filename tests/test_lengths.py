@@ -149,3 +149,12 @@ def test_lengths_that_do_not_arrive_are_missed():
     model.layers[-1].mixer.register_forward_pre_hook(lambda _, inputs: inputs[0] * 1.0)
     with pytest.raises(UnsupportedModelError, match="holds back an argument"):
         run(model)
+
+
+def test_info_says_which_backend_writes_runs_out():
+    model = mtrkit.apply_reduction(FAMILIES["vim"](), "runs", 0.3)
+    assert "written out" not in mtrkit.reduction_info(model).scan_backend
+    with mtrkit.use_scan_backend("reference"):
+        assert mtrkit.reduction_info(model).scan_backend.endswith("are written out for it")
+        mtrkit.apply_reduction(model, "mtr", 0.3)
+        assert "written out" not in mtrkit.reduction_info(model).scan_backend

@@ -2,7 +2,7 @@
 
 from mtrkit.native.weights import DirectionWeights, MixerWeights
 from mtrkit.scan.backend import BackendStatus
-from mtrkit.scan.dispatch import backend_for, length_last, scan_backends, use_scan_backend
+from mtrkit.scan.dispatch import backend_for, length_last, scan_backends, use_scan_backend, writes_runs_out
 from mtrkit.scan.interface import causal_conv1d, selective_scan
 from mtrkit.scan.mixer import mixer_forward, mixer_parts
 from mtrkit.types import Signals
@@ -20,4 +20,5 @@ __all__ = [
     "scan_backends",
     "selective_scan",
     "use_scan_backend",
+    "writes_runs_out",
 ]

@@ -34,6 +34,7 @@ class Backend:
         softplus: Takes (delta (B, E, L), bias (E,) or ``None``); returns softplus of their sum like delta.
         length_last: Whether it reads (B, E, L) tensors fastest when tokens, not channels, are neighbours in
             memory.
+        steps_through_runs: Whether tokens that last several positions are not written out in inference.
     """
 
     name: str
@@ -43,3 +44,4 @@ class Backend:
     conv: Callable[[Tensor, Tensor, Tensor | None, bool, bool], Tensor]
     softplus: Callable[[Tensor, Tensor | None], Tensor]
     length_last: bool = False
+    steps_through_runs: bool = False

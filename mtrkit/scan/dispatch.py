@@ -70,6 +70,11 @@ def backend_of(device_type: str) -> str:
     return _choose(_forced, device_type, torch.float32)
 
 
+def writes_runs_out(name: str) -> bool:
+    """Whether tokens that last several positions are written out for this backend, which costs the scan its saving."""
+    return not BACKENDS.get(name).steps_through_runs
+
+
 def length_last(device: torch.device) -> bool:
     """Whether the backend for ``device`` reads (B, E, L) tensors fastest with tokens as neighbours in memory.
 

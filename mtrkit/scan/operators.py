@@ -249,4 +249,4 @@ def _refuses(device: str, dtype: torch.dtype) -> str:
     return ""
 
 
-BACKEND = Backend("native", _status, _refuses, selective_scan, causal_conv1d, delta_softplus)
+BACKEND = Backend("native", _status, _refuses, selective_scan, causal_conv1d, delta_softplus, steps_through_runs=True)

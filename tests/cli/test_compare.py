@@ -91,3 +91,17 @@ def test_a_method_may_say_its_layers():
 def test_mistakes_in_a_method_are_named(mtrkit_run, wrong):
     ran = mtrkit_run(*SMALL, "--method", wrong)
     assert ran.code == 2 and "expected" in ran.err
+
+
+def test_a_calibration_is_a_row_of_its_own(mtrkit_run, tmp_path):
+    file, out, table = tmp_path / "c.safetensors", tmp_path / "out.json", tmp_path / "table.md"
+    fit = ("calibrate", MODEL, "--data", "bundled", "--limit", 40, "--ratio", 0.4, "--layers", 1, 4, 7, "--out", file)
+    ran = mtrkit_run(*fit)
+    assert ran.code == 0 and "divergence from the dense answers" in ran.out, ran.err
+    compared = (*SMALL, "--method", "runs", "--ratio", 0.4, "--calibration", file, "--against", "dense")
+    assert mtrkit_run(*compared, "--out", out, "--table", table).code == 0
+    dense, _, calibrated = json.loads(out.read_text())
+    assert torch.equal(right_images(calibrated), plainly_right(calibration=file))
+    lost = 100 * (right_images(calibrated).sum() - right_images(dense).sum()).item() / 40
+    line = next(line for line in table.read_text().splitlines() if "| runs, calibrated" in line)
+    assert f" {lost:+.1f} (" in line

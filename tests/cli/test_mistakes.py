@@ -21,6 +21,12 @@ MISTAKES = {
     "format of picture": (("draw", MODEL, "a.png", "--out", "a.gif"), ".png"),
     "suffix of results": (("bench", MODEL, "--out", "results.txt"), ".json or .csv"),
     "folder of results": (("bench", MODEL, "--out", "nowhere/results.csv"), "nowhere is not a folder"),
+    "missing calibration": (("eval", MODEL, "--data", "bundled", "--calibration", "no.safetensors"), "no.safetensors"),
+    "suffix of calibration": (("calibrate", MODEL, "--data", "bundled", "--out", "c.pth"), ".safetensors file"),
+    "nothing to calibrate": (
+        ("calibrate", MODEL, "--data", "bundled", "--out", "c.safetensors", "--ratio", 0),
+        "above 0 and below 1",
+    ),
     "missing device": (("bench", MODEL, "--device", "cuda:99"), "--device cuda:99"),
 }
 
