@@ -38,31 +38,40 @@ INLINE void FN(convolve)(const float *x, int64_t sx, const float *w, int64_t wid
     }
 }
 
-/* The token, counted back from `t`, in which each of the `count` positions in front of its first one lies. */
-INLINE void FN(look_back)(lasting lengths, int64_t t, int64_t count, int64_t *back) {
+/* The rows that lie at the `width - 1` positions in front of token `t`, whose own row is `own`, and at `values` of its
+ * own, in order: value i of the convolution is over seen[i] to seen[i + width - 1]. */
+INLINE void FN(look_back)(const float *own, int64_t sx, lasting lengths, int64_t t, int64_t width, int64_t values,
+                          const float **seen) {
     int64_t token = 0, left = 0;
-    for (int64_t i = 0; i < count; i++) {
+    for (int64_t i = width - 1; i < width - 1 + values; i++) seen[i] = own;
+    for (int64_t i = width - 2; i >= 0; i--, left--) {
         if (left == 0) left = lasts(lengths, t - ++token);
-        back[i] = token, left--;
+        seen[i] = own - token * sx;
     }
 }
 
 /* The mean over the positions that each token lasts: as many different values as taps at most, of which the last, with
  * every tap inside of the token, counts for all that follow. */
 INLINE void FN(convolve_runs)(const float *x, int64_t sx, const float *w, int64_t width, int silu, lasting lengths,
-                              int64_t from, int64_t steps, int64_t *back, float *out, int64_t so) {
+                              int64_t from, int64_t steps, const float **seen, float *out, int64_t so) {
+    int64_t ones = 0; /* tokens of one position in a row, this one included: the taps see nothing else */
+    for (int64_t t = 1 - width; t < 0; t++) ones = lasts(lengths, from + t) == 1 ? ones + 1 : 0;
     for (int64_t t = 0; t < steps; t++) {
         int64_t count = lasts(lengths, from + t), values = count < width ? count : width;
-        const float *own = x + (t + width - 1) * sx;
-        FN(look_back)(lengths, from + t, width - 1, back);
+        ones = count == 1 ? ones + 1 : 0;
+        if (ones >= width) {
+            PARTS(v) {
+                vf value = FN(filter)(x + t * sx, sx, w, width, v);
+                STORE(out + t * so + v, silu ? value * FN(sigmoid)(value) : value);
+            }
+            continue;
+        }
+        FN(look_back)(x + (t + width - 1) * sx, sx, lengths, from + t, width, values, seen);
         PARTS(v) {
             vf total = FN(splat)(0.0f);
             for (int64_t i = 0; i < values; i++) {
                 vf value = LOAD(w + width * BLOCK + v);
-                for (int64_t k = 0; k < width; k++) {
-                    int64_t before = width - 1 - k - i; /* positions in front of the token */
-                    value += LOAD(w + k * BLOCK + v) * LOAD(own - (before > 0 ? back[before - 1] : 0) * sx + v);
-                }
+                for (int64_t k = 0; k < width; k++) value += LOAD(w + k * BLOCK + v) * LOAD(seen[i + k] + v);
                 if (silu) value *= FN(sigmoid)(value);
                 total += i == width - 1 ? value * (float)(count - i) : value;
             }
@@ -79,7 +88,8 @@ static TARGET void FN(convolve_span)(const conv_job *j, int64_t b, int64_t e, in
     FN(load_filter)(j, e, channels, w);
     walk wx = walk_from(j->x, b, e, L, j->reverse), wy = walk_from(j->y, b, e, L, j->reverse);
     lasting lengths = lasting_from(j->lengths, b, L, j->reverse);
-    int64_t *back = (int64_t *)(spare_x + (TILE + j->width) * BLOCK), own[TILE];
+    const float **seen = (const float **)(spare_x + (TILE + j->width) * BLOCK);
+    int64_t own[TILE];
     for (int64_t from = first; from < last; from += TILE) {
         int64_t steps = last - from < TILE ? last - from : TILE, sx, sy;
         const float *x = FN(history)(j, wx, from, steps, channels, spare_x, &sx);
@@ -87,8 +97,8 @@ static TARGET void FN(convolve_span)(const conv_job *j, int64_t b, int64_t e, in
         /* A token of one position sees others through those in front of the tile, too. */
         int longer = tile_lengths(lengths, from, steps, own) || tile_lengths(lengths, from - TILE, TILE, own);
         if (longer && j->width == 4 && j->silu)
-            FN(convolve_runs)(x, sx, w, 4, 1, lengths, from, steps, back, out, sy);
-        else if (longer) FN(convolve_runs)(x, sx, w, j->width, j->silu != 0, lengths, from, steps, back, out, sy);
+            FN(convolve_runs)(x, sx, w, 4, 1, lengths, from, steps, seen, out, sy);
+        else if (longer) FN(convolve_runs)(x, sx, w, j->width, j->silu != 0, lengths, from, steps, seen, out, sy);
         else if (j->width == 4 && j->silu) FN(convolve)(x, sx, w, 4, 1, out, sy);
         else FN(convolve)(x, sx, w, j->width, j->silu != 0, out, sy);
         tile_flush(wy, from, steps, channels, spare_y);

@@ -131,19 +131,19 @@ INLINE void FN(advance_states)(int count, int small, int64_t n, int v, int64_t s
 
 /* The same for tokens that last several positions: `y` is the sum of the outputs at each of them. A loop of its own: one
  * loop for both made the compiler contract the plain recurrence in another way, which changed its bits. */
-INLINE void FN(advance_runs)(int count, int64_t n, int v, int64_t steps, const int64_t *lengths, const float *A2,
-                             float *h, const float *dt, const float *du, const float *B, int64_t B_stride,
-                             const float *C, int64_t C_stride, float *y) {
+INLINE void FN(advance_runs)(int count, int small, int64_t n, int v, int64_t steps, const int64_t *lengths,
+                             const float *A2, float *h, const float *dt, const float *du, const float *B,
+                             int64_t B_stride, const float *C, int64_t C_stride, float *y) {
     vf a[PAIR], state[PAIR];
     for (int k = 0; k < count; k++) a[k] = LOAD(A2 + (n + k) * BLOCK + v), state[k] = LOAD(h + (n + k) * BLOCK + v);
     for (int64_t t = 0; t < steps; t++) {
         int64_t o = t * BLOCK + v;
         vf step = LOAD(dt + o), input = LOAD(du + o), sum = LOAD(y + o), decay[PAIR], taken[PAIR], total[PAIR];
         for (int k = 0; k < count; k++) {
-            decay[k] = FN(decay)(step, a[k], 0), taken[k] = input * B[t * B_stride + n + k];
+            decay[k] = FN(decay)(step, a[k], small), taken[k] = input * B[t * B_stride + n + k];
             total[k] = state[k] = decay[k] * state[k] + taken[k];
         }
-        for (int64_t i = 1; i < lengths[t]; i++)
+        for (int64_t i = lengths[t]; i > 1; i--)
             for (int k = 0; k < count; k++) state[k] = decay[k] * state[k] + taken[k], total[k] += state[k];
         for (int k = 0; k < count; k++) sum += total[k] * C[t * C_stride + n + k];
         STORE(y + o, sum);
@@ -164,15 +164,16 @@ INLINE void FN(advance)(int small, int64_t states, int64_t steps, const float *A
 }
 
 /* The same for tokens that last several positions: `y` becomes the mean over them. */
-INLINE void FN(advance_all_runs)(int64_t states, int64_t steps, const int64_t *lengths, const float *A2, float *h,
-                                 const float *dt, const float *du, const float *B, int64_t B_stride, const float *C,
-                                 int64_t C_stride, float *y) {
+INLINE void FN(advance_all_runs)(int small, int64_t states, int64_t steps, const int64_t *lengths, const float *A2,
+                                 float *h, const float *dt, const float *du, const float *B, int64_t B_stride,
+                                 const float *C, int64_t C_stride, float *y) {
     memset(y, 0, TILE * BLOCK * sizeof(float));
     PARTS(v) {
         int64_t n = 0;
         for (; n + PAIR <= states; n += PAIR)
-            FN(advance_runs)(PAIR, n, v, steps, lengths, A2, h, dt, du, B, B_stride, C, C_stride, y);
-        for (; n < states; n++) FN(advance_runs)(1, n, v, steps, lengths, A2, h, dt, du, B, B_stride, C, C_stride, y);
+            FN(advance_runs)(PAIR, small, n, v, steps, lengths, A2, h, dt, du, B, B_stride, C, C_stride, y);
+        for (; n < states; n++)
+            FN(advance_runs)(1, small, n, v, steps, lengths, A2, h, dt, du, B, B_stride, C, C_stride, y);
         for (int64_t t = 0; t < steps; t++)
             STORE(y + t * BLOCK + v, LOAD(y + t * BLOCK + v) * (1.0f / (float)lengths[t]));
     }
@@ -221,9 +222,10 @@ static TARGET void FN(scan_forward_task)(const void *job, int64_t task, float *s
         if (ws.p != NULL && j->sum_steps) FN(sum_steps)(ws, from, steps, at.width, j->add != 0, dt);
         else if (ws.p != NULL) FN(show_steps)(ws, from, steps, at.width, j->add != 0, dt, spare_s);
         const float *B = wB.p + from * wB.t, *C = wC.p + from * wC.t;
-        if (tile_lengths(wl, from, steps, lengths))
-            FN(advance_all_runs)(N, steps, lengths, A2, h, dt, du, B, wB.t, C, wC.t, y);
-        else if (FN(all_short)(dt, steps, longest)) FN(advance)(1, N, steps, A2, h, dt, du, B, wB.t, C, wC.t, y);
+        int longer = tile_lengths(wl, from, steps, lengths), small = FN(all_short)(dt, steps, longest);
+        if (longer && small) FN(advance_all_runs)(1, N, steps, lengths, A2, h, dt, du, B, wB.t, C, wC.t, y);
+        else if (longer) FN(advance_all_runs)(0, N, steps, lengths, A2, h, dt, du, B, wB.t, C, wC.t, y);
+        else if (small) FN(advance)(1, N, steps, A2, h, dt, du, B, wB.t, C, wC.t, y);
         else FN(advance)(0, N, steps, A2, h, dt, du, B, wB.t, C, wC.t, y);
         float *out = tile_out(wy, from, steps, at.width, spare_y, &sy);
         float *seen = wn.p == NULL ? NULL : tile_out(wn, from, steps, at.width, spare_n, &sn);
