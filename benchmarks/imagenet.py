@@ -26,6 +26,9 @@ def parse() -> argparse.Namespace:
     published = [table.name for table in TABLES if table.published]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="the validation images, a folder per class")
+    parser.add_argument(
+        "--tuning-data", help="training images to calibrate from, a folder per class (default: no such rows)"
+    )
     parser.add_argument("--weights", required=True, help="folder with the official files, or 'hub'")
     parser.add_argument("--out", type=Path, default=Path("imagenet"), help="folder for results (default: imagenet)")
     parser.add_argument("--only", nargs="+", choices=published, default=published, help="default: all")
@@ -47,10 +50,23 @@ def measure(table: Table, model: str, args: argparse.Namespace) -> list[dict]:
         ["--ratio", "0", "--r", *map(str, table.removals)] if table.removals else ["--ratio", *map(str, table.ratios)]
     )
     command += ["--limit", str(args.limit)] if args.limit else []
+    if table.calibrated and args.tuning_data:
+        files = [calibration(model, weights, ratio, args) for ratio in table.ratios]
+        command += ["--calibration", *files]
     command += ["--device", args.device] if args.device else []
     if code := mtrkit(command):
         raise SystemExit(code)
     return json.loads(file.read_text())
+
+
+def calibration(model: str, weights: str, ratio: float, args: argparse.Namespace) -> str:
+    """The file of one calibration from 500 training images, made if it is not there."""
+    file = args.out / f"calibration_{model}_{round(100 * ratio)}.safetensors"
+    command = ["calibrate", model, "--checkpoint", weights, "--data", args.tuning_data, "--ratio", str(ratio)]
+    command += ["--out", str(file), *(["--device", args.device] if args.device else [])]
+    if not file.exists() and (code := mtrkit(command)):
+        raise SystemExit(code)
+    return str(file)
 
 
 def print_beside(table: Table, published: Published, rows: list[dict]) -> None:
@@ -58,9 +74,9 @@ def print_beside(table: Table, published: Published, rows: list[dict]) -> None:
     amounts = [f"r={r}" for r in table.removals] or [f"{ratio:g}" for ratio in table.ratios]
     top1 = {(row["method"], row["amount"]): 100 * row["top1"] for row in rows}
     lines = []
-    for method in table.methods:
+    for method in dict.fromkeys([*table.methods, *(row["method"] for row in rows if row["method"] != "dense")]):
         expected = published.reduced.get(method, (None,) * len(amounts))
-        measured = [f"{top1[method, amount]:.1f}" for amount in amounts]
+        measured = [f"{top1[method, amount]:.1f}" for amount in amounts if (method, amount) in top1]
         lines.append([method, *(m if e is None else f"{m} ({e})" for m, e in zip(measured, expected, strict=True))])
     dense = next(100 * row["top1"] for row in rows if row["method"] == "dense")
     print(f"dense {dense:.1f} ({published.dense})\n\n{as_markdown(['measured (published)', *amounts], lines)}")

@@ -3,18 +3,18 @@
     python benchmarks/laboratory.py --data cifar10/val --tuning-data cifar10/train        # in the repository's root
     python benchmarks/laboratory.py --data cifar10/val --only methods mtr_indicator
 
-Every table is one ``mtrkit compare``, but for leave_one_out, the script of that name. The table of methods
-is made of each model, with those behind it beside it as they are; the rest, and speeds, of the first; the ablations
-by which a default is chosen on images for tuning as well, into a folder of their own. Raw rows go to
-benchmarks/results/laboratory/, tables and plots to docs/laboratory/. What is measured already, for this or another
-table, is not measured again: remove a result file to redo it.
+Every table is one ``mtrkit compare``, but for leave_one_out, the script of that name. The table of methods is made of
+each model, with those behind it beside it as they are, and the one of keeping time of each alone; the rest, and speeds,
+of the first; the ablations by which a default is chosen on images for tuning as well, into a folder of their own. Raw
+rows go to benchmarks/results/laboratory/, tables and plots to docs/laboratory/. What is measured already, for this or
+another table, is not measured again: remove a result file to redo it.
 """
 
 import argparse
 from pathlib import Path
 
 import leave_one_out
-from tables import METHODS, TABLES, Table
+from tables import METHODS, TABLES, TIME, Table
 
 from mtrkit.cli.main import main as mtrkit
 from mtrkit.measure.candidates import ModelChoice
@@ -107,7 +107,8 @@ def main() -> int:
         if table.tunes and args.tuning_data:
             commands.append(ablation(table, models[0], args.tuning_data, args.tuning_limit, "tuning"))
         if table is not METHODS:
-            commands.append(ablation(table, models[0], args.data, args.limit))
+            asked = models if table is TIME else models[:1]
+            commands += [ablation(table, model, args.data, args.limit) for model in asked]
     if PICTURE in args.only:
         commands.append(picture(models[0], args.data))
     failed = next((code for code in map(mtrkit, commands) if code), 0)

@@ -125,3 +125,28 @@ def test_every_method_of_the_tables_exists(monkeypatch):
             amounts = len(table.removals or table.ratios)
             assert set(published.reduced) <= set(table.methods)
             assert all(len(figures) == amounts for figures in published.reduced.values())
+
+
+def test_imagenet_calibrates(run, monkeypatch, capsys, photos):
+    tables = pytest.importorskip("tables", exc_type=ImportError)
+    imagenet = importlib.import_module("imagenet")
+    published = {MODEL: tables.Published(74.1, {})}
+    small = tables.Table("time", "", ("runs",), ratios=(0.4,), calibrated=True, published=published)
+    monkeypatch.setattr(imagenet, "TABLES", (small,))
+    monkeypatch.setattr(imagenet, "OFFICIAL", {MODEL: Release("", BUNDLED[MODEL].name, 74.1)})
+    run("imagenet", "--weights", str(BUNDLED[MODEL].parent), "--limit", "10", "--tuning-data", str(photos))
+    assert "| runs, calibrated |" in capsys.readouterr().out
+
+
+def test_runs_are_calibrated_and_compared(run, monkeypatch, tmp_path, photos):
+    monkeypatch.setattr(importlib.import_module("runs"), "RATIOS", (0.4,))
+    assert run("runs", "--model", MODEL, "--tuning-data", str(photos), "--limit", "10") == 0
+    rows = json.loads((tmp_path / f"benchmarks/results/runs/{MODEL}/compare.json").read_text())
+    assert [row["method"] for row in rows] == ["dense", "runs", "mtr", "runs, calibrated"]
+    assert "| runs, calibrated |" in (tmp_path / f"docs/laboratory/{MODEL}/runs.md").read_text()
+
+
+def test_the_clock_is_drawn(run, tmp_path):
+    (tmp_path / "docs").mkdir()
+    importlib.import_module("draw_clock").main()
+    assert "What the four taps at the end see" in (tmp_path / "docs/clock.svg").read_text()
