@@ -11,7 +11,7 @@ from mtrkit.calibration.correction import Folds
 from mtrkit.calibration.placements import Layers, placements, race, race_length
 from mtrkit.calibration.samples import gather
 from mtrkit.calibration.trial import Trial
-from mtrkit.errors import OptionError, ScheduleError
+from mtrkit.errors import InputError, OptionError, ScheduleError
 from mtrkit.measure.progress import progress
 from mtrkit.patch import Calibration, fingerprint
 from mtrkit.schedule import Placement
@@ -58,6 +58,10 @@ def calibrate(
     """
     if ratio == 0:
         raise OptionError("ratio=0 reduces nothing, so there is nothing to calibrate; give a ratio above 0")
+    if batch_size < 1:
+        raise OptionError(f"batch_size={batch_size!r} is not the number of images per pass; give 1 or more")
+    if getattr(model, "num_classes", None) == 0:
+        raise InputError("the model has no head, and calibrating compares logits; calibrate it with its classifier")
     samples = gather(images, seed)
     wanted = {"method": method, "ratio": ratio, "input_size": tuple(samples.shape[1:]), **options}
     with torch.no_grad(), progress(show_progress) as bar:

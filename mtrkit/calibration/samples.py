@@ -15,12 +15,19 @@ def gather(samples: Tensor | Iterable[Any], seed: int) -> Tensor:
     """All samples (N, …) in one tensor, shuffled, as several passes over the same ones are needed.
 
     Raises:
-        InputError: They are too few, or no tensors.
+        InputError: They are too few, no tensors, of several sizes, or of a type that no model takes.
     """
     batches = [samples] if isinstance(samples, Tensor) else [_inputs(batch) for batch in samples]
+    sizes = sorted({tuple(batch.shape[1:]) for batch in batches})
+    if len(sizes) > 1:
+        raise InputError(f"all images must be of one size, but {sizes[0]} and {sizes[1]} were given; resize them")
     every = torch.cat(batches) if batches else torch.empty(0)
     if len(every) < LEAST:
         raise InputError(f"calibrating needs at least {LEAST} images, better some hundreds; {len(every)} were given")
+    if every.dtype in (torch.uint8, torch.bool):
+        raise InputError(
+            f"images of {every.dtype} are not what a model takes; convert and normalise them as for the model"
+        )
     return every[torch.randperm(len(every), generator=torch.Generator().manual_seed(seed)).to(every.device)]
 
 

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,8 @@ class Trial:
         batch_size: int,
         advance: Callable[[int], object],
     ) -> None:
-        self.model = remove_reduction(twin(model)).eval()
+        plain = cast(nn.Module, getattr(model, "_orig_mod", model))  # compiled, each placement would compile again
+        self.model = remove_reduction(twin(plain)).eval()
         self.samples, self.wanted, self.batch_size, self.advance = samples, wanted, batch_size, advance
         self.host, self.adapter = find_host(self.model)
         self._dense: dict[tuple[int, int], Tensor] = {}  # by first sample and the one after the last

@@ -213,6 +213,9 @@ def test_refuses_files_of_other_kinds(tmp_path):
 MISTAKES = {
     "too few": ({"images": SAMPLES[:10]}, InputError, "at least 20"),
     "no tensors": ({"images": [("a", 1)]}, InputError, "not str"),
+    "several sizes": ({"images": [SAMPLES, SAMPLES[..., :16]]}, InputError, "of one size"),
+    "raw images": ({"images": SAMPLES.byte()}, InputError, "torch.uint8"),
+    "no batches": ({"batch_size": 0}, OptionError, "batch_size=0"),
     "nothing to do": ({"ratio": 0}, OptionError, "ratio=0"),
     "out of reach": ({"ratio": 0.95}, ScheduleError, "out of reach"),
     "unknown option": ({"metrics": "X"}, OptionError, "metrics"),
@@ -228,8 +231,17 @@ def test_mistakes_are_named(mistake):
         mtrkit.calibrate(FAMILIES["vim"](), **arguments)
 
 
+def test_a_compiled_model_is_run_as_it_is():
+    model, calibration = tiny()
+    compiled = torch.compile(model, backend=lambda *_: pytest.fail("compiled"))
+    assert mtrkit.calibrate(compiled, SAMPLES, 0.3, **FAST).digest == calibration.digest
+
+
 def test_refuses_answers_that_are_no_logits():
     model = FAMILIES["vim"]()
+    model.reset_classifier(0)
+    with pytest.raises(InputError, match="has no head"):
+        mtrkit.calibrate(model, SAMPLES, **FAST)
     with pytest.raises(UnsupportedModelError):
         mtrkit.calibrate(torch.nn.Linear(3, 3), SAMPLES, **FAST)
     with pytest.raises(InputError, match="compares logits"):
