@@ -82,7 +82,7 @@ def apply_reduction(
         ScheduleError: ``ratio`` is out of reach; the message gives the largest reachable one.
 
     Warns:
-        SmallModelWarning: The model is no wider than Vim-Ti, D = 192, and the method does not keep time.
+        SmallModelWarning: The model has at most the width of Vim-Ti, D = 192, and the method does not keep time.
 
     Source: ``"mtr"`` is Ma et al., arXiv:2507.14042; :func:`list_methods` gives each method's paper.
     """

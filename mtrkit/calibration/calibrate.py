@@ -98,10 +98,10 @@ def _calibrate(trial: Trial, placed: Sequence[Layers], fitted: int) -> Calibrati
         return trial.divergence(start, stop)
 
     best = race(placed, fitted, measure)
-    default, chosen = (float(measure(layers, fitted, count).mean()) for layers in (placed[0], best))
-    if default < chosen:
-        best, chosen = placed[0], default
-        trial.apply(best)
+    chosen = float(measure(best, fitted, count).mean())
+    default = chosen if best == placed[0] else float(measure(placed[0], fitted, count).mean())
+    trial.apply(placed[0] if default < chosen else best)
+    chosen = min(default, chosen)
     folds = Folds()
     for reduced, dense in trial.features(0, fitted):
         folds.add(reduced, dense)
