@@ -305,7 +305,7 @@ def _trained(
         )
     found = checkpoint if isinstance(checkpoint, DyVMCheckpoint) else DyVMCheckpoint.load(checkpoint)
     found.check(host, adapter)
-    return prepare_trained(model, host, adapter, found.frozen_parts(), input_size)
+    return prepare_trained(model, host, adapter, found.frozen_parts(host), input_size)
 
 
 def _plan(

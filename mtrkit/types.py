@@ -169,6 +169,7 @@ class Gating(NamedTuple):
     select: Callable[[Tensor], Tensor] | None  # in_proj's output (B, 2E) to gates (B, 2); None: every scan runs
     tokens: Tensor  # (B, S) int64: the mean of in_proj's output at these is what it sees; at all that count if S is 0
     mask: Tensor | None = None  # (B, L, 1): 0 for tokens that do not count; None: all do
+    trains: bool = False  # gradients pass through the gates, so that a scan runs for samples that do without it too
 
 
 class GatedPass(NamedTuple):

@@ -8,6 +8,7 @@ Source: "Dynamic Vision Mamba", arXiv:2504.04787.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,8 @@ class TokenPredictor(nn.Module):
             patches: Features of the patches, those that have left among them.
             kept: (B, M), 1 for those that are left. Default: all are.
         """
-        own, shared = self.in_conv(patches).chunk(2, dim=-1)
+        first: Any = self.in_conv[1]
+        own, shared = self.in_conv(patches.to(first.weight.dtype)).chunk(2, dim=-1)
         if kept is None:
             mean = shared.sum(dim=1, keepdim=True) / (shared.shape[1] + 1)
         else:

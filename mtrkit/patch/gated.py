@@ -35,7 +35,7 @@ class GatedBlock(TwoTensorBlock):
         if select is None and mask is None:
             return call
         slot = in_sequence(tokens) if stream is None else stream.slot
-        call.gating = Gating(select, columns(slot, self.reduction.special_at(slot.shape[1])), mask)
+        call.gating = Gating(select, columns(slot, self.reduction.special_at(slot.shape[1])), mask, self.parts.training)
         return call
 
     def _end(self, hidden: Tensor, signals: Signals, stream: ReducedStream) -> tuple[Tensor, ReducedStream]:
@@ -58,14 +58,15 @@ class GatedBlock(TwoTensorBlock):
         kept = self.parts.draw(self.index + 1, features, before)
         gone = (kept < 0.5).to(torch.uint8)
         others = patches.gather(1, torch.sort(gone, dim=1, stable=True).indices)
-        sequence = hold_special(others, special, self._special_slots(patches.shape[1] - gone.sum(dim=1), special))
+        sequence = hold_special(others, special, self._special_slots(gone, special.shape[1]))
         to = token_map(sequence.shape[1], sequence, ordered=False)
         mask = torch.ones_like(sequence, dtype=kept.dtype).scatter(1, to.slot.gather(1, patches), kept)
         hidden, stream = reduce_stream(hidden, stream, to)
         return hidden, stream.updated(gated=GatedPass(mask[..., None], (*gated.kept, kept), gated.gates))
 
-    def _special_slots(self, kept: Tensor, special: Tensor) -> Tensor:
-        """(B, S): where special tokens (B, S) stand beside so many kept patches (B,)."""
-        count, most = special.shape[1], self.reduction.plan.shape.tokens
-        every = [self.reduction.special_at(n + count) for n in range(most - count + 1)]
-        return torch.tensor(every, dtype=torch.int64, device=kept.device).view(len(every), count)[kept]
+    def _special_slots(self, gone: Tensor, count: int) -> Tensor:
+        """(B, S): where the special tokens stand among the patches that are left of M; ``gone`` (B, M) is 1 or 0."""
+        patches = gone.shape[1]
+        every = [self.reduction.special_at(kept + count) for kept in range(patches + 1)]
+        table = torch.tensor(every, dtype=torch.int64, device=gone.device).view(patches + 1, count)
+        return table[patches - gone.sum(dim=1)]

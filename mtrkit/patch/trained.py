@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from mtrkit.adapters import Adapter, find_host, shape_of
 from mtrkit.errors import CheckpointError, OptionError, UnsupportedModelError
 from mtrkit.methods.dyvm import DYVM, DyVM, DyVMConfig, TrainedDecision, predictor_flops
-from mtrkit.patch.calibration import fingerprint
 from mtrkit.patch.engine import Reduction
 from mtrkit.patch.gated import GatedBlock
 from mtrkit.patch.plan import Plan
@@ -31,7 +31,7 @@ class DyVMCheckpoint:
         adapter: Name of the adapter that fitted the model.
         input_size: (C, H, W) or (C, T, H, W) that it was built for.
         special: Where the class and register tokens stand in a sequence for it.
-        fingerprint: (depth, 2) float32, see :func:`~mtrkit.patch.calibration.fingerprint`.
+        fingerprint: (n,) float32: the vectors among the parameters of all blocks.
     """
 
     parts: DyVM
@@ -47,11 +47,16 @@ class DyVMCheckpoint:
         check_sizes(parts, host, adapter)
         size = adapter.input_size(host)
         special = _special(host, adapter, size)
-        return cls(parts, adapter.name, size, special, fingerprint(adapter.blocks(host)))
+        return cls(parts, adapter.name, size, special, _vectors(adapter.blocks(host)))
 
-    def frozen_parts(self) -> DyVM:
-        """A copy of what is trained that chooses as at inference and takes no gradients."""
-        return copy.deepcopy(self.parts).eval().requires_grad_(False)
+    def frozen_parts(self, host: nn.Module) -> DyVM:
+        """A copy of what is trained that chooses as at inference and takes no gradients, where the host's weights are.
+
+        It has the dtype of the model's norms.
+        """
+        like = next((p for p in host.parameters() if p.dim() == 1 and p.is_floating_point()), None)
+        parts = copy.deepcopy(self.parts).eval().requires_grad_(False)
+        return parts if like is None else parts.to(device=like.device, dtype=like.dtype)
 
     def check(self, host: nn.Module, adapter: Adapter) -> None:
         """Raise :class:`OptionError` unless it was trained for this model, in whatever dtype its weights are now.
@@ -66,7 +71,7 @@ class DyVMCheckpoint:
             special = None
         if special != self.special:
             reason = f"class or register tokens at {self.special} for inputs {self.input_size} ({self.adapter!r})"
-        elif not torch.allclose(fingerprint(blocks), self.fingerprint, rtol=0.02, atol=1e-3):
+        elif not _near(_vectors(blocks), self.fingerprint):
             reason = "other weights than this model has; training changes them too, so load those saved beside it"
         else:
             return
@@ -96,7 +101,7 @@ class DyVMCheckpoint:
             with safe_open(path, "pt") as file:
                 data = json.loads((file.metadata() or {})[_KEY])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            mark = tensors.pop("fingerprint")
+            mark = tensors.pop("fingerprint").flatten()
             parts = DyVM(**{name: data[name] for name in _SETTINGS})
             parts.scan_share = data["scan_share"]
             size, special = tuple(data["input_size"]), tuple(data["special"])
@@ -155,6 +160,21 @@ def prepare_trained(
     method = replace(DYVM, decide=TrainedDecision(parts, special_at))
     config = DyVMConfig(keep=parts.keep, block_target=parts.block_target)
     return Reduction(method, config, adapter, size, special_at, plan, host, trained=parts, kind=GatedBlock)
+
+
+def _vectors(blocks: Sequence[nn.Module]) -> Tensor:
+    """(n,) float32 on the CPU: what adapters and quantisation leave alone, and training does not."""
+    # By name, as two classes of the same weights may hold them in another order.
+    named = [sorted(block.named_parameters(), key=lambda entry: entry[0]) for block in blocks]
+    found = [vector.detach().float().cpu() for block in named for _, vector in block if vector.dim() == 1]
+    return torch.cat(found) if found else torch.zeros(0)
+
+
+def _near(found: Tensor, expected: Tensor) -> bool:
+    """Whether they are the same up to the rounding of bfloat16, 0.2 % at most; the weights before training are not."""
+    if found.shape != expected.shape:
+        return False
+    return bool((found - expected).norm() <= 0.003 * expected.norm())
 
 
 def _special(host: nn.Module, adapter: Adapter, size: tuple[int, ...]) -> tuple[int, ...]:

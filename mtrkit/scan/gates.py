@@ -38,7 +38,9 @@ def _seen(tokens: Tensor, gating: Gating) -> Tensor:
 
 def can_leave_out(hidden: Tensor, gating: Gating) -> bool:
     """Whether a scan may be left out for single samples: the host looks at the gates, which nothing records."""
-    if gating.select is None or gating.mask is not None or torch.compiler.is_compiling() or type(hidden) is not Tensor:
+    if gating.select is None or gating.mask is not None or gating.trains:
+        return False
+    if torch.compiler.is_compiling() or type(hidden) is not Tensor:
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None or under_transform():
         return False
@@ -73,11 +75,10 @@ def run_chosen(
         out = run(tokens, weights._replace(directions=ways[number])) if number else _nothing(tokens, weights)
         outputs.append(out.flip(1) if number == 2 else out)
         samples.append(group)
-    if len(outputs) == 1:
-        return outputs[0]
-    dtype = outputs[-1].dtype  # under autocast that of a product; without samples there is no output
-    joined = torch.cat([out.to(dtype) for out in outputs]) if outputs else torch.zeros_like(hidden)
-    order = torch.argsort(torch.cat(samples)) if samples else found
+    if len(outputs) < 2:
+        return outputs[0] if outputs else torch.zeros_like(hidden)
+    dtype = outputs[-1].dtype  # under autocast that of a product
+    joined, order = torch.cat([out.to(dtype) for out in outputs]), torch.argsort(torch.cat(samples))
     return joined.index_select(0, order.to(hidden.device))
 
 
