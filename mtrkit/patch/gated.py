@@ -40,7 +40,7 @@ class GatedBlock(TwoTensorBlock):
 
     def _end(self, hidden: Tensor, signals: Signals, stream: ReducedStream) -> tuple[Tensor, ReducedStream]:
         gated = GatedPass() if stream.gated is None else stream.gated
-        if gated.mask is not None:  # a patch that is gone goes on as it was: its block adds nothing
+        if gated.mask is not None:  # a patch that is gone stays as it was, in a block whose out_proj has a bias too
             hidden = hidden * gated.mask.detach().to(hidden.dtype)
         if signals.gates is not None:
             gated = GatedPass(gated.mask, gated.kept, (*gated.gates, signals.gates))

@@ -15,6 +15,17 @@ MODELS = {
 LAYERS = (1, 2, 3)
 
 
+def biased():
+    """A model without a class token whose blocks add something to every token, whatever their scans say."""
+    model = MODELS["mean"]()
+    for block in model.layers:
+        block.mixer.out_proj = torch.nn.Linear(32, 16)
+    return model
+
+
+MODELS["biased"] = biased
+
+
 def build(family="vim"):
     """A model whose tokens differ, in float64 and eval mode."""
     torch.manual_seed(0)

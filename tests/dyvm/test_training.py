@@ -157,6 +157,8 @@ def test_a_seed_gives_the_same_choices_and_another_one_others():
         drawn.append([*training.outputs.masks, training.outputs.gates])
     assert all(map(torch.equal, drawn[0], drawn[1]))
     assert not any(map(torch.equal, drawn[0], drawn[2]))
+    first, second, third = drawn[0][:3]
+    assert (second <= first).all() and (third <= second).all(), "a patch came back"
 
 
 def test_eval_mode_is_inference_and_copies_work():
