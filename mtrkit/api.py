@@ -68,7 +68,7 @@ def apply_reduction(
     Args:
         model: A model of a family in :func:`list_adapters`, or one that has exactly one such model inside
             (DDP, a compiled module, a segmentor with a backbone).
-        method: A name in :func:`list_methods`. Default: ``"mtr"``.
+        method: A name in :func:`list_methods`, or ``"dyvm"`` with a checkpoint. Default: ``"mtr"``.
         ratio: Share of the model's forward FLOPs to remove, in [0, 1), the cost of reducing included. With
             0.3, the default, the patched forward costs 70 % of the original; 0 changes no bit of the output. The ratio
             reached is as near as whole tokens allow.

@@ -22,7 +22,7 @@ def load_release(model: nn.Module, path: str | Path, *, keep: float = 0.7, block
     """Load a published file into the model, whose weights were trained too, and return what is beside them.
 
     Args:
-        model: Of the family and size that the file is of, such as ``vim_small_patch16_stride8_224``.
+        model: Of the family and size that the file is of, such as ``vim_small_patch16_224``.
         path: A file as their training code writes it: weights under ``"model"``, read with ``weights_only=True``.
         keep: Share ρ of the patches that it was trained to keep, which the file does not say. They publish 0.9 for the
             tiny models and 0.7 for the others.

@@ -68,6 +68,7 @@ class DyVMTraining(nn.Module):
         finally:
             reduction.recorders.remove(record)
         if self.training:
+            self.parts.scan_share = None  # what was measured before holds no longer
             self.outputs = self._describe(logits, reduction.host, *seen[-1])
         return logits
 

@@ -25,8 +25,8 @@ class ReductionInfo:
         flops_reduced: The count of the reduced one.
         scan_backend: Selective-scan backend for the model's device, and why that one.
         corrected: Whether a calibration corrects the final features.
-        scan_share: Measured share of the scans that run, of a model that chooses them per sample; ``None`` if all run,
-            or if it was not measured, and the FLOPs count all.
+        scan_share: Measured share of the scans that run, in a model that chooses them per sample. ``None`` if all run,
+            or if it was not measured: the FLOPs then count all.
     """
 
     method: str

@@ -26,7 +26,11 @@ def choose_early(hidden: Tensor, weights: MixerWeights, gating: Gating) -> Tenso
 
 
 def _seen(tokens: Tensor, gating: Gating) -> Tensor:
-    """The mean (B, C) of the tokens (B, L, C) that the choice is made by."""
+    """The mean (B, C) of the tokens (B, L, C) that the choice is made by.
+
+    The released code for segmentation, which has no class token, divides by one more than count while it trains and not
+    afterwards; here both divide by their number.
+    """
     if gating.tokens.shape[1]:
         places = gating.tokens[..., None].expand(-1, -1, tokens.shape[2])
         return tokens.gather(1, places).mean(dim=1)

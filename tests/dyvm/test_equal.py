@@ -1,14 +1,18 @@
 """Training and inference give one answer for one choice: the masked patches behind the others might not be there."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 import mtrkit
-from mtrkit.dyvm import DyVMTraining
+from mtrkit.dyvm import DyVM, DyVMTraining
+from mtrkit.models import FeatureMaps
 from mtrkit.patch import RECORD
 from mtrkit.scan.mixer import mixer_forward, mixer_parts
 from mtrkit.types import Gating
-from tests.dyvm.models import MODELS, build, images, trained
+from tests.dyvm.models import MODELS, build, choosing, images, trained
+from tests.helpers.families import FAMILIES
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -106,3 +110,34 @@ def test_the_order_is_that_of_the_image_with_the_dropped_at_the_end():
         count = len(kept)
         assert slot[32] == count // 2 and kept.max() <= count and (gone > count).all()
         assert torch.equal(kept, kept.sort().values)
+
+
+@pytest.mark.parametrize("family", ["hustvl_vim", "hustvl_vim_double", "hustvl_vim_last", "videomamba", "mambar_neck"])
+def test_so_do_the_classes_of_the_official_repositories(family):
+    """In float32, as these add their residuals in it."""
+    torch.manual_seed(0)
+    model, x = FAMILIES[family](), torch.randn(3, 3, 32, 32)
+    parts = choosing(DyVM(32, 64, 6, keep=0.6))
+    training = DyVMTraining(model, parts=parts).train()
+    parts.block_heads.eval()
+    left = 64 - (family == "hustvl_vim_last")  # without a class token the last patch is read, and never dropped
+    draws_the_best(parts, torch.tensor([[int(left * 0.6**stage)] * 3 for stage in (1, 2, 3)]))
+    found = training(x).detach()
+    del parts.draw
+    with torch.no_grad():
+        torch.testing.assert_close(training.eval()(x), found, rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(training.remove()(x), found, rtol=1e-2, atol=1e-2)
+
+
+def test_maps_for_dense_tasks_hold_the_last_features_of_dropped_patches():
+    model, x = build("mean"), images(2)
+    maps = FeatureMaps(model, out_indices=(0, 1, 2, 3))
+    training = DyVMTraining(maps, keep=0.6, layers=(1, 2, 3), block_target=None).train()
+    draws_the_best(training.parts, torch.tensor([[38] * 2, [23] * 2, [13] * 2]))
+    found = [level.detach() for level in training(x)]
+    del training.parts.draw
+    with torch.no_grad():
+        for level, wanted in zip(found, training.eval()(x), strict=True):
+            torch.testing.assert_close(level, wanted, **EXACT)
+    same = [torch.isclose(a, b, rtol=0, atol=1e-12).all(dim=1).sum() for a, b in pairwise(found)]
+    assert [int(count) for count in same] == [2 * (64 - 38), 2 * (64 - 23), 2 * (64 - 13)]

@@ -164,7 +164,9 @@ def test_a_seed_gives_the_same_choices_and_another_one_others():
 def test_eval_mode_is_inference_and_copies_work():
     model, x = build(), images()
     training = DyVMTraining(model, parts=trained(model).parts).train()
+    training.parts.scan_share = 0.5
     training(x)
+    assert training.parts.scan_share is None, "a share that was measured before this step was kept"
     twin = copy.deepcopy(training).eval()
     assert twin.outputs is None and twin._reduction().trained is twin.parts
     with torch.no_grad():
