@@ -134,11 +134,11 @@ INLINE void FN(advance_states)(int count, int small, int64_t n, int v, int64_t s
 INLINE void FN(advance_runs)(int count, int small, int64_t n, int v, int64_t steps, const int64_t *lengths,
                              const float *A2, float *h, const float *dt, const float *du, const float *B,
                              int64_t B_stride, const float *C, int64_t C_stride, float *y) {
-    vf a[PAIR], state[PAIR];
+    vf a[RUN_STATES], state[(LANES == 16 ? 4 : 2)];
     for (int k = 0; k < count; k++) a[k] = LOAD(A2 + (n + k) * BLOCK + v), state[k] = LOAD(h + (n + k) * BLOCK + v);
     for (int64_t t = 0; t < steps; t++) {
         int64_t o = t * BLOCK + v;
-        vf step = LOAD(dt + o), input = LOAD(du + o), sum = LOAD(y + o), decay[PAIR], taken[PAIR], total[PAIR];
+        vf step = LOAD(dt + o), input = LOAD(du + o), sum = LOAD(y + o), decay[RUN_STATES], taken[(LANES == 16 ? 4 : 2)], total[(LANES == 16 ? 4 : 2)];
         for (int k = 0; k < count; k++) {
             decay[k] = FN(decay)(step, a[k], small), taken[k] = input * B[t * B_stride + n + k];
             total[k] = state[k] = decay[k] * state[k] + taken[k];
@@ -149,6 +149,19 @@ INLINE void FN(advance_runs)(int count, int small, int64_t n, int v, int64_t ste
         STORE(y + o, sum);
     }
     for (int k = 0; k < count; k++) STORE(h + (n + k) * BLOCK + v, state[k]);
+}
+
+/* The lengths of a tile, ones behind it and for numbers that cannot be; returns whether any is more than one. */
+INLINE int FN(tile_lengths)(lasting w, int64_t from, int64_t steps, int64_t *lengths) {
+    if (w.p == NULL) return 0;
+    const int64_t *p = w.p + from * w.step;
+    int64_t longer = 0;
+    if (steps == TILE && w.step == 1) STEPS(t) lengths[t] = p[t];
+    else if (steps == TILE) STEPS(t) lengths[t] = p[-t];
+    else STEPS(t) lengths[t] = t < steps ? p[t * w.step] : 1;
+    STEPS(t) lengths[t] = lengths[t] < 1 ? 1 : lengths[t];
+    STEPS(t) longer |= lengths[t] != 1;
+    return longer != 0;
 }
 
 /* The recurrence over one tile: the state of a channel vector runs through all steps, few states at a time. */
@@ -167,15 +180,17 @@ INLINE void FN(advance)(int small, int64_t states, int64_t steps, const float *A
 INLINE void FN(advance_all_runs)(int small, int64_t states, int64_t steps, const int64_t *lengths, const float *A2,
                                  float *h, const float *dt, const float *du, const float *B, int64_t B_stride,
                                  const float *C, int64_t C_stride, float *y) {
+    float share[TILE];
+    STEPS(t) share[t] = 1.0f / (float)lengths[t];
     memset(y, 0, TILE * BLOCK * sizeof(float));
     PARTS(v) {
         int64_t n = 0;
-        for (; n + PAIR <= states; n += PAIR)
-            FN(advance_runs)(PAIR, small, n, v, steps, lengths, A2, h, dt, du, B, B_stride, C, C_stride, y);
+        for (; n + RUN_STATES <= states; n += (LANES == 16 ? 4 : 2))
+            FN(advance_runs)(RUN_STATES, small, n, v, steps, lengths, A2, h, dt, du, B, B_stride, C, C_stride, y);
         for (; n < states; n++)
             FN(advance_runs)(1, small, n, v, steps, lengths, A2, h, dt, du, B, B_stride, C, C_stride, y);
         for (int64_t t = 0; t < steps; t++)
-            STORE(y + t * BLOCK + v, LOAD(y + t * BLOCK + v) * (1.0f / (float)lengths[t]));
+            STORE(y + t * BLOCK + v, LOAD(y + t * BLOCK + v) * share[t]);
     }
 }
 
@@ -222,7 +237,7 @@ static TARGET void FN(scan_forward_task)(const void *job, int64_t task, float *s
         if (ws.p != NULL && j->sum_steps) FN(sum_steps)(ws, from, steps, at.width, j->add != 0, dt);
         else if (ws.p != NULL) FN(show_steps)(ws, from, steps, at.width, j->add != 0, dt, spare_s);
         const float *B = wB.p + from * wB.t, *C = wC.p + from * wC.t;
-        int longer = tile_lengths(wl, from, steps, lengths), small = FN(all_short)(dt, steps, longest);
+        int longer = FN(tile_lengths)(wl, from, steps, lengths), small = FN(all_short)(dt, steps, longest);
         if (longer && small) FN(advance_all_runs)(1, N, steps, lengths, A2, h, dt, du, B, wB.t, C, wC.t, y);
         else if (longer) FN(advance_all_runs)(0, N, steps, lengths, A2, h, dt, du, B, wB.t, C, wC.t, y);
         else if (small) FN(advance)(1, N, steps, A2, h, dt, du, B, wB.t, C, wC.t, y);
