@@ -25,6 +25,7 @@ FLOORS = {
     "measure": 8,
     "vis": 8,
     "calibration": 9,
+    "finetune": 9,
     "cli": 10,
 }
 MAY_CALL_C = {"native", "scan", "ops"}  # everyone else asks these
