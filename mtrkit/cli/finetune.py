@@ -112,9 +112,8 @@ def run(args: argparse.Namespace) -> int:
 def _prepare(args: argparse.Namespace) -> tuple[Any, "Recipe", Any]:
     """Accelerator, recipe and the part of the package that needs the extra."""
     try:
-        from accelerate import Accelerator
-
         from mtrkit import finetune
+        from mtrkit.finetune.run import accelerator_for
     except ImportError as error:
         raise OptionError(
             f"{error.name} is missing; install what training needs: pip install 'mtrkit[train]'"
@@ -127,4 +126,4 @@ def _prepare(args: argparse.Namespace) -> tuple[Any, "Recipe", Any]:
     if given.get("auto_augment") == "none":
         given["auto_augment"] = None
     recipe = dataclasses.replace(finetune.Recipe(), **given)
-    return Accelerator(cpu=args.device == "cpu", mixed_precision=recipe.precision), recipe, finetune
+    return accelerator_for(recipe, cpu=args.device == "cpu"), recipe, finetune

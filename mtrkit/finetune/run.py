@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
@@ -86,11 +87,11 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds beside model, optimiser and random states."""
         average = None if self.ema is None else self.ema.module.state_dict()
-        return {"step": self.step, "skipped": self.skipped, "ema": average}
+        return {"step": self.step, "skipped": self.skipped, "recent": self.recent, "ema": average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it over."""
-        self.step, self.skipped = state["step"], state["skipped"]
+        self.step, self.skipped, self.recent = state["step"], state["skipped"], state["recent"]
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
 
@@ -261,6 +262,13 @@ class Run:
             "recipe": self.recipe.as_dict(),
             "images": images.digest,
         }
+
+
+def accelerator_for(recipe: Recipe, cpu: bool = False) -> Accelerator:
+    """An accelerator for the recipe's precision, also if an earlier one of this process had another."""
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != recipe.precision:
+        AcceleratorState._reset_state()
+    return Accelerator(cpu=cpu, mixed_precision=recipe.precision)
 
 
 def preprocessing(model: nn.Module) -> Preprocess:
