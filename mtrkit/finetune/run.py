@@ -136,14 +136,29 @@ class Run:
 
     def _advance(self, parts: Iterator[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Any]:
         """One step of the optimiser; returns its row of the curve."""
-        recipe, accelerator, began = self.recipe, self.accelerator, time.perf_counter()
-        lr = recipe.rate(self.step, self.steps, self.draws.steps_per_epoch)
+        began, size = time.perf_counter(), self.recipe.batch_size
+        lr = self.recipe.rate(self.step, self.steps, self.draws.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
-        totals = torch.zeros(3, device=accelerator.device, dtype=torch.float64)  # loss, right answers, skipped images
-        for part in range(recipe.accumulate):
-            last = part == recipe.accumulate - 1
+        loss, right, norm = self._gradients(parts)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update(self.bare, step=self.step)
+        self.recent = [*self.recent[-99:], loss]
+        row = {"step": self.step, "epoch": self.step / self.draws.steps_per_epoch, "loss": loss, "lr": lr}
+        speed = size / (time.perf_counter() - began)
+        return row | {"accuracy": right / size, "grad_norm": norm, "images_per_s": speed, "held_out": None}
+
+    def _gradients(self, parts: Iterator[tuple[Tensor, Tensor, Tensor]]) -> tuple[float, float, float]:
+        """Those of the whole batch: its loss, right answers, and the norm of the gradient before clipping."""
+        accelerator = self.accelerator
+        fine = torch.float32 if accelerator.device.type == "mps" else torch.float64  # the former has nothing finer
+        totals = torch.zeros(3, device=accelerator.device, dtype=fine)
+        for part in range(self.recipe.accumulate):
+            last = part == self.recipe.accumulate - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
                 totals += self._backward(*next(parts))
         loss, right, skipped = accelerator.reduce(totals, "sum").tolist()
@@ -153,23 +168,8 @@ class Run:
         norm = self._clip()
         if not math.isfinite(norm) and accelerator.scaler is None:  # a scaler leaves such a step out
             raise self._broken(f"the gradient of step {self.step + 1} has norm {norm}")
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.step += 1
-        if self.ema is not None:
-            self.ema.update(self.bare, step=self.step)
         self.skipped += int(skipped)
-        self.recent = [*self.recent[-99:], loss]
-        return {
-            "step": self.step,
-            "epoch": self.step / self.draws.steps_per_epoch,
-            "loss": loss,
-            "accuracy": right / recipe.batch_size,
-            "lr": lr,
-            "grad_norm": norm,
-            "images_per_s": recipe.batch_size / (time.perf_counter() - began),
-            "held_out": None,
-        }
+        return loss, right, norm
 
     def _backward(self, images: Tensor, targets: Tensor, skipped: Tensor) -> Tensor:
         """Add a part's gradients; returns its loss, right answers and skipped images."""
@@ -179,7 +179,7 @@ class Run:
         # Processes average their gradients, and the parts of one add theirs up.
         accelerator.backward(loss / self.recipe.accumulate)
         right = (logits.argmax(-1) == targets.argmax(-1)).sum()
-        return torch.stack([loss.detach().double(), right.double(), skipped.to(loss.device).double()])
+        return torch.stack([loss.detach(), right.to(loss.dtype), skipped.to(loss)])
 
     def _clip(self) -> float:
         """Clip the gradients if asked; returns their norm before that."""
