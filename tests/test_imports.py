@@ -24,8 +24,9 @@ FLOORS = {
     "api": 7,
     "measure": 8,
     "vis": 8,
+    "dyvm": 8,
     "calibration": 9,
-    "dyvm": 9,
+    "finetune": 9,
     "cli": 10,
 }
 MAY_CALL_C = {"native", "scan", "ops"}  # everyone else asks these

@@ -19,6 +19,8 @@ def load_model(args: argparse.Namespace, device: torch.device | str = "cpu") -> 
         options["img_size"] = args.input_size[-2:]
         if len(args.input_size) == 3:
             options["in_chans"] = args.input_size[0]
+    if getattr(args, "drop_path", 0):
+        options["drop_path_rate"] = args.drop_path
     return create_model(args.model, args.checkpoint, **options).eval().to(device)
 
 

@@ -19,6 +19,7 @@ COMMANDS = {  # name → (module, what it does)
     "info": ("info", "what apply_reduction would do to a model: tokens per block, FLOPs"),
     "eval": ("evaluate", "accuracy, FLOPs and speed of a model on a folder of images"),
     "calibrate": ("calibrate", "fit a reduction to a model by its own answers on some hundred images"),
+    "finetune": ("finetune", "re-train a model with its reduction in place, to get accuracy back"),
     "compare": ("compare", "methods side by side on the same images, with paired differences and plots"),
     "bench": ("bench", "measured speed-up beside the one the FLOPs promise"),
     "draw": ("draw", "pictures of which tokens an image keeps, and what is merged"),

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,10 +43,25 @@ class ImageSet:
             return self
         if limit < 1:
             raise InputError(f"a limit of {limit} images leaves none; give 1 or more")
-        chosen = [index * len(self) // limit for index in range(limit)]
-        labels = tuple(self.labels[index] for index in chosen)
-        openers = tuple(self.openers[index] for index in chosen)
-        return ImageSet(self.name, self.classes, labels, openers, f"{self.digest}:{limit}")
+        return self.chosen([index * len(self) // limit for index in range(limit)], f"{limit}")
+
+    def without(self, others: "ImageSet") -> "ImageSet":
+        """Those that are not among ``others``, which were chosen from these."""
+        taken = set(others.openers)
+        kept = [index for index, opener in enumerate(self.openers) if opener not in taken]
+        return self.chosen(kept, f"without {others.digest}")
+
+    def share(self, process: int, processes: int) -> tuple["ImageSet", int]:
+        """Those that one of several processes takes, as many for each, and how many of them no other one takes."""
+        mine = [*range(process, len(self), processes)]
+        filled = -(-len(self) // processes) - len(mine)
+        return self.chosen(mine + [0] * filled, f"{process} of {processes}"), len(mine)
+
+    def chosen(self, indices: Sequence[int], how: str) -> "ImageSet":
+        """Those at the indices; ``how`` they were chosen becomes part of the digest."""
+        labels = tuple(self.labels[index] for index in indices)
+        openers = tuple(self.openers[index] for index in indices)
+        return ImageSet(self.name, self.classes, labels, openers, f"{self.digest}:{how}")
 
 
 def open_images(source: str | Path) -> ImageSet:

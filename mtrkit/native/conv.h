@@ -38,67 +38,48 @@ INLINE void FN(convolve)(const float *x, int64_t sx, const float *w, int64_t wid
     }
 }
 
-/* The rows that lie at the `width - 1` positions in front of token `t`, whose own row is `own`, and at `values` of its
- * own, in order: value i of the convolution is over seen[i] to seen[i + width - 1]. */
-INLINE void FN(look_back)(const float *own, int64_t sx, lasting lengths, int64_t t, int64_t width, int64_t values,
-                          const float **seen) {
-    int64_t token = 0, left = 0;
-    for (int64_t i = width - 1; i < width - 1 + values; i++) seen[i] = own;
-    for (int64_t i = width - 2; i >= 0; i--, left--) {
-        if (left == 0) left = lasts(lengths, t - ++token);
-        seen[i] = own - token * sx;
-    }
-}
-
 /* The mean over the positions that each token lasts: as many different values as taps at most, of which the last, with
- * every tap inside of the token, counts for all that follow. */
-INLINE void FN(convolve_runs)(const float *x, int64_t sx, const float *w, int64_t width, int silu, lasting lengths,
-                              int64_t from, int64_t steps, const float **seen, float *out, int64_t so) {
-    int64_t ones = 0; /* tokens of one position in a row, this one included: the taps see nothing else */
-    for (int64_t t = 1 - width; t < 0; t++) ones = lasts(lengths, from + t) == 1 ? ones + 1 : 0;
-    for (int64_t t = 0; t < steps; t++) {
-        int64_t count = lasts(lengths, from + t), values = count < width ? count : width;
-        ones = count == 1 ? ones + 1 : 0;
-        if (ones >= width) {
+ * every tap inside of the token, counts for all that follow. The first token is number `i` of `p`. */
+INLINE void FN(convolve_runs)(const float *x, int64_t sx, const float *w, int64_t width, int silu, const past *p,
+                              int64_t i, int64_t steps, float *out, int64_t so) {
+    for (int64_t t = 0; t < steps; t++, i++) {
+        int64_t count = p->token[i].lasts, values = count < width ? count : width;
+        const int64_t *back = p->token[i].back;
+        const float *own = x + (t + width - 1) * sx;
+        if (!p->token[i].sees_runs) {
             PARTS(v) {
                 vf value = FN(filter)(x + t * sx, sx, w, width, v);
                 STORE(out + t * so + v, silu ? value * FN(sigmoid)(value) : value);
             }
             continue;
         }
-        FN(look_back)(x + (t + width - 1) * sx, sx, lengths, from + t, width, values, seen);
         PARTS(v) {
             vf total = FN(splat)(0.0f);
-            for (int64_t i = 0; i < values; i++) {
+            for (int64_t n = 0; n < values; n++) {
                 vf value = LOAD(w + width * BLOCK + v);
-                for (int64_t k = 0; k < width; k++) value += LOAD(w + k * BLOCK + v) * LOAD(seen[i + k] + v);
+                for (int64_t k = 0; k < width; k++) value += LOAD(w + k * BLOCK + v) * LOAD(own - back[n + k] * sx + v);
                 if (silu) value *= FN(sigmoid)(value);
-                total += i == width - 1 ? value * (float)(count - i) : value;
+                total += n == width - 1 ? value * (float)(count - n) : value;
             }
             STORE(out + t * so + v, total * (1.0f / (float)count));
         }
     }
 }
 
-/* The tokens from `first` to before `last` of a channel block. */
+/* The tokens from `first` to before `last` of a channel block; `p` is absent if every token lasts one position. */
 static TARGET void FN(convolve_span)(const conv_job *j, int64_t b, int64_t e, int64_t first, int64_t last,
-                                     float *scratch) {
+                                     const past *p, float *scratch) {
     int64_t L = j->length, channels = j->channels - e < BLOCK ? j->channels - e : BLOCK;
     float *w = scratch, *spare_y = w + (j->width + 1) * BLOCK, *spare_x = spare_y + TILE * BLOCK;
     FN(load_filter)(j, e, channels, w);
     walk wx = walk_from(j->x, b, e, L, j->reverse), wy = walk_from(j->y, b, e, L, j->reverse);
-    lasting lengths = lasting_from(j->lengths, b, L, j->reverse);
-    const float **seen = (const float **)(spare_x + (TILE + j->width) * BLOCK);
-    int64_t own[TILE];
     for (int64_t from = first; from < last; from += TILE) {
         int64_t steps = last - from < TILE ? last - from : TILE, sx, sy;
         const float *x = FN(history)(j, wx, from, steps, channels, spare_x, &sx);
         float *out = tile_out(wy, from, steps, channels, spare_y, &sy);
-        /* A token of one position sees others through those in front of the tile, too. */
-        int longer = tile_lengths(lengths, from, steps, own) || tile_lengths(lengths, from - TILE, TILE, own);
-        if (longer && j->width == 4 && j->silu)
-            FN(convolve_runs)(x, sx, w, 4, 1, lengths, from, steps, seen, out, sy);
-        else if (longer) FN(convolve_runs)(x, sx, w, j->width, j->silu != 0, lengths, from, steps, seen, out, sy);
+        int longer = p != NULL && p->sees_runs[(from - first) / TILE];
+        if (longer && j->width == 4 && j->silu) FN(convolve_runs)(x, sx, w, 4, 1, p, from - first, steps, out, sy);
+        else if (longer) FN(convolve_runs)(x, sx, w, j->width, j->silu != 0, p, from - first, steps, out, sy);
         else if (j->width == 4 && j->silu) FN(convolve)(x, sx, w, 4, 1, out, sy);
         else FN(convolve)(x, sx, w, j->width, j->silu != 0, out, sy);
         tile_flush(wy, from, steps, channels, spare_y);
@@ -107,8 +88,13 @@ static TARGET void FN(convolve_span)(const conv_job *j, int64_t b, int64_t e, in
 
 static TARGET void FN(conv_forward_task)(const void *job, int64_t task, float *scratch) {
     const conv_job *j = job;
-    int64_t blocks = ceil_div(j->channels, BLOCK);
-    FN(convolve_span)(j, task / blocks, task % blocks * BLOCK, 0, j->length, scratch);
+    int64_t blocks = ceil_div(j->channels, BLOCK), b = task / blocks, e = task % blocks * BLOCK, L = j->length;
+    past *p = j->lengths == NULL ? NULL : (past *)(scratch + conv_scratch(j->width));
+    for (int64_t first = 0; first < L; first += CONV_SPAN) {
+        int64_t last = first + CONV_SPAN < L ? first + CONV_SPAN : L;
+        if (p != NULL) look_back(lasting_from(j->lengths, b, L, j->reverse), first, last, j->width, p);
+        FN(convolve_span)(j, b, e, first, last, p, scratch);
+    }
 }
 
 /* Gradients of one tile; row r of `dx` is token from - (K - 1) + r, finished once the tile before which it lies is. */
@@ -129,6 +115,31 @@ INLINE void FN(convolve_back)(const float *x, int64_t sx, const float *dy, int64
     }
 }
 
+/* The same for tokens that last several positions; the first token is number `i` of `p`. */
+INLINE void FN(runs_convolve_back)(const float *x, int64_t sx, const float *dy, int64_t sg, const float *w, int64_t width,
+                                   int silu, const past *p, int64_t i, int64_t steps, float *dx, float *sums) {
+    PARTS(v) for (int64_t t = 0; t < steps; t++) {
+        int64_t count = p->token[i + t].lasts, values = count < width ? count : width, own = t + width - 1;
+        vf mean = LOAD(dy + t * sg + v) * (1.0f / (float)count);
+        for (int64_t n = 0; n < values; n++) {
+            const int64_t *back = p->token[i + t].back + n;
+            vf grad = n == width - 1 ? mean * (float)(count - n) : mean;
+            if (silu) {
+                vf value = LOAD(w + width * BLOCK + v);
+                for (int64_t k = 0; k < width; k++) value += LOAD(w + k * BLOCK + v) * LOAD(x + (own - back[k]) * sx + v);
+                vf s = FN(sigmoid)(value);
+                grad *= s + value * s * (1.0f - s);
+            }
+            for (int64_t k = 0; k < width; k++) {
+                float *to = dx + (own - back[k]) * BLOCK + v, *sum = sums + k * BLOCK + v;
+                STORE(to, LOAD(to) + grad * LOAD(w + k * BLOCK + v));
+                STORE(sum, LOAD(sum) + grad * LOAD(x + (own - back[k]) * sx + v));
+            }
+            STORE(sums + width * BLOCK + v, LOAD(sums + width * BLOCK + v) + grad);
+        }
+    }
+}
+
 static TARGET void FN(conv_backward_task)(const void *job, int64_t task, float *scratch) {
     const conv_job *j = job;
     int64_t L = j->length, K = j->width, blocks = ceil_div(j->channels, BLOCK), b = task / blocks;
@@ -140,11 +151,16 @@ static TARGET void FN(conv_backward_task)(const void *job, int64_t task, float *
     memset(dx, 0, (size_t)((TILE + K) * BLOCK) * sizeof(float));
     walk wx = walk_from(j->x, b, e, L, j->reverse), wg = walk_from(j->dy, b, e, L, j->reverse);
     walk wd = walk_from(j->dx, b, e, L, j->reverse);
+    past *p = j->lengths == NULL ? NULL : (past *)(spare_x + (TILE + K) * BLOCK);
     for (int64_t from = 0; from < L; from += TILE) {
-        int64_t steps = L - from < TILE ? L - from : TILE, sx, sg;
+        int64_t steps = L - from < TILE ? L - from : TILE, first = from / CONV_SPAN * CONV_SPAN, sx, sg;
+        int64_t last = first + CONV_SPAN < L ? first + CONV_SPAN : L;
+        if (p != NULL && from == first) look_back(lasting_from(j->lengths, b, L, j->reverse), first, last, K, p);
         const float *x = FN(history)(j, wx, from, steps, channels, spare_x, &sx);
         const float *dy = tile_in(wg, from, steps, channels, spare_dy, &sg);
-        if (K == 4) FN(convolve_back)(x, sx, dy, sg, w, 4, j->silu != 0, steps, dx, sums);
+        if (p != NULL && p->sees_runs[(from - first) / TILE])
+            FN(runs_convolve_back)(x, sx, dy, sg, w, K, j->silu != 0, p, from - first, steps, dx, sums);
+        else if (K == 4) FN(convolve_back)(x, sx, dy, sg, w, 4, j->silu != 0, steps, dx, sums);
         else FN(convolve_back)(x, sx, dy, sg, w, K, j->silu != 0, steps, dx, sums);
         /* After the last tile all rows are finished; before, the last K - 1 still wait for their successors. */
         int64_t ready = from + steps == L ? steps + K - 1 : steps, before = K - 1 - from > 0 ? K - 1 - from : 0;
@@ -161,7 +177,9 @@ static TARGET void FN(project_task)(const void *job, int64_t task, float *scratc
     const conv_job *j = &q->conv;
     int64_t L = j->length, K = j->channels, span = span_of(q), spans = ceil_div(L, span);
     int64_t b = task / spans, first = task % spans * span, last = first + span < L ? first + span : L;
-    for (int64_t e = 0; e < K && j->width; e += BLOCK) FN(convolve_span)(j, b, e, first, last, scratch);
+    past *p = j->lengths == NULL ? NULL : (past *)(scratch + conv_scratch(j->width));
+    if (p != NULL) look_back(lasting_from(j->lengths, b, L, j->reverse), first, last, j->width, p);
+    for (int64_t e = 0; e < K && j->width; e += BLOCK) FN(convolve_span)(j, b, e, first, last, p, scratch);
     walk tokens = walk_from(j->y, b, 0, L, j->reverse), out = walk_rows(q->out, b, 0, L, j->reverse);
     for (int64_t c = 0; c < q->columns; c += BLOCK)
         for (int64_t from = first; from < last; from += LANES) PARTS(v) {

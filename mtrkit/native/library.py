@@ -27,9 +27,8 @@ TEAM_BLOCKS = 4  # channel blocks whose gradients of B and C are summed in one t
 SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS = range(6)  # kinds of jobs
 PROJECT, PACK, NORM, MATCH, SLOTS, MERGE = range(6, 12)
 
-_MIXER_JOBS = 14  # the most that a mixer becomes
-_MIXER_BYTES = _MIXER_JOBS * (jobs.HEADER.size + jobs.SCAN.size)
-_LAYOUT = [TILE, BLOCK, TEAM_BLOCKS, _MIXER_JOBS, *(fields.size for fields in jobs.LAYOUT)]
+_MIXER_PACKS, _MIXER_STEPS = 8, 6  # the most jobs that a mixer becomes: at first, and for each chunk of samples
+_LAYOUT = [TILE, BLOCK, TEAM_BLOCKS, _MIXER_PACKS, _MIXER_STEPS, *(fields.size for fields in jobs.LAYOUT)]
 
 _level: int | None = None  # set by tests to run the code of a weaker CPU
 
@@ -55,10 +54,11 @@ class Library:
         """Run packed jobs one after the other on as many threads as torch uses."""
         self._run(_lay_out(chain), len(chain))
 
-    def run_mixer(self, mixer: bytes, *before: Job) -> None:
-        """Run a packed mixer like :meth:`run`, after other jobs."""
+    def run_mixer(self, mixer: bytes, chunks: int, *before: Job) -> None:
+        """Run a packed mixer, which takes its samples in so many chunks, like :meth:`run`, after other jobs."""
         first = _lay_out(before)
-        chain = ctypes.create_string_buffer(first, len(first) + _MIXER_BYTES)
+        most = _MIXER_PACKS + chunks * _MIXER_STEPS
+        chain = ctypes.create_string_buffer(first, len(first) + most * (jobs.HEADER.size + jobs.SCAN.size))
         count = self._handle.mtr_mixer_jobs(mixer, ctypes.byref(chain, len(first)))
         self._run(chain, len(before) + count)
 

@@ -9,13 +9,15 @@ typedef struct {
 
 /* Everything is contiguous; columns that fill_up adds are written too. The second direction runs backward. */
 typedef struct {
-    int64_t batch, length, width, inner, states, rank, taps, directions, sum_steps;
+    int64_t batch, length, width, inner, states, rank, taps, directions;
+    int64_t chunk; /* samples that are taken through all steps before the next ones */
+    int64_t sum_steps;
     double scale;              /* of what out_proj gives */
     float *out;                /* (batch, length, filled_up(width)) */
     float *projected;          /* (directions, batch, length, filled_up(rank + 2 * states)) */
     float *step;               /* absent, or (batch, length, inner), or (batch, blocks, length) if sum_steps */
     float *ungated;            /* absent, or (batch, length, inner): the sum of the scans before the gate */
-    float *xz, *u, *y;         /* (batch, length, filled_up(2 * inner)), twice (batch, length, inner) */
+    float *xz, *u, *y;         /* (chunk, length, filled_up(2 * inner)), twice (chunk, length, inner) */
     float *packed;             /* every weight that is packed, with its columns filled up */
     float *hidden;             /* (batch, length, width) */
     float *in_proj, *out_proj; /* (2 * inner, width), (width, inner) */
@@ -23,7 +25,8 @@ typedef struct {
     int64_t *lengths;          /* (batch, length): how many positions each token lasts; absent: one */
 } mixer_job;
 
-enum { MIXER_JOBS = 14 }; /* at most: eight weights are packed, four products and two scans */
+/* At most: weights that are packed, and steps of a chunk, which are products and scans. */
+enum { MIXER_PACKS = 8, MIXER_STEPS = 6 };
 
 static int64_t filled_up(int64_t count) { return ceil_div(count, BLOCK) * BLOCK; }
 
@@ -33,6 +36,10 @@ typedef struct {
     int64_t count;
     float *packed;
 } chain;
+
+typedef struct {
+    float *in_proj, *out_proj, *x_proj[2], *dt_weight[2], *A[2];
+} packed_weights;
 
 static void append(chain *c, int64_t kind, const void *job, size_t bytes) {
     header h = {kind, (int64_t)bytes};
@@ -50,48 +57,73 @@ static float *append_pack(chain *c, float *weight, int64_t columns, int64_t chan
     return packed;
 }
 
-/* The product of tokens and a weight; samples one behind the other fill the tiles of the product. */
+static packed_weights append_packs(chain *c, const mixer_job *m) {
+    int64_t E = m->inner, N = m->states, R = m->rank;
+    packed_weights p = {.in_proj = append_pack(c, m->in_proj, 2 * E, m->width, 1.0, 0)};
+    for (int64_t i = 0; i < m->directions; i++) {
+        const direction_weights *w = &m->weights[i];
+        p.x_proj[i] = append_pack(c, w->x_proj, R + 2 * N, E, 1.0, 0);
+        p.dt_weight[i] = append_pack(c, w->dt_weight, E, R, 1.0, 0);
+        p.A[i] = append_pack(c, w->A_log, E, N, LOG2E, 1);
+    }
+    p.out_proj = append_pack(c, m->out_proj, m->width, E, m->scale, 0);
+    return p;
+}
+
+/* The product of tokens and a packed weight; samples one behind the other fill the tiles of the product. */
 static void append_product(chain *c, float *tokens, int64_t count, int64_t channels, float *weight, int64_t columns,
-                           double scale, float *out) {
+                           float *out) {
     int64_t all = filled_up(columns);
-    float *packed = append_pack(c, weight, columns, channels, scale, 0);
     project_job job = {{.batch = 1, .channels = channels, .length = count, .y = {tokens, 0, 1, channels}},
-                       all, packed, {out, 0, 0, all}};
+                       all, weight, {out, 0, 0, all}};
     append(c, PROJECT, &job, sizeof job);
 }
 
-/* One direction: x is convolved to u, which is projected and scanned; what the scan gives is added to y. */
-static void append_direction(chain *c, const mixer_job *m, int64_t i) {
+/* A view of samples from `first` on; an absent one stays absent. */
+static view samples_from(view v, int64_t first) {
+    if (v.p != NULL) v.p += first * v.b;
+    return v;
+}
+
+/* One direction of the samples from `first` on: x is convolved to u, which is projected and scanned; what the scan gives
+ * is added to y. */
+static void append_direction(chain *c, const mixer_job *m, const packed_weights *p, int64_t i, int64_t first,
+                             int64_t samples) {
     const direction_weights *w = &m->weights[i];
-    int64_t B = m->batch, L = m->length, E = m->inner, N = m->states, R = m->rank;
+    int64_t B = samples, L = m->length, E = m->inner, N = m->states, R = m->rank;
     int64_t columns = filled_up(R + 2 * N), both = filled_up(2 * E);
-    float *seen = m->projected + i * B * L * columns;
+    float *seen = m->projected + (i * m->batch + first) * L * columns;
+    int64_t *lengths = m->lengths == NULL ? NULL : m->lengths + first * L;
     view x = {m->xz, L * both, 1, both}, inside = {m->u, L * E, 1, E}, sum = {m->y, L * E, 1, E}, absent = {0};
     rows found = {seen, L * columns, 1, columns};
     int last = i == m->directions - 1;
     view gate = last ? (view){m->xz + E, L * both, 1, both} : absent;
     view step = m->sum_steps ? (view){m->step, ceil_div(E, BLOCK) * L, L, 1} : (view){m->step, L * E, 1, E};
-    float *x_proj = append_pack(c, w->x_proj, R + 2 * N, E, 1.0, 0);
     conv_job conv = {B, E, L, m->taps, 1, i == 1, .x = x, .y = inside};
-    conv.weight = w->conv_weight, conv.bias = w->conv_bias, conv.lengths = m->lengths;
-    project_job project = {conv, columns, x_proj, found};
+    conv.weight = w->conv_weight, conv.bias = w->conv_bias, conv.lengths = lengths;
+    project_job project = {conv, columns, p->x_proj[i], found};
     append(c, PROJECT, &project, sizeof project);
     scan_job scan = {.batch = B, .channels = E, .length = L, .states = N, .groups = 1, .softplus = 1};
     scan.reverse = i == 1, scan.rank = R, scan.add = i > 0, scan.sum_steps = m->sum_steps;
-    scan.u = inside, scan.z = gate, scan.y = sum, scan.step = step;
-    if (last) scan.ungated = (view){m->ungated, L * E, 1, E};
+    scan.u = inside, scan.z = gate, scan.y = sum, scan.step = samples_from(step, first);
+    if (last) scan.ungated = samples_from((view){m->ungated, L * E, 1, E}, first);
     scan.dt = scan.B = scan.C = found, scan.B.p = seen + R, scan.C.p = seen + R + N;
-    scan.dt_weight = append_pack(c, w->dt_weight, E, R, 1.0, 0), scan.A = append_pack(c, w->A_log, E, N, LOG2E, 1);
-    scan.D = w->D, scan.bias = w->dt_bias, scan.lengths = m->lengths;
+    scan.dt_weight = p->dt_weight[i], scan.A = p->A[i];
+    scan.D = w->D, scan.bias = w->dt_bias, scan.lengths = lengths;
     append(c, SCAN_FORWARD, &scan, sizeof scan);
 }
 
-/* Write the jobs of a mixer, at most MIXER_JOBS, and return how many they are. */
+/* Write the jobs of a mixer, MIXER_PACKS and MIXER_STEPS of each chunk at most, and return how many they are. */
 EXPORT int64_t mtr_mixer_jobs(const mixer_job *m, void *jobs) {
-    int64_t tokens = m->batch * m->length, E = m->inner;
+    int64_t L = m->length, E = m->inner, D = m->width;
     chain c = {jobs, 0, m->packed};
-    append_product(&c, m->hidden, tokens, m->width, m->in_proj, 2 * E, 1.0, m->xz);
-    for (int64_t i = 0; i < m->directions; i++) append_direction(&c, m, i);
-    append_product(&c, m->y, tokens, E, m->out_proj, m->width, m->scale, m->out);
+    packed_weights p = append_packs(&c, m);
+    for (int64_t first = 0; first < m->batch; first += m->chunk) {
+        int64_t samples = m->batch - first < m->chunk ? m->batch - first : m->chunk;
+        float *hidden = m->hidden + first * L * D, *out = m->out + first * L * filled_up(D);
+        append_product(&c, hidden, samples * L, D, p.in_proj, 2 * E, m->xz);
+        for (int64_t i = 0; i < m->directions; i++) append_direction(&c, m, &p, i, first, samples);
+        append_product(&c, m->y, samples * L, E, p.out_proj, D, out);
+    }
     return c.count;
 }

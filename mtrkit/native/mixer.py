@@ -15,7 +15,10 @@ from mtrkit.errors import InputError
 from mtrkit.native import library as lib
 from mtrkit.native.jobs import MIXER, NORM, address, dense, positions
 from mtrkit.native.weights import DirectionWeights, MixerWeights
+from mtrkit.native.workspace import workspace
 
+_CACHED = 1 << 19  # floats between the steps, per thread
+_TASKS = 8  # per thread and step
 _PLACES = 11 + 2 * len(DirectionWeights._fields)  # addresses in a mixer's job
 
 
@@ -37,19 +40,23 @@ def mix(
     """
     layers: list[Tensor | None] = [weights.in_proj, weights.out_proj]
     layers += [weight for way in weights.directions for weight in way]
-    sizes, own = _layout(hidden.shape, *[None if weight is None else weight.shape for weight in layers])
-    batch, length, width, inner, states, *_ = sizes
-    out, projected, *between = [hidden.new_empty(shape) for shape in own]
+    sizes, own, counts = _layout(
+        torch.get_num_threads(), hidden.shape, *[None if weight is None else weight.shape for weight in layers]
+    )
+    batch, length, width, inner, *_, chunk = sizes
+    out, projected = (hidden.new_empty(shape) for shape in own)
     delta = _delta_as_read(hidden, reads, inner)
     y = hidden.new_empty((batch, length, inner)) if "y" in reads else None
     given = [None if x is None else dense(x) for x in (hidden, *layers)]
-    places = [address(x) for x in (out, projected, delta, y, *between, *given)]
+    memory, between = workspace(counts)
+    places = [*map(address, (out, projected, delta, y)), *between, *map(address, given)]
     missing = [0] * (_PLACES - len(places))  # where there is one direction
     if lengths is not None:
         lengths = _check_lengths(lengths, hidden)
     scale = 0.5 if weights.halve else 1.0  # on the weights, which gives the same bits as on the sum
     sums = delta is not None and "delta" not in reads
-    lib.library().run_mixer(MIXER.pack(*sizes, sums, scale, *places, *missing, address(lengths)), *before)
+    job = MIXER.pack(*sizes, sums, scale, *places, *missing, address(lengths))
+    lib.library().run_mixer(job, -(-batch // chunk), *before)
     found = _read(reads, delta, y, projected, sizes)
     return [_columns(out, width), *(found[name] for name in reads)]
 
@@ -114,8 +121,10 @@ def _read(
 
 
 @lru_cache(maxsize=256)
-def _layout(tokens: torch.Size, *weights: torch.Size | None) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """From all shapes the sizes in a mixer's job, and the shapes of what it writes."""
+def _layout(
+    threads: int, tokens: torch.Size, *weights: torch.Size | None
+) -> tuple[tuple[int, ...], list[tuple[int, ...]], list[int]]:
+    """From all shapes the sizes in a mixer's job, the shapes of what it writes, and the floats between its steps."""
     count = len(DirectionWeights._fields)
     ways = [weights[i : i + count] for i in range(2, len(weights), count)]
     if len(tokens) != 3 or not 1 <= len(ways) <= 2:
@@ -127,8 +136,18 @@ def _layout(tokens: torch.Size, *weights: torch.Size | None) -> tuple[tuple[int,
     packed = both * width + _filled_up(width) * inner
     packed += len(ways) * (found * inner + _filled_up(inner) * (rank + states))
     out, projected = (batch, length, _filled_up(width)), (len(ways), batch, length, found)
-    between = [(batch, length, both), (batch, length, inner), (batch, length, inner), (packed,)]
-    return (*tokens, inner, states, rank, taps, len(ways)), [out, projected, *between]
+    chunk = _samples_at_once(threads, batch, length * (both + 2 * inner), inner)
+    between = [*(chunk * length * columns for columns in (both, inner, inner)), packed]
+    return (*tokens, inner, states, rank, taps, len(ways), chunk), [out, projected], between
+
+
+def _samples_at_once(threads: int, batch: int, sample: int, inner: int) -> int:
+    """How many samples are taken through the whole mixer together, each with ``sample`` floats between the steps.
+
+    Few, so that these stay in the threads' caches, but enough that every step gives each thread several tasks.
+    """
+    tasks = _TASKS * threads // -(-inner // lib.BLOCK)
+    return max(1, min(batch, max(tasks, threads * _CACHED // sample)))
 
 
 def _check_shapes(width: int, in_proj: Any, out_proj: Any, directions: Sequence[Any]) -> tuple[int, int, int, int]:

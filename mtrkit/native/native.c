@@ -63,7 +63,7 @@ typedef struct {
     float *checkpoints;  /* (batch, blocks, tiles, states, BLOCK): the state before each tile */
     float *sums;         /* (batch, blocks, states + 2, BLOCK): this sample's part of dA, dD, dbias */
     float *dBC;          /* (batch, groups, teams, length, 2 * states): each team's part of dB and dC */
-    int64_t *lengths;    /* (batch, length): how many positions each token lasts; absent: one. The forward scan alone */
+    int64_t *lengths;    /* (batch, length): how many positions each token lasts; absent: one */
 } scan_job;
 
 typedef struct {
@@ -187,15 +187,41 @@ static int64_t lasts(lasting w, int64_t t) {
     return count < 1 ? 1 : count;
 }
 
-/* The lengths of a tile, ones behind it; returns whether any is more than one. */
-static int tile_lengths(lasting w, int64_t from, int64_t steps, int64_t *lengths) {
-    int longer = 0;
-    for (int64_t t = 0; t < TILE && w.p != NULL; t++) {
-        lengths[t] = t < steps ? lasts(w, from + t) : 1;
-        longer |= lengths[t] > 1;
-    }
-    return longer;
+/* What the taps of a convolution see from each token of a span. */
+typedef struct {
+    int64_t sees_runs[CONV_SPAN / TILE]; /* whether any tap of a tile sees a token of more than one position */
+    struct {
+        int64_t lasts, sees_runs;
+        const int64_t *back;
+    } token[CONV_SPAN];
+    int64_t back[]; /* how many tokens back the taps of its `width` first values see, from the farthest to its own last */
+} past;
+
+static int64_t past_size(int64_t width) {
+    return (int64_t)sizeof(past) + CONV_SPAN * (2 * width - 1) * (int64_t)sizeof(int64_t);
 }
+
+/* Find it for the tokens from `first` to before `last`. */
+static void look_back(lasting lengths, int64_t first, int64_t last, int64_t width, past *p) {
+    int64_t ones = 0, *back = p->back; /* tokens of one position in a row, this one included */
+    memset(p->sees_runs, 0, sizeof p->sees_runs);
+    for (int64_t t = first + 1 - width; t < last; t++) {
+        int64_t token = 0, left = 0, count = lasts(lengths, t), i = t - first;
+        ones = count == 1 ? ones + 1 : 0;
+        if (i < 0) continue;
+        p->token[i].lasts = count, p->token[i].sees_runs = ones < width, p->token[i].back = back;
+        p->sees_runs[i / TILE] |= ones < width;
+        for (int64_t k = width - 2; k >= 0; k--, left--) {
+            if (left == 0) left = lasts(lengths, t - ++token);
+            back[k] = token;
+        }
+        for (int64_t k = width - 1; k < 2 * width - 1; k++) back[k] = 0;
+        back += 2 * width - 1;
+    }
+}
+
+/* The floats of scratch that the convolution of one channel block needs. */
+static int64_t conv_scratch(int64_t width) { return (2 * width + 2 * TILE + 1) * BLOCK; }
 
 /* Copy `steps` tokens of `width` channels into (count, BLOCK) scratch, zero elsewhere. */
 static void gather(walk w, int64_t step, int64_t steps, int64_t width, int64_t count, float *scratch) {
@@ -309,7 +335,7 @@ EXPORT int mtr_best_level(void) {
 
 /* So that Python can refuse a library whose structs or tiling differ from what it packs: library.py has the same list. */
 EXPORT void mtr_layout(int64_t *sizes) {
-    const int64_t own[] = {TILE, BLOCK, TEAM_BLOCKS, MIXER_JOBS, sizeof(header), sizeof(scan_job), sizeof(conv_job),
+    const int64_t own[] = {TILE, BLOCK, TEAM_BLOCKS, MIXER_PACKS, MIXER_STEPS, sizeof(header), sizeof(scan_job), sizeof(conv_job),
                            sizeof(sum_job), sizeof(softplus_job), sizeof(project_job), sizeof(pack_job),
                            sizeof(norm_job), sizeof(match_job), sizeof(slots_job), sizeof(merge_job), sizeof(mixer_job)};
     memcpy(sizes, own, sizeof own);
@@ -333,7 +359,8 @@ static work_size scan_backward_size(const void *job) {
 
 static work_size conv_size(const void *job) {
     const conv_job *j = job;
-    return (work_size){j->batch * ceil_div(j->channels, BLOCK), (4 * j->width + 3 * TILE + 2) * BLOCK};
+    int64_t floats = (4 * j->width + 3 * TILE + 2) * BLOCK + past_size(j->width) / (int64_t)sizeof(float);
+    return (work_size){j->batch * ceil_div(j->channels, BLOCK), floats};
 }
 
 static work_size softplus_size(const void *job) {
@@ -343,7 +370,8 @@ static work_size softplus_size(const void *job) {
 
 static work_size project_size(const void *job) {
     const project_job *j = job;
-    return (work_size){j->conv.batch * ceil_div(j->conv.length, span_of(j)), (3 * j->conv.width + 2 * TILE + 1) * BLOCK};
+    int64_t tasks = j->conv.batch * ceil_div(j->conv.length, span_of(j));
+    return (work_size){tasks, conv_scratch(j->conv.width) + past_size(j->conv.width) / (int64_t)sizeof(float)};
 }
 
 static work_size pack_size(const void *job) {

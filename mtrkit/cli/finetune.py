@@ -1,0 +1,129 @@
+"""Re-train a model with its reduction in place, as R-MeeTo does, and write its weights.
+
+The same command goes on where an interrupted run stopped. Several processes or machines train together if
+`accelerate launch` or `torchrun` starts the command: `accelerate launch -m mtrkit finetune ...`.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from mtrkit.api import reduction_info
+from mtrkit.cli.console import say
+from mtrkit.cli.loading import load_model, reduce_model
+from mtrkit.cli.options import add_model, add_reduction, positive, whole
+from mtrkit.errors import OptionError
+from mtrkit.measure import open_images
+
+if TYPE_CHECKING:
+    from mtrkit.finetune import Recipe
+
+EPILOG = """examples:
+  mtrkit finetune vim_tiny_patch16_224 --checkpoint vim_t.pth --data imagenet/train --method rmeeto --ratio 0.14 \\
+    --out runs/r14
+  mtrkit finetune vim_tiny_patch16_224 --checkpoint vim_t.pth --data imagenet/train --method runs --ratio 0.4 \\
+    --out runs/r40 --epochs 1 --batch-size 256 --accumulate 4 --distill 0.5 --ema 0.996 --held-out 2000
+  mtrkit finetune ... --dry-run
+"""
+
+HELP = {
+    "epochs": "passes over the images; may be a fraction",
+    "batch_size": "images per step, all processes together",
+    "accumulate": "passes that share a step",
+    "lr": "of AdamW, at the beginning; falls along a cosine",
+    "min_lr": "at the end",
+    "warmup_epochs": "over which the rate rises first",
+    "weight_decay": "of matrices",
+    "clip_norm": "longest gradient",
+    "ema": "decay per step of averaged weights, which then are the result",
+    "distill": "weight of the divergence from what the same weights answer dense",
+    "fraction": "share of the images that is used",
+    "label_smoothing": "share of the target that goes to all classes alike",
+    "mixup": "α of Mixup, 0 for none",
+    "cutmix": "α of CutMix, 0 for none",
+    "auto_augment": "timm's name of a policy, or 'none'",
+    "color_jitter": "strength, used if there is no policy",
+    "erase": "probability of random erasing",
+    "crop_scale": "least share of an image in a random crop",
+    "repeats": "augmentations of each image that is drawn",
+    "precision": "float32 ('no'), or autocast to 'bf16' or 'fp16'",
+    "seed": "of everything that is drawn",
+}
+_TYPES: dict[str, Any] = {"auto_augment": str, "precision": str}
+_COUNTS = ("batch_size", "accumulate", "repeats", "seed")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, its reduction, the images, the recipe, and where to write."""
+    add_model(parser, checkpoint="pretrained")
+    add_reduction(parser, [0.3], many=False, many_methods=False, default="rmeeto")
+    parser.add_argument("--data", required=True, metavar="FOLDER", help="training images, a folder per class")
+    parser.add_argument("--held-out", type=whole, default=0, help="images of these to measure on instead (default: 0)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the run's folder")
+    parser.add_argument("--drop-path", type=float, default=0.0, help="rate of stochastic depth (default: 0)")
+    parser.add_argument("--checkpointing", action="store_true", help="save memory by computing activations twice")
+    parser.add_argument("--save-every", type=positive, default=100, help="steps between checkpoints (default: 100)")
+    parser.add_argument("--workers", type=whole, default=2, help="processes that read images (default: 2)")
+    parser.add_argument("--skip-unreadable", action="store_true", help="pass over images that cannot be read")
+    parser.add_argument("--tensorboard", action="store_true", help="write for TensorBoard too")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: what accelerate chooses")
+    parser.add_argument("--threads", type=positive, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--dry-run", action="store_true", help="say what the run would be and take, and stop")
+    group = parser.add_argument_group("recipe", "the defaults are R-MeeTo's")
+    for name, text in HELP.items():
+        flag = "--" + name.replace("_", "-")
+        kind = whole if name in _COUNTS else _TYPES.get(name, float)
+        group.add_argument(flag, type=kind, help=text, metavar="X")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, and say what came of it."""
+    accelerator, recipe, finetune = _prepare(args)
+    model = load_model(args)
+    if args.checkpointing:
+        cast(Any, model).set_grad_checkpointing(True)
+    if args.ratio or args.r is not None:
+        reduce_model(model, args.method, args)
+    images = open_images(args.data)
+    held_out = images.spread(args.held_out) if args.held_out else None
+    used = images if held_out is None else images.without(held_out)
+    if args.dry_run:
+        say(*str(finetune.estimate(model, used, recipe, accelerator=accelerator)).splitlines())
+        return 0
+    result = finetune.retrain(
+        model,
+        used,
+        args.out,
+        recipe,
+        held_out=held_out,
+        save_every=args.save_every,
+        workers=args.workers,
+        skip_unreadable=args.skip_unreadable,
+        tensorboard=args.tensorboard,
+        accelerator=accelerator,
+    )
+    if accelerator.is_main_process:
+        info = reduction_info(model)
+        say("dense" if info is None else str(info).splitlines()[0], *str(result).splitlines())
+    return 0
+
+
+def _prepare(args: argparse.Namespace) -> tuple[Any, "Recipe", Any]:
+    """Accelerator, recipe and the part of the package that needs the extra."""
+    try:
+        from mtrkit import finetune
+        from mtrkit.finetune.run import accelerator_for
+    except ImportError as error:
+        raise OptionError(
+            f"{error.name} is missing; install what training needs: pip install 'mtrkit[train]'"
+        ) from error
+    import torch
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    given = {name: getattr(args, name) for name in HELP if getattr(args, name) is not None}
+    if given.get("auto_augment") == "none":
+        given["auto_augment"] = None
+    recipe = dataclasses.replace(finetune.Recipe(), **given)
+    return accelerator_for(recipe, cpu=args.device == "cpu"), recipe, finetune

@@ -1,0 +1,298 @@
+"""The state of a run, and its loop: batches in, weights out, with Hugging Face Accelerate towards the machine."""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import save_file
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from mtrkit.adapters import find_adapter
+from mtrkit.api import reduction_info
+from mtrkit.errors import CheckpointError
+from mtrkit.finetune.curve import Curve
+from mtrkit.finetune.draws import BatchPlan, Draws, check_cut, seeded
+from mtrkit.finetune.folder import RunFolder
+from mtrkit.finetune.objective import Objective
+from mtrkit.finetune.recipe import Recipe
+from mtrkit.measure import Accuracy, ImageSet, Preprocess, describe_machine, predict, preprocess_for, weights_digest
+from mtrkit.measure.progress import progress
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        steps: Steps of the optimiser.
+        loss: Mean of the training loss over the last hundred steps at most.
+        accuracy: Of the weights that were saved, on the held-out images; ``None`` without these.
+        skipped: Draws whose image could not be read and was passed over.
+        weights: The file with the weights; the model has them too.
+        seconds: Of this process's loop; not those before an interruption.
+    """
+
+    steps: int
+    loss: float
+    accuracy: Accuracy | None
+    skipped: int
+    weights: Path
+    seconds: float
+
+    def __str__(self) -> str:
+        accuracy = "" if self.accuracy is None else f", held-out accuracy {self.accuracy} on {self.accuracy.n}"
+        skipped = f", {self.skipped} unreadable images passed over" if self.skipped else ""
+        took = f"{self.seconds / 60:.1f} minutes"
+        return f"{self.steps} steps, loss {self.loss:.4f}{accuracy}{skipped}, {took}\nweights: {self.weights}"
+
+
+class Run:
+    """The state of a run: weights, their average, optimiser and step."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        draws: Draws,
+        folder: RunFolder,
+        recipe: Recipe,
+        objective: Objective,
+        accelerator: Accelerator,
+    ) -> None:
+        self.draws, self.folder, self.recipe, self.objective = draws, folder, recipe, objective
+        self.accelerator, self.bare = accelerator, model
+        self.cut = check_cut(recipe, accelerator.num_processes)
+        self.step, self.steps = 0, max(1, round(recipe.epochs * draws.steps_per_epoch))
+        self.skipped, self.recent = 0, []  # type: int, list[float]
+        self.classes = len(draws.images.classes)
+        self.mix = _mixing(recipe, self.classes)
+        self.identity = self._identity()
+        optimizer = create_optimizer_v2(model, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self.model, self.optimizer = accelerator.prepare(model.train(), optimizer)
+        self.ema = None if recipe.ema is None else ModelEmaV3(self.bare, decay=recipe.ema)
+        accelerator.register_for_checkpointing(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds beside model, optimiser and random states."""
+        average = None if self.ema is None else self.ema.module.state_dict()
+        return {"step": self.step, "skipped": self.skipped, "recent": self.recent, "ema": average}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it over."""
+        self.step, self.skipped, self.recent = state["step"], state["skipped"], state["recent"]
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+
+    def begin(self, more: dict[str, Any]) -> None:
+        """Claim the folder, and take over its last checkpoint if there is one."""
+        accelerator = self.accelerator
+        with accelerator.main_process_first():
+            self.folder.claim(self.identity | more, describe_machine(accelerator.device))
+        found = self.folder.checkpoints()
+        if not found:
+            return
+        try:
+            accelerator.load_state(str(found[-1]))
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+            raise CheckpointError(
+                f"{found[-1]} cannot be read ({error}); delete it, and the run goes on from the one before"
+            ) from error
+
+    def through(
+        self, held_out: ImageSet | None, save_every: int, workers: int, tensorboard: bool, show: bool
+    ) -> Result:
+        """All steps that are left, and the result."""
+        began, main = time.perf_counter(), self.accelerator.is_main_process
+        board = self.folder.path / "tensorboard" if tensorboard else None
+        curve = Curve(self.folder.log, self.step, board) if main else None
+        accuracy = None
+        with progress(show and main) as bar:
+            task = bar.add_task("training", total=self.steps, completed=self.step)
+            parts = self._parts(workers)
+            while self.step < self.steps:
+                row = self._advance(parts)
+                over = self.step % self.draws.steps_per_epoch == 0 or self.step == self.steps
+                if over and held_out is not None:
+                    accuracy = self._accuracy(held_out)
+                    row["held_out"] = accuracy.share
+                if curve is not None:
+                    curve.add(row)
+                bar.update(task, completed=self.step, description=_describe(row))
+                if self.step % save_every == 0 or self.step == self.steps:
+                    self._save()
+        return self._finish(curve, held_out, accuracy, time.perf_counter() - began)
+
+    def _advance(self, parts: Iterator[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Any]:
+        """One step of the optimiser; returns its row of the curve."""
+        began, size = time.perf_counter(), self.recipe.batch_size
+        lr = self.recipe.rate(self.step, self.steps, self.draws.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.model.train()
+        loss, right, norm = self._gradients(parts)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update(self.bare, step=self.step)
+        self.recent = [*self.recent[-99:], loss]
+        row = {"step": self.step, "epoch": self.step / self.draws.steps_per_epoch, "loss": loss, "lr": lr}
+        speed = size / (time.perf_counter() - began)
+        return row | {"accuracy": right / size, "grad_norm": norm, "images_per_s": speed, "held_out": None}
+
+    def _gradients(self, parts: Iterator[tuple[Tensor, Tensor, Tensor]]) -> tuple[float, float, float]:
+        """Those of the whole batch: its loss, right answers, and the norm of the gradient before clipping."""
+        accelerator = self.accelerator
+        fine = torch.float32 if accelerator.device.type == "mps" else torch.float64  # the former has nothing finer
+        totals = torch.zeros(3, device=accelerator.device, dtype=fine)
+        for part in range(self.recipe.accumulate):
+            last = part == self.recipe.accumulate - 1
+            with nullcontext() if last else accelerator.no_sync(self.model):
+                totals += self._backward(*next(parts))
+        loss, right, skipped = accelerator.reduce(totals, "sum").tolist()
+        loss /= self.cut
+        if not math.isfinite(loss):
+            raise self._broken(f"the loss of step {self.step + 1} is {loss}")
+        norm = self._clip()
+        if not math.isfinite(norm) and accelerator.scaler is None:  # a scaler leaves such a step out
+            raise self._broken(f"the gradient of step {self.step + 1} has norm {norm}")
+        self.skipped += int(skipped)
+        return loss, right, norm
+
+    def _backward(self, images: Tensor, targets: Tensor, skipped: Tensor) -> Tensor:
+        """Add a part's gradients; returns its loss, right answers and skipped images."""
+        accelerator = self.accelerator
+        with accelerator.autocast():
+            loss, logits = self.objective(self.model, self.bare, images, targets)
+        # Processes average their gradients, and the parts of one add theirs up.
+        accelerator.backward(loss / self.recipe.accumulate)
+        right = (logits.argmax(-1) == targets.argmax(-1)).sum()
+        return torch.stack([loss.detach(), right.to(loss.dtype), skipped.to(loss)])
+
+    def _clip(self) -> float:
+        """Clip the gradients if asked; returns their norm before that."""
+        limit = math.inf if self.recipe.clip_norm is None else self.recipe.clip_norm
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def _parts(self, workers: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Images, targets and skipped images of every part of this process, to the end of the run."""
+        accelerator, device = self.accelerator, self.accelerator.device
+        first = accelerator.process_index * self.recipe.accumulate
+        parts = range(first, first + self.recipe.accumulate)
+        plan = BatchPlan(self.draws, range(self.step, self.steps), parts, self.cut)
+        loader = DataLoader(
+            self.draws,
+            batch_sampler=plan,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+        )
+        for number, (images, labels, skipped) in enumerate(loader):
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            with seeded(self.recipe.seed, plan.steps[number // len(parts)], 1):
+                yield *self.mix(images, labels), skipped.sum()
+
+    def _accuracy(self, images: ImageSet) -> Accuracy:
+        """Of the weights that would be saved now; each process takes its share of the images."""
+        model, accelerator = self.bare if self.ema is None else self.ema.module, self.accelerator
+        mine, counted = images.share(accelerator.process_index, accelerator.num_processes)
+        training = model.training
+        model.eval()
+        predicted = predict(model, mine, preprocessing(self.bare))
+        model.train(training)
+        right = (predicted == torch.tensor(mine.labels))[:counted].sum().to(accelerator.device)
+        return Accuracy(int(accelerator.reduce(right, "sum")), len(images))
+
+    def _save(self) -> None:
+        """Write a checkpoint; every process takes part."""
+        accelerator, folder = self.accelerator, self.folder
+        try:
+            if accelerator.is_main_process:
+                folder.clear(self.step)
+            accelerator.wait_for_everyone()
+            accelerator.save_state(str(folder.part(self.step)))
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                folder.keep(self.step)
+        except (OSError, RuntimeError) as error:  # torch makes a full disk a RuntimeError
+            raise CheckpointError(
+                f"the checkpoint of step {self.step} cannot be written ({error}); {folder.last_good()}. Make room and "
+                "make the same call again"
+            ) from error
+
+    def _broken(self, what: str) -> CheckpointError:
+        return CheckpointError(f"{what}; {self.folder.last_good()}. Try a lower lr, or clip_norm=1")
+
+    def _finish(self, curve: Curve | None, held_out: ImageSet | None, accuracy: Accuracy | None, took: float) -> Result:
+        if self.ema is not None:
+            self.bare.load_state_dict(self.ema.module.state_dict())
+        if held_out is not None and accuracy is None:
+            accuracy = self._accuracy(held_out)
+        weights = self.accelerator.get_state_dict(self.model)
+        if curve is not None:
+            curve.close()
+            about = self.identity | {"held-out accuracy": None if accuracy is None else str(accuracy)}
+            whole = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+            save_file(whole, self.folder.weights, {"about": json.dumps(about, default=str)})
+        self.accelerator.wait_for_everyone()
+        self.bare.eval()
+        loss = sum(self.recent) / len(self.recent) if self.recent else math.nan
+        return Result(self.step, loss, accuracy, self.skipped, self.folder.weights, took)
+
+    def _identity(self) -> dict[str, Any]:
+        """What decides the result."""
+        info, images = reduction_info(self.bare), self.draws.images
+        return {
+            "model": type(self.bare).__name__,
+            "weights": weights_digest(self.bare),
+            "reduction": None if info is None else str(info).partition("\n")[0] + f"; tokens {info.tokens}",
+            "objective": type(self.objective).__name__,
+            "recipe": self.recipe.as_dict(),
+            "images": images.digest,
+        }
+
+
+def accelerator_for(recipe: Recipe, cpu: bool = False) -> Accelerator:
+    """An accelerator for the recipe's precision, also if an earlier one of this process had another."""
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != recipe.precision:
+        AcceleratorState._reset_state()
+    return Accelerator(cpu=cpu, mixed_precision=recipe.precision)
+
+
+def preprocessing(model: nn.Module) -> Preprocess:
+    """How images become the model's input, at the size that it was built for."""
+    *_, height, width = find_adapter(model).input_size(model)
+    return preprocess_for(getattr(model, "pretrained_cfg", {}), size=(height, width))
+
+
+def _mixing(recipe: Recipe, classes: int) -> Any:
+    """Labels to targets, and images mixed in pairs if the recipe says so."""
+    if recipe.mixes:
+        return Mixup(
+            mixup_alpha=recipe.mixup,
+            cutmix_alpha=recipe.cutmix,
+            label_smoothing=recipe.label_smoothing,
+            num_classes=classes,
+        )
+
+    def smooth(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        sharp = F.one_hot(labels, classes).float()
+        return images, sharp * (1 - recipe.label_smoothing) + recipe.label_smoothing / classes
+
+    return smooth
+
+
+def _describe(row: dict[str, Any]) -> str:
+    return f"loss {row['loss']:.3f}, accuracy {100 * row['accuracy']:.1f} %, {row['images_per_s']:.0f} images/s"

@@ -1,0 +1,101 @@
+"""Re-train a model: what users call."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.data import create_transform
+from torch import nn
+
+from mtrkit.errors import InputError
+from mtrkit.finetune.draws import Draws
+from mtrkit.finetune.folder import RunFolder
+from mtrkit.finetune.objective import CrossEntropy, Objective
+from mtrkit.finetune.recipe import Recipe
+from mtrkit.finetune.run import Result, Run, accelerator_for, preprocessing
+from mtrkit.measure import ImageSet, check_classes
+
+
+def retrain(
+    model: nn.Module,
+    images: ImageSet,
+    out: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    held_out: ImageSet | None = None,
+    objective: Objective | None = None,
+    save_every: int = 100,
+    workers: int = 2,
+    skip_unreadable: bool = False,
+    tensorboard: bool = False,
+    show_progress: bool = True,
+    accelerator: Accelerator | None = None,
+) -> Result:
+    """Train a model as it is, reduced or not, and go on with a run that was interrupted.
+
+    The same call with the same folder goes on from its last checkpoint. Under ``accelerate launch`` or ``torchrun``
+    every process makes the call, and together they do what one would.
+
+    Args:
+        model: From images to logits; its ``pretrained_cfg`` says size and normalisation. Trained in place.
+        images: To train on.
+        out: The run's folder: ``run.json``, ``log.csv``, ``log.svg``, checkpoints, ``model.safetensors``.
+        recipe: Default: R-MeeTo's.
+        held_out: Images on which the accuracy is measured after every epoch; not trained on.
+        objective: Default: :class:`~mtrkit.finetune.CrossEntropy` as the recipe says.
+        save_every: Steps between checkpoints.
+        workers: Processes that read images, for each process that trains; 0: none.
+        skip_unreadable: Take the next image instead of one that cannot be read; default: stop and name it.
+        tensorboard: Write for TensorBoard too.
+        show_progress: Show a progress bar if a terminal is there.
+        accelerator: Default: one for the recipe's precision.
+
+    Raises:
+        InputError: The images or the folder do not fit, or an image cannot be read.
+        CheckpointError: A checkpoint cannot be written or read, or the loss is not a number any more; the last good
+            checkpoint is kept.
+    """
+    recipe = recipe or Recipe()
+    accelerator = accelerator or accelerator_for(recipe)
+    check_images(model, images)
+    draws = Draws(images, augmentation(model, recipe), recipe, skip_unreadable)
+    run = Run(model, draws, RunFolder(out), recipe, objective or CrossEntropy(recipe), accelerator)
+    run.begin({"held_out": None if held_out is None else held_out.digest})
+    return run.through(held_out, save_every, workers, tensorboard, show_progress)
+
+
+def check_images(model: nn.Module, images: ImageSet) -> None:
+    """Raise :class:`InputError` unless every class of the images has some and the model has these classes."""
+    check_classes(_outputs(model), images)
+    beyond = [label for label in images.labels if not 0 <= label < len(images.classes)]
+    if beyond:
+        raise InputError(f"label {beyond[0]} is not one of the {len(images.classes)} classes of {images.name}")
+    present = set(images.labels)
+    empty = [name for label, name in enumerate(images.classes) if label not in present]
+    if empty:
+        raise InputError(f"class {empty[0]!r} of {images.name} has no images; add some, or train on another folder")
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module) -> int:
+    """How many classes the logits are for."""
+    weight = next(model.parameters())
+    return int(model(weight.new_zeros(1, 3, *preprocessing(model).size)).shape[-1])
+
+
+def augmentation(model: nn.Module, recipe: Recipe) -> Any:
+    """timm's augmentation of one image, at the model's size and normalisation."""
+    preprocess = preprocessing(model)
+    return create_transform(
+        (3, *preprocess.size),
+        is_training=True,
+        scale=(recipe.crop_scale, 1.0),
+        color_jitter=recipe.color_jitter,
+        auto_augment=recipe.auto_augment,
+        interpolation="bicubic",
+        re_prob=recipe.erase,
+        re_mode="pixel",
+        mean=preprocess.mean,
+        std=preprocess.std,
+    )

@@ -1,0 +1,69 @@
+"""``mtrkit finetune``, run as a user would."""
+
+import json
+
+import pytest
+from PIL import Image
+
+import mtrkit
+from mtrkit.cli.finetune import HELP
+from mtrkit.cli.main import main
+from mtrkit.data import bundled_images
+from mtrkit.finetune import Recipe
+from mtrkit.finetune.curve import read_curve
+from mtrkit.measure import open_images, predict, preprocess_for, score
+
+MODEL = "vim_micro_patch4_32"
+QUICK = [
+    *("--batch-size", "8", "--epochs", "0.5", "--auto-augment", "none", "--mixup", "0", "--cutmix", "0"),
+    *("--repeats", "1", "--workers", "0", "--threads", "2", "--device", "cpu", "--ratio", "0.4", "--method", "runs"),
+]
+
+
+@pytest.fixture(scope="module")
+def ten_classes(tmp_path_factory):
+    """Four bundled images of each of the ten classes."""
+    root = tmp_path_factory.mktemp("ten")
+    images, labels, classes = bundled_images()
+    for label, name in enumerate(classes):
+        (root / name).mkdir()
+        for number, index in enumerate((labels == label).nonzero()[0][:4]):
+            Image.fromarray(images[index]).save(root / name / f"{number}.png")
+    return root
+
+
+def test_every_part_of_the_recipe_is_an_option():
+    assert [*HELP] == [*Recipe().as_dict()]
+
+
+def test_trains_and_leaves_a_checkpoint_that_the_model_takes(ten_classes, tmp_path, capsys):
+    out = tmp_path / "run"
+    command = ["finetune", MODEL, "--data", str(ten_classes), "--out", str(out), "--held-out", "10", *QUICK]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "runs(" in printed and "2 steps" in printed and "model.safetensors" in printed
+    rows = read_curve(out / "log.csv")
+    assert [row["step"] for row in rows] == [1, 2] and rows[-1]["held_out"] is not None
+    model = mtrkit.create_model(MODEL, out / "model.safetensors").eval()
+    mtrkit.apply_reduction(model, "runs", ratio=0.4)
+    held = open_images(ten_classes).spread(10)
+    assert score(predict(model, held, preprocess_for(model.pretrained_cfg)), held).share == rows[-1]["held_out"]
+    assert json.loads((out / "run.json").read_text())["made by"]["torch"]
+    assert main(command) == 0  # the same again: nothing is left to do
+    assert [row["step"] for row in read_curve(out / "log.csv")] == [1, 2]
+
+
+def test_a_dry_run_says_what_it_would_be_and_writes_nothing(ten_classes, tmp_path, capsys):
+    assert (
+        main(["finetune", MODEL, "--data", str(ten_classes), "--out", str(tmp_path / "run"), "--dry-run", *QUICK]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert "40 images, 2 steps" in printed and "tokens 65," in printed and "minutes" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_mistakes_are_said_in_words(ten_classes, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["finetune", MODEL, "--data", str(ten_classes), "--out", str(out), *QUICK, "--batch-size", "64"]) == 2
+    assert "40 images are fewer than one batch of 64" in capsys.readouterr().err
+    assert not out.exists()

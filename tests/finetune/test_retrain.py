@@ -1,0 +1,280 @@
+"""Re-training for real, on a handful of images: what it learns, what it keeps, and where it stops."""
+
+import copy
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+import mtrkit
+from mtrkit.errors import CheckpointError, InputError
+from mtrkit.finetune import CrossEntropy, retrain
+from mtrkit.finetune.curve import read_curve
+from mtrkit.measure import image_folder
+from tests.finetune.conftest import recipe, reduced, tiny_model
+from tests.helpers.running import ROOT
+
+
+def train(folder, out, model=None, given=None, **options):
+    model = reduced() if model is None else model
+    options = {"workers": 0, "show_progress": False, "save_every": 4, **options}
+    return model, retrain(model, image_folder(folder), out, given or recipe(), **options)
+
+
+def curve(out):
+    return [{**row, "images_per_s": None} for row in read_curve(Path(out) / "log.csv")]
+
+
+def assert_alike(a, b, rel):
+    """Two curves, up to rounding."""
+    for x, y in zip(a, b, strict=True):
+        assert {k: v for k, v in x.items() if v is not None} == pytest.approx(
+            {k: v for k, v in y.items() if v is not None}, rel=rel
+        )
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("method", ["mtr", "runs", "rmeeto", "evit"])
+def test_learns_with_any_reducer(folder, tmp_path, method):
+    model, result = train(folder, tmp_path / "run", reduced(method), recipe(epochs=12, lr=1e-2, crop_scale=0.6))
+    rows = curve(tmp_path / "run")
+    assert len(rows) == result.steps == 72
+    first, last = (sum(row["loss"] for row in part) / 6 for part in (rows[:6], rows[-6:]))
+    assert last < 0.8 * first
+    assert mtrkit.reduction_info(model).method == method
+    dense = mtrkit.remove_reduction(model)
+    fresh = tiny_model(seed=1)
+    mtrkit.load_checkpoint(fresh, tmp_path / "run" / "model.safetensors")
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(fresh.eval()(x), dense.eval()(x))
+
+
+def test_every_weight_moves(folder, tmp_path):
+    model = reduced()
+    before = weights(model)
+    train(folder, tmp_path / "run", model)
+    assert [name for name, value in weights(model).items() if torch.equal(value, before[name])] == []
+
+
+@pytest.mark.parametrize("mixing", [{}, {"mixup": 0.8, "cutmix": 1.0}], ids=["plain", "mixed"])
+def test_accumulating_equals_the_large_batch(folder, tmp_path, mixing):
+    for name, parts in (("whole", 1), ("cut", 4)):
+        given = recipe(accumulate=parts, epochs=1, **mixing)
+        model, _ = train(folder, tmp_path / name, reduced().double(), given, objective=in_double)
+        found = curve(tmp_path / name), weights(model)
+        if name == "whole":
+            whole = found
+    assert_alike(whole[0], found[0], rel=1e-9)
+    for name, value in whole[1].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-9, atol=1e-12)
+
+
+def in_double(model, bare, images, targets):
+    logits = model(images.double())
+    return F.cross_entropy(logits, targets.double()), logits
+
+
+def test_clipping_clips(folder, tmp_path):
+    train(folder, tmp_path / "loose", given=recipe(epochs=1))
+    norms = []
+
+    model = reduced()
+    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: norms.append(float(_norm(model.parameters()))))
+    try:
+        train(folder, tmp_path / "clipped", model, recipe(epochs=1, clip_norm=0.1))
+    finally:
+        hook.remove()
+    assert min(row["grad_norm"] for row in curve(tmp_path / "loose")) > 0.1
+    assert norms and max(norms) <= 0.1 + 1e-6
+
+
+def _norm(parameters):
+    return torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
+
+
+def test_the_average_is_what_is_saved_and_measured(folder, tmp_path):
+    held = image_folder(folder).spread(8)
+    once, _ = train(folder, tmp_path / "once", given=recipe(epochs=1 / 6))
+    _, plain = train(folder, tmp_path / "plain", given=recipe(epochs=1))
+    model, result = train(folder, tmp_path / "ema", given=recipe(epochs=1, ema=1.0), held_out=held)
+    assert result.accuracy.n == 8
+    # timm's average begins with the weights after the first step, and at a decay of 1 it stays there.
+    first = weights(once)
+    assert all(torch.equal(value, first[name]) for name, value in weights(model).items())
+    assert [row["loss"] for row in curve(tmp_path / "ema")] == [row["loss"] for row in curve(tmp_path / "plain")]
+
+
+def test_distillation_is_from_the_same_weights_dense():
+    model = reduced(drop_path_rate=0.5).train()
+    images, targets = torch.randn(4, 3, 32, 32), torch.eye(4)
+    torch.manual_seed(5)
+    loss, logits = CrossEntropy(recipe(distill=0.5))(model, model, images, targets)
+    teacher = mtrkit.remove_reduction(copy.deepcopy(model)).eval()(images).log_softmax(-1).detach()
+    student = logits.log_softmax(-1)
+    by_hand = -(targets * student).sum(-1).mean() + 0.5 * (teacher.exp() * (teacher - student)).sum(-1).mean()
+    torch.testing.assert_close(loss, by_hand)
+    assert model.training and all(module.training for module in model.modules())
+
+
+class Breaks:
+    """An objective that is not a number from some step on."""
+
+    def __init__(self, step):
+        self.left = step
+
+    def __call__(self, model, bare, images, targets):
+        self.left -= 1
+        logits = model(images)
+        return F.cross_entropy(logits, targets) * (1 if self.left >= 0 else float("nan")), logits
+
+
+def test_stops_at_a_loss_that_is_not_a_number(folder, tmp_path):
+    with pytest.raises(CheckpointError, match=r"loss of step 7 is nan; .*step-4 is the last good checkpoint"):
+        train(folder, tmp_path / "run", objective=Breaks(6))
+    assert (tmp_path / "run" / "step-4").is_dir() and len(curve(tmp_path / "run")) == 6
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(folder, tmp_path, monkeypatch):
+    from accelerate import Accelerator
+
+    save, calls = Accelerator.save_state, []
+
+    def fill_up(self, *args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Accelerator, "save_state", fill_up)
+    with pytest.raises(CheckpointError, match=r"step 8 cannot be written .*No space left.*step-4 is the last good"):
+        train(folder, tmp_path / "run")
+    monkeypatch.undo()
+    _, result = train(folder, tmp_path / "run")
+    train(folder, tmp_path / "other")
+    assert result.steps == 12 and curve(tmp_path / "run") == curve(tmp_path / "other")
+
+
+def test_another_run_s_folder_is_refused(folder, tmp_path):
+    train(folder, tmp_path / "run", given=recipe(epochs=1))
+    with pytest.raises(InputError, match="folder of another run .*recipe"):
+        train(folder, tmp_path / "run", given=recipe(epochs=1, lr=2e-3))
+    with pytest.raises(InputError, match="folder of another run .*reduction"):
+        train(folder, tmp_path / "run", reduced("mtr"), recipe(epochs=1))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("")
+    with pytest.raises(InputError, match="not empty and not the folder of a run"):
+        train(folder, tmp_path / "full")
+    with pytest.raises(InputError, match="cannot be written"):
+        train(folder, tmp_path / "full" / "letter.txt" / "run")
+
+
+def test_a_broken_checkpoint_is_named(folder, tmp_path):
+    train(folder, tmp_path / "run", given=recipe(epochs=1))
+    (tmp_path / "run" / "step-6" / "optimizer.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"step-6 cannot be read .*delete it"):
+        train(folder, tmp_path / "run", given=recipe(epochs=1))
+
+
+def test_images_that_do_not_fit_are_refused(folder, tmp_path):
+    with pytest.raises(InputError, match="5 classes"):
+        train(folder, tmp_path / "run", tiny_model(num_classes=5))
+    (tmp_path / "images").symlink_to(folder)
+    (tmp_path / "more").mkdir()
+    for path in [*folder.iterdir()]:
+        (tmp_path / "more" / path.name).symlink_to(path)
+    (tmp_path / "more" / "zebra").mkdir()
+    with pytest.raises(InputError, match="class 'zebra' .* has no images"):
+        train(tmp_path / "more", tmp_path / "run", tiny_model(num_classes=5))
+    assert not (tmp_path / "run").exists()
+
+
+SCRIPT = """
+import sys
+import torch
+torch.set_num_threads(1)
+from tests.finetune.conftest import recipe, reduced
+from mtrkit.finetune import retrain
+from mtrkit.measure import image_folder
+folder, out, changes = sys.argv[1], sys.argv[2], eval(sys.argv[3])
+images = image_folder(folder)
+given = recipe(auto_augment="rand-m9-mstd0.5-inc1", mixup=0.8, cutmix=1.0, **changes)
+retrain(reduced(drop_path_rate=0.2), images, out, given, held_out=images.spread(7), save_every=3, show_progress=False)
+"""
+
+
+def start(*arguments, launcher=(), **settings):
+    settings |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | settings
+    script = ["-c", SCRIPT] if not launcher else [*launcher]
+    command = [sys.executable, *script, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def test_killed_in_mid_epoch_it_goes_on_to_the_same_bits(folder, tmp_path):
+    changes = {"epochs": 10, "ema": 0.9}
+    first, killed = start(folder, tmp_path / "whole", changes), start(folder, tmp_path / "killed", changes)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed" / "step-9").exists() and time.monotonic() < deadline and killed.poll() is None:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    done = len(curve(tmp_path / "killed"))
+    assert 9 <= done < 60
+    finish(start(folder, tmp_path / "killed", changes))
+    finish(first)
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+    a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("killed", "whole"))
+    assert a == b
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
+def test_two_processes_do_what_one_does(folder, tmp_path, sharded):
+    changes = {"epochs": 1, "seed": 3, "ema": 0.9}
+    program = tmp_path / "program.py"
+    program.write_text(SCRIPT.replace("drop_path_rate=0.2", ""))
+    port = 20000 + (2 * os.getpid() + sharded) % 20000
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", str(program)]
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if sharded else {}
+    pair = start(folder, tmp_path / "two", changes, launcher=launcher, **fsdp)
+    one = start(folder, tmp_path / "one", changes, launcher=[str(program)])
+    finish(pair), finish(one)
+    assert_alike(curve(tmp_path / "one"), curve(tmp_path / "two"), rel=1e-4)
+    identity = [json.loads((tmp_path / name / "run.json").read_text())["run"] for name in ("one", "two")]
+    assert identity[0] == identity[1]
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        torch.testing.assert_close(b[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_computing_activations_twice_changes_nothing(folder, tmp_path):
+    train(folder, tmp_path / "plain", given=recipe(epochs=1))
+    model = reduced()
+    model.set_grad_checkpointing(True)
+    train(folder, tmp_path / "twice", model, recipe(epochs=1))
+    assert_alike(curve(tmp_path / "plain"), curve(tmp_path / "twice"), rel=1e-5)
+
+
+def test_autocast_stays_near_float32(folder, tmp_path):
+    train(folder, tmp_path / "float", given=recipe(epochs=1))
+    train(folder, tmp_path / "half", given=recipe(epochs=1, precision="bf16"))
+    exact, near = ([row["loss"] for row in curve(tmp_path / name)] for name in ("float", "half"))
+    assert exact != near and exact == pytest.approx(near, rel=0.02)
