@@ -13,6 +13,7 @@ Source: "Dynamic Vision Mamba", arXiv:2504.04787.
 """
 
 from mtrkit.dyvm.loss import dyvm_loss, loss_terms
+from mtrkit.dyvm.objective import DyVMObjective
 from mtrkit.dyvm.outputs import DyVMOutputs, TeacherOutputs, teacher_outputs
 from mtrkit.dyvm.release import load_release
 from mtrkit.dyvm.share import measure_scan_share
@@ -24,6 +25,7 @@ __all__ = [
     "BlockSelector",
     "DyVM",
     "DyVMCheckpoint",
+    "DyVMObjective",
     "DyVMOutputs",
     "DyVMTraining",
     "TeacherOutputs",
