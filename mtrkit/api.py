@@ -97,7 +97,8 @@ def apply_reduction(
         ScheduleError: ``ratio`` is out of reach; the message gives the largest reachable one.
 
     Warns:
-        SmallModelWarning: The model has at most the width of Vim-Ti, D = 192, and the method does not keep time.
+        SmallModelWarning: The model has at most the width of Vim-Ti, D = 192, and the method neither keeps time nor was
+            trained.
 
     Source: ``"mtr"`` is Ma et al., arXiv:2507.14042; :func:`list_methods` gives each method's paper.
     """
@@ -112,7 +113,7 @@ def apply_reduction(
         given = {"method": method, "ratio": ratio, "input_size": input_size, "layers": layers, "tokens": tokens, "r": r}
         reduction = _calibrated(model, host, adapter, calibration, given | options)
     install(host, reduction)
-    if reduction.plan.layers:
+    if reduction.plan.layers and reduction.trained is None:
         _warn_if_small(reduction.plan.shape, reduction.method.name)
     return model
 

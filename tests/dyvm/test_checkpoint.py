@@ -1,6 +1,7 @@
 """What is saved beside the model: there and back, and what does not fit is refused."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import mtrkit
 from mtrkit.dyvm import DyVM, DyVMCheckpoint
-from mtrkit.errors import CheckpointError, OptionError, UnknownNameError, UnsupportedModelError
+from mtrkit.errors import CheckpointError, OptionError, SmallModelWarning, UnknownNameError, UnsupportedModelError
 from tests.dyvm.models import SIZE, build, choosing, images, trained
 from tests.helpers.families import FAMILIES
 
@@ -92,6 +93,15 @@ def test_another_model_is_refused(saved):
 def test_what_the_checkpoint_says_already_is_not_given_twice(saved, option, value):
     model, checkpoint, _ = saved
     refused(model, checkpoint, OptionError, f"{option}=", **{option: value})
+
+
+def test_what_was_trained_is_not_warned_of(saved):
+    model, checkpoint, _ = saved
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mtrkit.apply_reduction(model, "dyvm", checkpoint=checkpoint)
+        with pytest.raises(SmallModelWarning):
+            mtrkit.apply_reduction(model, "random")
 
 
 def test_a_checkpoint_and_its_method_go_together(saved):
