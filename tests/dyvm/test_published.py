@@ -5,8 +5,9 @@ import torch
 
 import mtrkit
 from mtrkit.dyvm import DyVM, DyVMCheckpoint, load_release
-from mtrkit.errors import CheckpointError
+from mtrkit.errors import CheckpointError, OptionError
 from mtrkit.patch import RECORD
+from mtrkit.schedule import MambaShape, solve_keep
 
 
 def applied(name, share=None, **options):
@@ -117,3 +118,27 @@ def test_a_file_that_does_not_fit_changes_nothing(release, change, says):
     with pytest.raises(CheckpointError, match=says):
         load_release(model, path)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def shape(**changes):
+    """Of a stack of 4 blocks on 100 patches and a class token."""
+    sizes = {"depth": 4, "dim": 8, "tokens": 101, "special": 1, "patches": 100, "patch_macs": 0, "head_macs": 0}
+    return MambaShape(**sizes, inner=16, state=4, dt_rank=1, conv=4, **changes)
+
+
+def test_shares_of_patches_are_exact_and_leave_one():
+    assert solve_keep(shape(), (1, 2, 3), 0.7) == [71, 50, 35, 35]  # 0.7² in binary is a little less
+    assert solve_keep(shape(), (2, 3), 0.01) == [101, 2, 2, 2]
+    assert solve_keep(shape(), (), 0.5) == solve_keep(shape(), (1,), 1.0) == [101] * 4
+    for keep in (0, 1.5, True, "0.7"):
+        with pytest.raises(OptionError, match="keep"):
+            solve_keep(shape(), (1,), keep)
+
+
+@pytest.mark.parametrize("directions", ["one", "all"])
+def test_a_share_of_the_scans_scales_what_is_in_one_direction(directions):
+    """All but the outer projections, which are there for every image."""
+    whole, half, none = (shape(scan_share=share).block_flops(101, directions) for share in (1.0, 0.5, 0.0))
+    assert none == 101 * 8 * 3 * 16 and 2 * half == whole + none
+    with pytest.raises(OptionError, match="scan_share"):
+        shape(scan_share=1.1)
