@@ -62,3 +62,23 @@ def test_export_with_any_batch_size(model):
     sizes = ({0: torch.export.Dim("batch", min=2, max=32)},)
     exported = torch.export.export(model, (IMAGES,), dynamic_shapes=sizes)
     torch.testing.assert_close(exported.module()(IMAGES[:3]), run(model, IMAGES[:3]))
+
+
+@pytest.mark.parametrize("method", [None, "mtr"])
+@torch.no_grad()
+def test_a_compiled_model_follows_the_scan_backend(method):
+    torch._dynamo.reset()
+    model, operators = FAMILIES["vim"](), []
+    if method:
+        mtrkit.apply_reduction(model, method)
+
+    def look(graph, inputs):
+        operators.append({str(node.target) for node in graph.graph.nodes if "mtrkit" in str(node.target)})
+        return graph.forward
+
+    compiled = torch.compile(model, backend=look, fullgraph=True)
+    compiled(IMAGES)
+    with mtrkit.use_scan_backend("reference"):
+        compiled(IMAGES)
+    compiled(IMAGES)  # takes what was made first
+    assert len(operators) == 2 and operators[0] and not operators[1]

@@ -25,19 +25,23 @@ _OWN_FORWARD: dict[type[nn.Module], Any] = {
 }
 
 
-@constant_result  # compile takes the answer, not the search for the library
 def native_can_run(device: str) -> bool:
     """Whether the compiled library is there for this device type, and ``"native"`` is the backend in force."""
-    return device == "cpu" and not library().missing and backend_of(device) == "native"
+    return device == "cpu" and _level() >= 0 and backend_of(device) == "native"
 
 
-@constant_result
 def native_is_fastest() -> bool:
     """Whether whole mixers in the compiled library are the fastest way for float32 on a CPU.
 
     For 16-bit numbers a CPU may have matrix units, which torch knows.
     """
-    return native_can_run("cpu") and current_level() > 0
+    return _level() > 0 and backend_of("cpu") == "native"
+
+
+@constant_result  # compile takes the answer, not the search for the library; it follows the backend in force
+def _level() -> int:
+    """The instruction set that the compiled library uses here, an index into its levels; −1 without a library."""
+    return -1 if library().missing else current_level()
 
 
 def for_inference(x: Tensor) -> bool:
