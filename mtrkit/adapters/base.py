@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from mtrkit.adapters.sizes import unwrapped
@@ -106,7 +105,7 @@ class Adapter(ABC):
         That code would ignore it in every other block, so no answer would be right. ``weights``: whether the class of
         the weights counts too, which may be sharded between passes.
         """
-        for name in () if torch.compiler.is_compiling() else self.own_code_reads:
+        for name in self.own_code_reads:
             layer = getattr(mixer, name)
             if not tells_all(layer, weights) or (name.startswith("x_proj") and layer.bias is not None):
                 raise UnsupportedModelError(
