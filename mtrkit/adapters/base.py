@@ -116,7 +116,10 @@ class Adapter(ABC):
 
     def runs_code_of(self, cls: type[nn.Module]) -> bool:
         """Whether a block or mixer of this class runs what this adapter runs in its place, as far as can be told."""
-        return self.package is None or cls.forward.__module__.startswith(self.package)
+        if self.package is not None:
+            return cls.forward.__module__.startswith(self.package)
+        # Code that is copied between repositories has no home to tell it by; a subclass has what it overrides.
+        return sum("forward" in vars(base) for base in cls.__mro__ if base is not nn.Module) == 1
 
     def run_block(self, block: nn.Module, tokens: Tensor, call: MixerCall) -> Tensor:
         """Run a whole block of a single-stream family, its mixer with ``call``, and return its tokens."""
