@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from mtrkit.adapters.base import Adapter, SpecialAt, missing_name
 from mtrkit.dynamo import constant_result, refuse_proxy
-from mtrkit.errors import InputError, UnsupportedModelError
+from mtrkit.errors import InputError, StreamError, UnsupportedModelError
 from mtrkit.methods.base import Method, MethodConfig
 from mtrkit.ops import (
-    check_gradients,
+    check_stream,
     correct_stream,
     count_gaps,
     count_lengths,
@@ -202,7 +202,7 @@ class PatchedBlock(Patched):
     def _enter(self, tokens: Any, given: Any) -> tuple[bool, ReducedStream | None]:
         """Whether this pass is reduced here, and the stream if ``given`` is one, beside or in place of ``tokens``."""
         if isinstance(given, tuple):  # a plain one is a stream that came out of a reentrant checkpoint
-            check_gradients(tokens, given)
+            check_stream(tokens, given, f"in front of block {self.index + 1}")
             if self.reduction.removed:
                 raise UnsupportedModelError(
                     f"the `forward` of block {self.index + 1} is that of an earlier mtrkit.apply_reduction, which was "
@@ -214,7 +214,19 @@ class PatchedBlock(Patched):
         self.reduction.check_model()
         if not torch.compiler.is_compiling():
             refuse_proxy(tokens)
+        if not self.opens:
+            self._check_dense(tokens, given)
         return self.opens, None
+
+    def _check_dense(self, tokens: Any, given: Any) -> None:
+        """Raise :class:`StreamError` if a reduced pass has come here without its stream and would go on as if dense."""
+        plain = given is None or isinstance(given, Tensor)
+        if not plain or self.reduction.plan.is_shortened(self.index, tokens.shape[1]):
+            raise StreamError(
+                f"block {self.index + 1} was given a {type(given).__name__} where the block before has handed on a "
+                "ReducedStream, which says where every token stands: a hook or a wrapper has put something else in its "
+                "place; return stream._replace(residual=...), or call the model inside mtrkit.reduction_disabled(model)"
+            )
 
     def _call_mixer(self, stream: ReducedStream | None) -> MixerCall:
         """What is handed to the mixer, which has to be one that was patched if it is to read the call."""
