@@ -105,7 +105,7 @@ class Adapter(ABC):
         That code would ignore it in every other block, so no answer would be right. ``weights``: whether the class of
         the weights counts too, which may be sharded between passes.
         """
-        for name in self.own_code_reads:
+        for name in self.read_by_own_code(mixer):
             layer = getattr(mixer, name)
             if not tells_all(layer, weights) or (name.startswith("x_proj") and layer.bias is not None):
                 raise UnsupportedModelError(
@@ -113,6 +113,11 @@ class Adapter(ABC):
                     "an adapter, hooks, quantised weights or the like. The code of such models reads the weights and "
                     "ignores the rest; merge it into the weights or take it off"
                 )
+
+    def read_by_own_code(self, mixer: nn.Module) -> tuple[str, ...]:
+        """Names of the layers whose weights the mixer's own code reads now, uncalled."""
+        del mixer
+        return self.own_code_reads
 
     def runs_code_of(self, cls: type[nn.Module]) -> bool:
         """Whether a block or mixer of this class runs what this adapter runs in its place, as far as can be told."""
