@@ -31,7 +31,8 @@ HELP = {
     "epochs": "passes over the images; may be a fraction",
     "batch_size": "images per step, all processes together",
     "accumulate": "passes that share a step",
-    "lr": "of AdamW, at the beginning; falls along a cosine",
+    "opt": "timm's name of an optimiser",
+    "lr": "at the beginning; falls along a cosine",
     "min_lr": "at the end",
     "warmup_epochs": "over which the rate rises first",
     "weight_decay": "of matrices",
@@ -50,7 +51,7 @@ HELP = {
     "precision": "float32 ('no'), or autocast to 'bf16' or 'fp16'",
     "seed": "of everything that is drawn",
 }
-_TYPES: dict[str, Any] = {"auto_augment": str, "precision": str}
+_TYPES: dict[str, Any] = {"auto_augment": str, "opt": str, "precision": str}
 _COUNTS = ("batch_size", "accumulate", "repeats", "seed")
 
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from mtrkit.adapters import find_host
 from mtrkit.api import reduction_info
-from mtrkit.errors import CheckpointError
+from mtrkit.errors import CheckpointError, OptionError
 from mtrkit.finetune.curve import Curve
 from mtrkit.finetune.draws import BatchPlan, Draws, check_cut, seeded
 from mtrkit.finetune.folder import RunFolder
@@ -79,7 +79,7 @@ class Run:
         self.classes = len(draws.images.classes)
         self.mix = _mixing(recipe, self.classes)
         self.identity = self._identity()
-        optimizer = create_optimizer_v2(model, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay)
+        optimizer = _optimizer(model, recipe)
         self.model, self.optimizer = accelerator.prepare(model.train(), optimizer)
         self.ema = None if recipe.ema is None else ModelEmaV3(self.bare, decay=recipe.ema)
         accelerator.register_for_checkpointing(self)
@@ -276,6 +276,15 @@ def preprocessing(model: nn.Module) -> Preprocess:
     host, adapter = find_host(model)
     *_, height, width = adapter.input_size(host)
     return preprocess_for(getattr(host, "pretrained_cfg", {}), size=(height, width))
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    try:
+        return create_optimizer_v2(model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    except (AssertionError, ValueError) as error:
+        raise OptionError(
+            f"opt={recipe.opt!r} is not an optimiser of this timm; see timm.optim.list_optimizers()"
+        ) from error
 
 
 def _mixing(recipe: Recipe, classes: int) -> Any:
