@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from mtrkit.adapters import find_adapter
+from mtrkit.adapters import find_host
 from mtrkit.api import reduction_info
 from mtrkit.errors import CheckpointError, OptionError
 from mtrkit.finetune.curve import Curve
@@ -273,8 +273,9 @@ def accelerator_for(recipe: Recipe, cpu: bool = False) -> Accelerator:
 
 def preprocessing(model: nn.Module) -> Preprocess:
     """How images become the model's input, at the size that it was built for."""
-    *_, height, width = find_adapter(model).input_size(model)
-    return preprocess_for(getattr(model, "pretrained_cfg", {}), size=(height, width))
+    host, adapter = find_host(model)
+    *_, height, width = adapter.input_size(host)
+    return preprocess_for(getattr(host, "pretrained_cfg", {}), size=(height, width))
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
