@@ -13,10 +13,9 @@ from mtrkit.calibration import calibrate
 from mtrkit.cli.console import say
 from mtrkit.cli.inputs import add_preprocessing, preprocess_from
 from mtrkit.cli.loading import load_model
-from mtrkit.cli.options import add_model, add_reduction, add_running, positive, resolve_running, whole
+from mtrkit.cli.options import add_data, add_model, add_reduction, add_running, positive, resolve_running, whole
 from mtrkit.errors import InputError, OptionError
 from mtrkit.measure import Precision, batches, open_images
-from mtrkit.measure.images import BUNDLED
 
 EPILOG = """examples:
   mtrkit calibrate vim_tiny_patch16_224 --checkpoint vim_t.pth --data imagenet/train --ratio 0.3 --out r30.safetensors
@@ -27,7 +26,7 @@ EPILOG = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the images, the reduction, and where to write."""
     add_model(parser, checkpoint="pretrained")
-    parser.add_argument("--data", required=True, metavar="FOLDER", help=f"a folder per class, or {BUNDLED!r}")
+    add_data(parser)
     parser.add_argument("--limit", type=positive, default=500, help="images used, at even distances (default: 500)")
     parser.add_argument("--seed", type=whole, default=0, help="of the order of the images (default: 0)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .safetensors file")

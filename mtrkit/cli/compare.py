@@ -11,11 +11,10 @@ from pathlib import Path
 
 from mtrkit.cli.console import print_table, say
 from mtrkit.cli.measuring import add_measuring, evaluation_from, measure_with_progress
-from mtrkit.cli.options import add_calibrations, add_reduction, positive, resolve_running
+from mtrkit.cli.options import add_calibrations, add_data, add_reduction, positive, resolve_running
 from mtrkit.measure import Precision, preprocess_for
 from mtrkit.measure.candidates import DENSE, ModelChoice, candidates
 from mtrkit.measure.evaluation import Reference
-from mtrkit.measure.images import BUNDLED
 from mtrkit.measure.report import as_markdown, caption, images_per_second, table
 from mtrkit.measure.results import Results, Row
 from mtrkit.models import create_model
@@ -40,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[=CHECKPOINT]",
         help="the first is reduced, further ones stay dense beside it (default checkpoint: 'pretrained')",
     )
-    parser.add_argument("--data", required=True, metavar="FOLDER", help=f"a folder per class, or {BUNDLED!r}")
+    add_data(parser)
     parser.add_argument("--limit", type=positive, help="use this many images, at even distances (default: all)")
     add_reduction(parser, [0.2, 0.3, 0.4])
     add_calibrations(parser)

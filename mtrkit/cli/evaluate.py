@@ -1,7 +1,9 @@
 """Measure accuracy, FLOPs and speed of a model on a folder of images, dense and reduced.
 
-The folder has one folder of images per class, in the order of the model's classes. With --out every finished
-configuration is written at once; the same command again continues where an interrupted one stopped.
+The data is a folder of images per class, in the order of the model's classes, or WebDataset shards: .tar files with
+KEY.jpg and KEY.cls, the number of the class, and optionally classes.txt with the names of the classes beside them.
+With --out every finished configuration is written at once; the same command again continues where an interrupted one
+stopped.
 """
 
 import argparse
@@ -10,10 +12,9 @@ from mtrkit.cli.console import print_table, say
 from mtrkit.cli.inputs import add_preprocessing, preprocess_from
 from mtrkit.cli.loading import load_model
 from mtrkit.cli.measuring import add_measuring, evaluation_from, measure_with_progress
-from mtrkit.cli.options import add_calibrations, add_model, add_reduction, positive, resolve_running
+from mtrkit.cli.options import add_calibrations, add_data, add_model, add_reduction, positive, resolve_running
 from mtrkit.measure import Accuracy, Precision
 from mtrkit.measure.candidates import candidates
-from mtrkit.measure.images import BUNDLED
 from mtrkit.measure.results import Results, Row
 from mtrkit.patch import Calibration
 
@@ -27,7 +28,7 @@ EPILOG = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the images and how they are prepared, the reductions, and how to run."""
     add_model(parser, checkpoint="pretrained")
-    parser.add_argument("--data", required=True, metavar="FOLDER", help=f"a folder per class, or {BUNDLED!r}")
+    add_data(parser)
     parser.add_argument("--limit", type=positive, help="use this many images, at even distances (default: all)")
     add_reduction(parser, [0, 0.2, 0.3, 0.4])
     add_calibrations(parser)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from mtrkit.api import reduction_info
 from mtrkit.cli.console import say
 from mtrkit.cli.loading import load_model, reduce_model
-from mtrkit.cli.options import add_model, add_reduction, positive, whole
+from mtrkit.cli.options import add_data, add_model, add_reduction, positive, whole
 from mtrkit.errors import OptionError
 from mtrkit.measure import open_images
 
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, its reduction, the images, the recipe, and where to write."""
     add_model(parser, checkpoint="pretrained")
     add_reduction(parser, [0.3], many=False, many_methods=False, default="rmeeto")
-    parser.add_argument("--data", required=True, metavar="FOLDER", help="training images, a folder per class")
+    add_data(parser, "training images: ")
     parser.add_argument("--held-out", type=whole, default=0, help="images of these to measure on instead (default: 0)")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the run's folder")
     parser.add_argument("--drop-path", type=float, default=0.0, help="rate of stochastic depth (default: 0)")

@@ -90,9 +90,10 @@ def score(predicted: Tensor, images: ImageSet) -> Accuracy:
 
 
 def check_classes(num_outputs: int, images: ImageSet) -> None:
-    """Raise :class:`InputError` unless the folders can be the model's classes."""
+    """Raise :class:`InputError` unless these can be the model's classes."""
     if num_outputs != len(images.classes):
         raise InputError(
-            f"the model has {num_outputs} classes and {images.name} has {len(images.classes)} folders; labels "
-            "are numbered by sorted folder name, so there has to be one folder per class (an empty one will do)"
+            f"the model has {num_outputs} classes and {images.name} has {len(images.classes)} folders or names of "
+            "classes; labels are numbered by sorted folder name, so there has to be one folder per class (an empty one "
+            "will do), and beside shards one line of classes.txt"
         )

@@ -1,6 +1,7 @@
 """Labelled images: a folder per class, or those that come with the package."""
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,11 +65,6 @@ class ImageSet:
         return ImageSet(self.name, self.classes, labels, openers, f"{self.digest}:{how}")
 
 
-def open_images(source: str | Path) -> ImageSet:
-    """Return the bundled images for ``"bundled"``, otherwise those of a folder."""
-    return _bundled() if str(source) == BUNDLED else image_folder(source)
-
-
 def image_folder(root: str | Path) -> ImageSet:
     """List the images below ``root/<class>/``; classes are numbered in the order of their sorted names.
 
@@ -102,15 +98,28 @@ def read_image(path: str | Path) -> Image.Image:
     Raises:
         InputError: The file is not there, or is not a complete image; the message names it.
     """
+    return decode(path, str(path))
+
+
+def decode(source: str | Path | io.BytesIO, name: str) -> Image.Image:
+    """As :func:`read_image`, from a file or from bytes in memory that are called ``name`` in messages."""
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             return image.convert("RGB")
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; give the path of an image file") from error
+        raise InputError(f"{name} does not exist; give the path of an image file") from error
     except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise InputError(
-            f"{path} cannot be read as an image ({type(error).__name__}: {error}); replace or remove it"
+            f"{name} cannot be read as an image ({type(error).__name__}: {error}); replace or remove it"
         ) from error
+
+
+def class_names(folder: Path, labels: Sequence[int]) -> tuple[str, ...]:
+    """The lines of ``classes.txt`` in a folder; if there is no such file, the numbers up to the largest label."""
+    file = folder / "classes.txt"
+    if file.is_file():
+        return tuple(file.read_text(encoding="utf-8").splitlines())
+    return tuple(map(str, range(max(labels) + 1)))
 
 
 def _images_below(folder: Path) -> list[tuple[str, int]]:
@@ -125,7 +134,8 @@ def _images_below(folder: Path) -> list[tuple[str, int]]:
     return [(path, os.path.getsize(path)) for path in found if os.path.isfile(path)]
 
 
-def _bundled() -> ImageSet:
+def bundled_set() -> ImageSet:
+    """The images that come with the package."""
     images, labels, classes = bundled_images()
     return ImageSet(
         name="1000 CIFAR-10 test images that come with mtrkit",
