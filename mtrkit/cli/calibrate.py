@@ -2,6 +2,10 @@
 
 Writes a file of some kB for `mtrkit.apply_reduction(model, calibration=FILE)` and for --calibration of other commands.
 The images should be of the kind that the model will see, and none of those that it is tested on.
+
+Several processes share the passes if `torchrun` or `accelerate launch` starts the command. Batches are dealt out to
+them, so a smaller --batch-size leaves fewer of them idle; each reads all images. The file is that of one process, to
+the bit if the machines are alike and each process has as many threads.
 """
 
 import argparse
@@ -16,6 +20,7 @@ from mtrkit.cli.loading import load_model
 from mtrkit.cli.options import add_data, add_model, add_reduction, add_running, positive, resolve_running, whole
 from mtrkit.errors import InputError, OptionError
 from mtrkit.measure import Precision, batches, open_images
+from mtrkit.measure.processes import Processes, joined
 
 EPILOG = """examples:
   mtrkit calibrate vim_tiny_patch16_224 --checkpoint vim_t.pth --data imagenet/train --ratio 0.3 --out r30.safetensors
@@ -38,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Calibrate, save and describe."""
+    with joined(args.device) as processes:
+        return _run(args, processes)
+
+
+def _run(args: argparse.Namespace, processes: Processes) -> int:
     if args.out.suffix != ".safetensors" or not args.out.parent.is_dir():
         raise InputError(f"--out {args.out}: give a .safetensors file in a folder that exists")
     if not 0 < args.ratio < 1:
@@ -55,8 +65,10 @@ def run(args: argparse.Namespace) -> int:
             method=args.method.name,
             batch_size=args.batch_size,
             seed=args.seed,
+            processes=processes,
             **options,
         )
-    found.save(args.out)
-    say(f"{args.model}, {len(images)} images from {images.name}", *str(found).splitlines(), f"saved: {args.out}")
+    if processes.main:
+        found.save(args.out)
+        say(f"{args.model}, {len(images)} images from {images.name}", *str(found).splitlines(), f"saved: {args.out}")
     return 0

@@ -3,7 +3,8 @@
 The data is a folder of images per class, in the order of the model's classes, or WebDataset shards: .tar files with
 KEY.jpg and KEY.cls, the number of the class, and optionally classes.txt with the names of the classes beside them.
 With --out every finished configuration is written at once; the same command again continues where an interrupted one
-stopped.
+stopped. Several processes share the images if `torchrun` or `accelerate launch` starts the command; the rows are those
+of one process, and the main one times alone while the others wait.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from mtrkit.cli.measuring import add_measuring, evaluation_from, measure_with_pr
 from mtrkit.cli.options import add_calibrations, add_data, add_model, add_reduction, positive, resolve_running
 from mtrkit.measure import Accuracy, Precision
 from mtrkit.measure.candidates import candidates
+from mtrkit.measure.processes import Processes, joined
 from mtrkit.measure.results import Results, Row
 from mtrkit.patch import Calibration
 
@@ -22,6 +24,7 @@ EPILOG = """examples:
   mtrkit eval vim_micro_patch4_stride2_32 --data bundled
   mtrkit eval vim_tiny_patch16_224 --checkpoint vim_t_midclstok_76p1acc.pth --data imagenet/val --out vim_t.csv
   mtrkit eval MODEL --checkpoint FILE --data FOLDER --ratio 0 0.2 0.3 --batch-size 128 --dtype amp-bfloat16
+  torchrun --nproc-per-node 8 -m mtrkit eval MODEL --checkpoint FILE --data "imagenet-val-{0000..0063}.tar"
 """
 
 
@@ -38,21 +41,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure what is not in the file yet, and print all rows."""
-    results = Results(args.out)
+    with joined(args.device) as processes:
+        return _run(args, processes)
+
+
+def _run(args: argparse.Namespace, processes: Processes) -> int:
+    results = Results(args.out if processes.main else None)
     device, precision = resolve_running(args), Precision(args.dtype)
     model = precision.cast(load_model(args, device))
-    evaluation = evaluation_from(args, args.model, str(args.checkpoint), preprocess_from(args, model), precision)
+    preprocess = preprocess_from(args, model)
+    evaluation = evaluation_from(args, args.model, str(args.checkpoint), preprocess, precision, processes)
     fitted = [Calibration.load(path) for path in args.calibration]
     found = candidates(model, args.method, args.ratio, args.layers, dict(args.option), args.r, fitted)
     if 0 not in args.ratio:
         found = found[1:]
-    say(f"{args.model}, {len(evaluation.images)} images from {evaluation.images.name}")
+    if processes.main:
+        say(f"{args.model}, {len(evaluation.images)} images from {evaluation.images.name}")
     rows: list[Row] = []
     try:
         for row in measure_with_progress(evaluation, model, found, results):
             rows.append(row)
     finally:
-        _print_rows(rows, args.out)
+        if processes.main:
+            _print_rows(rows, args.out)
     return 0
 
 

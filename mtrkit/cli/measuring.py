@@ -10,6 +10,7 @@ from mtrkit.cli.options import add_running, positive, whole
 from mtrkit.measure import Precision, Preprocess, open_images
 from mtrkit.measure.candidates import Candidate
 from mtrkit.measure.evaluation import Advance, Evaluation, Reference, measure
+from mtrkit.measure.processes import Processes
 from mtrkit.measure.progress import progress
 from mtrkit.measure.results import Results, Row
 
@@ -26,7 +27,12 @@ def add_measuring(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluation_from(
-    args: argparse.Namespace, model: str, checkpoint: str, preprocess: Preprocess, precision: Precision
+    args: argparse.Namespace,
+    model: str,
+    checkpoint: str,
+    preprocess: Preprocess,
+    precision: Precision,
+    processes: Processes,
 ) -> Evaluation:
     """What the options of ``eval`` and ``compare`` say, with what they say in different ways."""
     return Evaluation(
@@ -39,6 +45,7 @@ def evaluation_from(
         workers=args.workers,
         rounds=args.rounds,
         command=args.command_line,
+        processes=processes,
     )
 
 
@@ -50,9 +57,11 @@ def measure_with_progress(
     reference: Reference | None = None,
 ) -> Iterator[Row]:
     """The rows of :func:`mtrkit.measure.evaluation.measure`, with a bar for each candidate that is being measured."""
-    with progress() as bar:
+    processes = evaluation.processes
+    share = -(-len(evaluation.images) // processes.count)
+    with progress(processes.main) as bar:
 
         def begin(name: str) -> Advance:
-            return functools.partial(bar.advance, bar.add_task(name, total=len(evaluation.images)))
+            return functools.partial(bar.advance, bar.add_task(name, total=share))
 
         yield from measure(evaluation, dense, candidates, results, reference, begin)
