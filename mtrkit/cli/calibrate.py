@@ -19,7 +19,7 @@ from mtrkit.cli.inputs import add_preprocessing, preprocess_from
 from mtrkit.cli.loading import load_model
 from mtrkit.cli.options import add_data, add_model, add_reduction, add_running, positive, resolve_running, whole
 from mtrkit.errors import InputError, OptionError
-from mtrkit.measure import Precision, batches, open_images
+from mtrkit.measure import Precision, batches, open_data
 from mtrkit.measure.processes import Processes, joined
 
 EPILOG = """examples:
@@ -54,7 +54,7 @@ def _run(args: argparse.Namespace, processes: Processes) -> int:
         raise OptionError(f"--ratio is the share of FLOPs to remove, above 0 and below 1, not {args.ratio:g}")
     device, precision = resolve_running(args), Precision(args.dtype)
     model = precision.cast(load_model(args, device))
-    images = open_images(args.data).spread(args.limit)
+    images = open_data(args.data, model).spread(args.limit)
     options = {"layers": args.layers} | dict(args.option) | args.method.options
     inputs = torch.cat(list(batches(images, preprocess_from(args, model), args.batch_size)))
     with precision.context(device):

@@ -13,7 +13,7 @@ from pathlib import Path
 from mtrkit.cli.console import print_table, say
 from mtrkit.cli.measuring import add_measuring, evaluation_from, measure_with_progress
 from mtrkit.cli.options import add_calibrations, add_data, add_reduction, positive, resolve_running
-from mtrkit.measure import Precision, preprocess_for
+from mtrkit.measure import Precision
 from mtrkit.measure.candidates import DENSE, ModelChoice, candidates
 from mtrkit.measure.evaluation import Reference
 from mtrkit.measure.processes import Processes, joined
@@ -73,8 +73,7 @@ def _run(args: argparse.Namespace, processes: Processes) -> int:
     try:
         for choice in args.model:
             model = precision.cast(create_model(choice.name, choice.checkpoint).eval().to(device))
-            preprocess = preprocess_for(getattr(model, "pretrained_cfg", {}))
-            evaluation = evaluation_from(args, choice.name, choice.checkpoint, preprocess, precision, processes)
+            evaluation = evaluation_from(args, choice.name, choice.checkpoint, model, precision, processes)
             methods = () if reference else args.method
             fitted = [] if reference else [Calibration.load(path) for path in args.calibration]
             found = candidates(model, methods, args.ratio, args.layers, dict(args.option), args.r, fitted)

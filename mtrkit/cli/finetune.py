@@ -1,7 +1,8 @@
 """Re-train a model with its reduction in place, as R-MeeTo does, and write its weights.
 
 The same command goes on where an interrupted run stopped. Several processes or machines train together if
-`accelerate launch` or `torchrun` starts the command: `accelerate launch -m mtrkit finetune ...`.
+`accelerate launch` or `torchrun` starts the command: `accelerate launch -m mtrkit finetune ...`. Of a video, each draw
+takes other frames, one of each of as many equal parts as a clip has frames, and augments all of them alike.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from mtrkit.cli.console import say
 from mtrkit.cli.loading import load_model, reduce_model
 from mtrkit.cli.options import add_data, add_model, add_reduction, positive, whole
 from mtrkit.errors import OptionError
-from mtrkit.measure import open_images
+from mtrkit.measure import open_data
 
 if TYPE_CHECKING:
     from mtrkit.finetune import Recipe
@@ -24,6 +25,8 @@ EPILOG = """examples:
     --out runs/r14
   mtrkit finetune vim_tiny_patch16_224 --checkpoint vim_t.pth --data imagenet/train --method runs --ratio 0.4 \\
     --out runs/r40 --epochs 1 --batch-size 256 --accumulate 4 --distill 0.5 --ema 0.996 --held-out 2000
+  mtrkit finetune videomamba_tiny_patch16_224_f8 --checkpoint FILE --data k400/train.csv --method rmeeto:layers=even \\
+    --r 88 --out runs/k400 --epochs 30 --batch-size 64 --warmup-epochs 5 --weight-decay 0.1 --drop-path 0.1
   mtrkit finetune ... --dry-run
 """
 
@@ -85,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         cast(Any, model).set_grad_checkpointing(True)
     if args.ratio or args.r is not None:
         reduce_model(model, args.method, args)
-    images = open_images(args.data)
+    images = open_data(args.data, model)
     held_out = images.spread(args.held_out) if args.held_out else None
     used = images if held_out is None else images.without(held_out)
     if args.dry_run:

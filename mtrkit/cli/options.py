@@ -41,7 +41,8 @@ def add_data(parser: argparse.ArgumentParser, use: str = "") -> None:
     """--data, for what ``use`` says."""
     help = (
         f"{use}a folder of images per class; WebDataset shards, which are a folder of .tar files or a pattern such as "
-        f"train-{{0000..0063}}.tar; or {BUNDLED!r}"
+        f"train-{{0000..0063}}.tar; or {BUNDLED!r}. For a model of clips: a folder of videos per class, or a list with "
+        "a line `path label` for each video"
     )
     parser.add_argument("--data", required=True, metavar="DATA", help=help)
 

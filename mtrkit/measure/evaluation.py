@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtrkit.measure.accuracy import batches, check_classes, predict, score
+from mtrkit.measure.accuracy import batches, check_classes, images_per_batch, predict, score
 from mtrkit.measure.candidates import DENSE, Candidate
 from mtrkit.measure.images import ImageSet
 from mtrkit.measure.machine import describe_machine
@@ -55,8 +55,14 @@ class Evaluation:
 
     def timed_pass(self, model: nn.Module) -> Pass:
         """A function that runs a model on the first batch, in memory."""
-        first = next(batches(self.images, self.preprocess, self.batch_size))
+        first = next(batches(self.images, self.preprocess, self.batch_size))[: self.batch_size]
         return forward_pass(model, first.to(next(model.parameters()).device, self.precision.weights), self.precision)
+
+    @property
+    def timed_inputs(self) -> int:
+        """How many images, or views of videos, are in that batch."""
+        together = min(images_per_batch(self.preprocess, self.batch_size), len(self.images))
+        return min(self.batch_size, together * self.preprocess.views)
 
 
 class Reference(NamedTuple):
@@ -159,6 +165,7 @@ def _description(evaluation: Evaluation, candidate: Candidate) -> Row:
         "model": evaluation.model,
         "checkpoint": evaluation.checkpoint,
         "data": evaluation.images.name,
+        **({"views": evaluation.preprocess.views} if evaluation.preprocess.views > 1 else {}),
         "dtype": evaluation.precision.name,
         "method": candidate.method,
         "amount": candidate.amount,
@@ -193,7 +200,7 @@ def _speed(evaluation: Evaluation, candidate: Candidate, reference: Reference) -
     }
     device = next(reference.model.parameters()).device
     rounds = list(interleave(passes, device, rounds=evaluation.rounds, seconds=0.1))
-    count = min(evaluation.batch_size, len(evaluation.images))
+    count = evaluation.timed_inputs
     timing = summarise(rounds, name, dense, count)
     return {"batch_size": count, "timed_beside": reference.evaluation.model} | dataclasses.asdict(timing)
 

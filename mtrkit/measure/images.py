@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -25,14 +26,14 @@ class ImageSet:
         name: Where they are from.
         classes: Names; a label is an index into them.
         labels: One per image.
-        openers: One function per image that returns it as RGB.
+        openers: One function per image that returns it as RGB; for a video its path, as few of its frames are read.
         digest: Changes whenever the images do, as far as their names and sizes tell.
     """
 
     name: str
     classes: tuple[str, ...]
     labels: tuple[int, ...]
-    openers: tuple[Callable[[], Image.Image], ...]
+    openers: tuple[Callable[[], Any], ...]
     digest: str
 
     def __len__(self) -> int:
@@ -71,15 +72,22 @@ def image_folder(root: str | Path) -> ImageSet:
     Raises:
         InputError: No such folder, or no images in it.
     """
+    return labelled_folder(root, SUFFIXES, lambda path: partial(read_image, path), "images")
+
+
+def labelled_folder(
+    root: str | Path, suffixes: Sequence[str], opener: Callable[[str], Callable[[], Any]], what: str
+) -> ImageSet:
+    """As :func:`image_folder`, for files with any suffixes; ``opener`` makes that of a path."""
     root = Path(root)
     if not root.is_dir():
-        raise InputError(f"{root} is not a folder; give one with a folder of images per class, or {BUNDLED!r}")
+        raise InputError(f"{root} is not a folder; give one with a folder of {what} per class, or {BUNDLED!r}")
     folders = sorted(path for path in root.iterdir() if path.is_dir())
-    files = [(label, *found) for label, folder in enumerate(folders) for found in _images_below(folder)]
+    files = [(label, *found) for label, folder in enumerate(folders) for found in _files_below(folder, suffixes)]
     if not files:
         raise InputError(
-            f"{root} has no images in folders of its own; expected {root}/<class>/<image> with one of the "
-            f"suffixes {', '.join(SUFFIXES)}"
+            f"{root} has no {what} in folders of its own; expected {root}/<class>/<file> with one of the "
+            f"suffixes {', '.join(suffixes)}"
         )
     below = len(str(root / "_")) - 1  # where a path goes on below the root, also below "."
     listing = "\n".join(f"{path[below:]} {size}" for _, path, size in files)
@@ -87,7 +95,7 @@ def image_folder(root: str | Path) -> ImageSet:
         name=str(root),
         classes=tuple(folder.name for folder in folders),
         labels=tuple(label for label, _, _ in files),
-        openers=tuple(partial(read_image, path) for _, path, _ in files),
+        openers=tuple(opener(path) for _, path, _ in files),
         digest=hashlib.sha256(listing.encode()).hexdigest()[:16],
     )
 
@@ -122,13 +130,13 @@ def class_names(folder: Path, labels: Sequence[int]) -> tuple[str, ...]:
     return tuple(map(str, range(max(labels) + 1)))
 
 
-def _images_below(folder: Path) -> list[tuple[str, int]]:
+def _files_below(folder: Path, suffixes: Sequence[str]) -> list[tuple[str, int]]:
     """Paths, sorted folder by folder, and sizes; strings, as data sets have too many files for path objects."""
     found = [
         os.path.join(place, name)
         for place, _, names in os.walk(folder)
         for name in names
-        if os.path.splitext(name)[1].lower() in SUFFIXES
+        if os.path.splitext(name)[1].lower() in suffixes
     ]
     found.sort(key=lambda path: path.split(os.sep))
     return [(path, os.path.getsize(path)) for path in found if os.path.isfile(path)]

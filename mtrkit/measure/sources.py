@@ -1,8 +1,16 @@
-"""From what a user gives as data to labelled images."""
+"""From what a user gives as data to labelled images or videos, and to what a model takes."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
+from torch import nn
+
+from mtrkit.adapters import find_adapter
+from mtrkit.errors import OptionError
+from mtrkit.measure.clips import Average, ClipPreprocess, open_clips
 from mtrkit.measure.images import BUNDLED, ImageSet, bundled_set, image_folder
+from mtrkit.measure.preprocess import Preprocess, preprocess_for
 from mtrkit.measure.shards import image_shards, is_shards
 
 
@@ -19,3 +27,39 @@ def open_images(source: str | Path) -> ImageSet:
     if str(source) == BUNDLED:
         return bundled_set()
     return image_shards(source) if is_shards(source) else image_folder(source)
+
+
+def open_data(source: str | Path, model: nn.Module) -> ImageSet:
+    """What the model takes: :func:`open_images`, or :func:`open_clips` for a model of clips."""
+    return open_clips(source) if takes_clips(model) else open_images(source)
+
+
+def takes_clips(model: nn.Module) -> bool:
+    """Whether a model's input is (B, C, T, H, W)."""
+    return len(find_adapter(model).input_size(model)) == 4
+
+
+def preprocess_of(
+    model: nn.Module, *, segments: int = 1, crops: int = 1, average: Average = "logits", **given: Any
+) -> Preprocess:
+    """A model's own preprocessing, at the size that it was built for.
+
+    Args:
+        model: Its ``pretrained_cfg`` says the rest; clips without one are cut out at the full shorter side.
+        segments: Of a video, for a model of clips.
+        crops: The same.
+        average: The same.
+        **given: What :func:`preprocess_for` takes and counts more than the model's own.
+
+    Raises:
+        OptionError: Several segments or crops for a model of images.
+    """
+    _, *frames, height, width = find_adapter(model).input_size(model)
+    config = getattr(model, "pretrained_cfg", {})
+    if not frames:
+        if segments * crops > 1:
+            raise OptionError(f"{segments} segments × {crops} crops are for models of clips; this one takes images")
+        return preprocess_for(config, size=(height, width), **given)
+    plain = preprocess_for({"crop_pct": 1.0} | config, size=(height, width), **given)
+    fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
+    return ClipPreprocess(**fields, frames=frames[0], segments=segments, crops=crops, average=average)

@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from mtrkit.errors import InputError, OptionError
-from mtrkit.finetune.draws import BatchPlan, Draws, check_cut, seeded
+from mtrkit.finetune.chance import seeded
+from mtrkit.finetune.draws import BatchPlan, Draws, check_cut
 from mtrkit.finetune.trainer import augmentation
 from mtrkit.measure import image_folder, open_images
 from tests.finetune.conftest import recipe, tiny_model
