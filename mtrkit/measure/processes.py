@@ -3,6 +3,7 @@
 Accelerate is imported only if there are more.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -80,8 +81,9 @@ def joined(device: torch.device | None = None) -> Iterator[Processes]:
             f"several processes cannot share {device}; each takes its own GPU if you say cuda, or nothing"
         )
     state = _state(cpu=device is not None and device.type == "cpu")
-    yield Processes(state.process_index, state.num_processes)
-    state.destroy_process_group()
+    processes = Processes(state.process_index, state.num_processes)
+    yield processes
+    processes.agree(None)  # what the main process writes is there for all that comes after
 
 
 def _state(cpu: bool) -> Any:
@@ -91,4 +93,11 @@ def _state(cpu: bool) -> Any:
         raise OptionError(
             "several processes were started, and measuring together needs Accelerate: pip install 'mtrkit[train]'"
         ) from error
+    if not torch.distributed.is_initialized():
+        atexit.register(_leave)  # not before: another command of this program may follow
     return PartialState(cpu=cpu)
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -17,10 +17,10 @@ LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "
 CHANGES = ("images_per_second", "quartiles", "speedup", "speedup_quartiles", "time", "command")
 
 
-def two(*arguments):
+def two(*arguments, launch=LAUNCH):
     """What two processes print that run a command together."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, *LAUNCH, *map(str, arguments), "--device", "cpu", "--threads", "1"]
+    command = [sys.executable, *map(str, (*launch, *arguments)), "--device", "cpu", "--threads", "1"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -64,12 +64,20 @@ def test_compare_gives_the_paired_differences_of_one_process(tmp_path):
     assert rows[0] == rows[1]
 
 
-def test_calibrate_writes_the_bits_of_one_process(tmp_path):
-    command = ("calibrate", MODEL, "--data", "bundled", "--limit", 25, "--ratio", 0.4, "--batch-size", 3)
+def test_calibrate_writes_the_bits_of_one_process_and_the_next_command_finds_them(tmp_path):
+    command = ("calibrate", MODEL, "--data", "bundled", "--limit", 20, "--ratio", 0.4, "--batch-size", 3)
     shared, alone = tmp_path / "two.safetensors", tmp_path / "one.safetensors"
-    two(*command, "--out", shared)
+    after = ("eval", MODEL, "--data", "bundled", "--limit", 5, "--ratio", 0, "--rounds", 0, "--calibration", shared)
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\nfrom mtrkit.cli.main import main\n"
+        "end = sys.argv.index('then')\nrunning = ['--device', 'cpu', '--threads', '1']\n"
+        "assert main([*sys.argv[1:end], *running]) == 0\nassert main(sys.argv[end + 1 :]) == 0\n"
+    )
+    printed = two(*command, "--out", shared, "then", *after, launch=(*LAUNCH[:-2], program))
     one(*command, "--out", alone)
     assert shared.read_bytes() == alone.read_bytes()
+    assert printed.count("saved: ") == 1 == printed.count("runs, calibrated")
 
 
 def test_one_process_needs_no_accelerate(mtrkit_run, monkeypatch):
