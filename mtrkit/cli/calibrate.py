@@ -19,7 +19,7 @@ from mtrkit.cli.inputs import add_preprocessing, preprocess_from
 from mtrkit.cli.loading import load_model
 from mtrkit.cli.options import add_data, add_model, add_reduction, add_running, positive, resolve_running, whole
 from mtrkit.errors import InputError, OptionError
-from mtrkit.measure import Precision, batches, open_data
+from mtrkit.measure import Precision, batches, open_data, takes_clips
 from mtrkit.measure.processes import Processes, joined
 
 EPILOG = """examples:
@@ -70,5 +70,6 @@ def _run(args: argparse.Namespace, processes: Processes) -> int:
         )
     if processes.main:
         found.save(args.out)
-        say(f"{args.model}, {len(images)} images from {images.name}", *str(found).splitlines(), f"saved: {args.out}")
+        what = "videos" if takes_clips(model) else "images"
+        say(f"{args.model}, {len(images)} {what} from {images.name}", *str(found).splitlines(), f"saved: {args.out}")
     return 0

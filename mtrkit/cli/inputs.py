@@ -38,7 +38,7 @@ def add_views(parser: argparse.ArgumentParser) -> None:
         "--average",
         choices=["logits", "probabilities"],
         default="logits",
-        help="of the views of a video; the scripts of the VideoMAE family take probabilities (default: logits)",
+        help="of the views of a video; VideoMamba's own scripts take probabilities (default: logits)",
     )
 
 

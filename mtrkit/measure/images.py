@@ -126,7 +126,7 @@ def class_names(folder: Path, labels: Sequence[int]) -> tuple[str, ...]:
     """The lines of ``classes.txt`` in a folder; if there is no such file, the numbers up to the largest label."""
     file = folder / "classes.txt"
     if file.is_file():
-        return tuple(file.read_text(encoding="utf-8").splitlines())
+        return tuple(file.read_text(encoding="utf-8").strip().splitlines())
     return tuple(map(str, range(max(labels) + 1)))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 import mtrkit
 from mtrkit.cli import loading
@@ -16,7 +17,7 @@ from mtrkit.errors import CheckpointError, InputError
 from mtrkit.finetune import clips, retrain
 from mtrkit.finetune.chance import seeded
 from mtrkit.finetune.curve import read_curve
-from mtrkit.finetune.draws import Draws
+from mtrkit.finetune.draws import BatchPlan, Draws
 from mtrkit.finetune.run import _mixing
 from mtrkit.finetune.trainer import augmentation
 from mtrkit.measure import open_clips
@@ -121,6 +122,17 @@ class Renamed(Breaks):
 
 
 Renamed.__name__ = "CrossEntropy"
+
+
+def test_workers_change_nothing(listed):
+    given = recipe(batch_size=2, **HARD)
+    draws = Draws(open_clips(listed), augmentation(tiny(), given), given)
+    alone, shared = (
+        list(DataLoader(draws, batch_sampler=BatchPlan(draws, range(2), range(1), 1), num_workers=workers))
+        for workers in (0, 2)
+    )
+    assert alone[0][0].shape == (2, 3, 4, 32, 32)
+    assert all(torch.equal(a, b) for x, y in zip(alone, shared, strict=True) for a, b in zip(x, y, strict=True))
 
 
 def test_videos_that_cannot_be_read_are_named_or_passed_over(listed, tmp_path):

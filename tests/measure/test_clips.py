@@ -221,6 +221,20 @@ def test_compare_takes_lists_too(listed, capsys):
     assert "rmeeto" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("micro")
+def test_calibrate_takes_lists_too(tmp_path, capsys):
+    noise = np.random.default_rng(0).integers(0, 256, (6, 32, 48, 3), dtype=np.uint8)
+    for number in range(20):
+        write_video(tmp_path / f"{number}.mp4", np.roll(noise, number, axis=2))
+    (tmp_path / "train.csv").write_text("\n".join(f"{number}.mp4 {number % 2}" for number in range(20)))
+    out = tmp_path / "found.safetensors"
+    command = ["calibrate", "videomamba", "--data", str(tmp_path / "train.csv"), "--out", str(out), "--device", "cpu"]
+    assert main([*command, "--ratio", "0.3", "--layers", "1", "3"]) == 0
+    assert "20 videos from" in capsys.readouterr().out
+    model = mtrkit.apply_reduction(tiny(), calibration=mtrkit.Calibration.load(out))
+    assert mtrkit.reduction_info(model).layers == (1, 3)
+
+
 def test_views_are_for_clips_alone(capsys):
     command = ["eval", "vim_micro_patch4_32", "--data", "bundled", "--limit", "2", "--rounds", "0", "--segments", "4"]
     assert main(command) == 2

@@ -53,7 +53,7 @@ def test_a_folder_a_pattern_and_a_file_give_the_images_in_order(shards):
 
 
 def test_classes_have_the_names_beside_the_shards(shards):
-    (shards / "classes.txt").write_text("\n".join(bundled_images().classes) + "\n")
+    (shards / "classes.txt").write_text("\n".join(bundled_images().classes) + "\n\n")
     assert open_images(shards).classes == tuple(bundled_images().classes)
     (shards / "classes.txt").write_text("cat\ndog\n")
     with pytest.raises(InputError, match=r"train-0000.tar: label 9 of key '0/b' is out of range; there are 2 classes"):
