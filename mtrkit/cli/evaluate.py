@@ -1,4 +1,4 @@
-"""Measure accuracy, FLOPs and speed of a model on a folder of images, dense and reduced.
+"""Measure accuracy, FLOPs and speed of a model on images or videos, dense and reduced.
 
 The data is a folder of images per class, in the order of the model's classes, or WebDataset shards: .tar files with
 KEY.jpg and KEY.cls, the number of the class, and optionally classes.txt with the names of the classes beside them. For

@@ -69,6 +69,15 @@ def image_shards(source: str | Path) -> ImageSet:
     )
 
 
+def is_shards(source: str | Path) -> bool:
+    """Whether a source is shards: a ``.tar`` file or pattern, or a folder that has such files and no folders."""
+    path = Path(source)
+    if not path.is_dir():
+        return path.suffix == ".tar"
+    entries = [*path.iterdir()]
+    return any(entry.suffix == ".tar" for entry in entries) and not any(entry.is_dir() for entry in entries)
+
+
 def find_shards(source: str | Path) -> list[Path]:
     """The shards of a folder in the order of their names, or those that a pattern or path stands for.
 
@@ -174,12 +183,3 @@ def _label(tar: tarfile.TarFile, parts: dict[str, tarfile.TarInfo], where: str) 
     if type(label) is not int or label < 0:
         raise InputError(f"{where} has the label {label!r}; expected a whole number of at least 0")
     return label
-
-
-def is_shards(source: str | Path) -> bool:
-    """Whether a source is shards: a ``.tar`` file or pattern, or a folder that has such files and no folders."""
-    path = Path(source)
-    if not path.is_dir():
-        return path.suffix == ".tar"
-    entries = [*path.iterdir()]
-    return any(entry.suffix == ".tar" for entry in entries) and not any(entry.is_dir() for entry in entries)
