@@ -64,16 +64,24 @@ def test_compare_gives_the_paired_differences_of_one_process(tmp_path):
     assert rows[0] == rows[1]
 
 
+SLOW_TO_WRITE = """
+import sys, time
+from mtrkit.cli.main import main
+from mtrkit.patch import Calibration
+save = Calibration.save
+Calibration.save = lambda self, path: (time.sleep(3), save(self, path))
+end = sys.argv.index("then")
+assert main([*sys.argv[1:end], "--device", "cpu", "--threads", "1"]) == 0
+assert main(sys.argv[end + 1 :]) == 0
+"""
+
+
 def test_calibrate_writes_the_bits_of_one_process_and_the_next_command_finds_them(tmp_path):
     command = ("calibrate", MODEL, "--data", "bundled", "--limit", 20, "--ratio", 0.4, "--batch-size", 3)
     shared, alone = tmp_path / "two.safetensors", tmp_path / "one.safetensors"
     after = ("eval", MODEL, "--data", "bundled", "--limit", 5, "--ratio", 0, "--rounds", 0, "--calibration", shared)
     program = tmp_path / "program.py"
-    program.write_text(
-        "import sys\nfrom mtrkit.cli.main import main\n"
-        "end = sys.argv.index('then')\nrunning = ['--device', 'cpu', '--threads', '1']\n"
-        "assert main([*sys.argv[1:end], *running]) == 0\nassert main(sys.argv[end + 1 :]) == 0\n"
-    )
+    program.write_text(SLOW_TO_WRITE)
     printed = two(*command, "--out", shared, "then", *after, launch=(*LAUNCH[:-2], program))
     one(*command, "--out", alone)
     assert shared.read_bytes() == alone.read_bytes()
