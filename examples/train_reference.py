@@ -28,8 +28,11 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3, random_seed
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import default_collate
 
 import mtrkit
+from mtrkit.finetune.draws import Draws
+from mtrkit.finetune.recipe import Recipe
 from mtrkit.measure import (
     Accuracy,
     ImageSet,
@@ -79,13 +82,9 @@ class Batches:
     """Augmented training batches; each is a function of the seed and its number, so a run can be continued."""
 
     def __init__(self, args: argparse.Namespace, cfg: dict) -> None:
-        self.seed, self.size = args.seed, args.batch_size
-        self.images = image_folder(args.data / "train")
-        self.held_out = self.images.spread(args.holdout)
-        unseen = set(self.held_out.openers)
-        self.used = torch.tensor([i for i, opener in enumerate(self.images.openers) if opener not in unseen])
-        self.per_epoch = len(self.used) // self.size
-        self.augment = create_transform(
+        images = image_folder(args.data / "train")
+        self.held_out = images.spread(args.holdout)
+        augment = create_transform(
             cfg["input_size"],
             is_training=True,
             scale=(args.crop_scale, 1.0),
@@ -95,15 +94,14 @@ class Batches:
             mean=cfg["mean"],
             std=cfg["std"],
         )
+        recipe = Recipe(batch_size=args.batch_size, repeats=1, seed=args.seed)
+        self.draws = Draws(images.without(self.held_out), augment, recipe)
+        self.per_epoch = self.draws.steps_per_epoch
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) and labels (B,) of one step."""
-        epoch, place = divmod(step, self.per_epoch)
-        order = torch.randperm(len(self.used), generator=torch.Generator().manual_seed(self.seed + epoch))
-        chosen = self.used[order[place * self.size : (place + 1) * self.size]].tolist()
-        random_seed(self.seed, step)
-        images = torch.stack([self.augment(self.images.openers[index]()) for index in chosen])
-        return images, torch.tensor([self.images.labels[index] for index in chosen])
+        images, labels, _ = default_collate([self.draws[draw] for draw in self.draws.batch(step, 0, 1)])
+        return images, labels
 
 
 def relative(file: Path, name: str) -> VisionMamba:

@@ -241,6 +241,9 @@ class ReducedStream(NamedTuple):
             self.lengths if lengths is None else lengths,
         )
 
+    def __getitem__(self, index: Any) -> Any:
+        raise _no_tensor(f"a tensor or a pair, to take [{index!r}] of it,")
+
     def __getattr__(self, name: str) -> Any:
         raise _no_tensor(f"a tensor with `{name}`")
 

@@ -66,6 +66,19 @@ def test_flops_do_not_depend_on_what_is_on_the_layers(family, put):
         assert mtrkit.count_flops(model, size, directions=directions) == wanted
 
 
+@pytest.mark.filterwarnings("ignore")  # of peft
+@pytest.mark.parametrize("family", ["vim", "hustvl_vim"])
+def test_peft_around_whole_mixers_is_named_with_the_way_out(family):
+    peft = pytest.importorskip("peft", minversion="0.17")
+    config = peft.LoraConfig(target_modules=[], target_parameters=["mixer.A_log"], r=2)
+    model = peft.get_peft_model(MODELS[family](), config)
+    with pytest.raises(
+        mtrkit.UnsupportedModelError, match=r"mixer` of a PeftModel is a ParamWrapper.*merge_and_unload"
+    ):
+        mtrkit.apply_reduction(model)
+    assert mtrkit.apply_reduction(model.merge_and_unload())(IMAGES).isfinite().all()
+
+
 def test_a_layer_that_says_no_size_is_named():
     model = FAMILIES["hustvl_vim"]()
     model.layers[0].mixer.in_proj = nn.Sequential(model.layers[0].mixer.in_proj)

@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import mtrkit
+from mtrkit.data import bundled_images
+from mtrkit.models import load_checkpoint
 from mtrkit.models.variants import BUNDLED, Release
 
 ROOT = Path(__file__).parents[1]
@@ -200,3 +204,174 @@ def test_the_clock_is_drawn(run, tmp_path):
     (tmp_path / "docs").mkdir()
     importlib.import_module("draw_clock").main()
     assert "What the four taps at the end see" in (tmp_path / "docs/clock.svg").read_text()
+
+
+SMALL = ("--model", MODEL, "--blocks", "2", "5", "8", "11", "--size", "32", "--classes", "2")
+SMALL += ("--batch-size", "2", "--lr", "2e-3", "--workers", "0")
+
+
+@pytest.fixture
+def scenes(run, tmp_path):
+    """A data set in ADE20K's folders: two photographs side by side, their bright pixels 2, others 1, an edge 0."""
+    pytest.importorskip("transformers.models.upernet", exc_type=ImportError)
+    images = bundled_images()[0]
+    for part, first, count in (("training", 0, 4), ("validation", 500, 2)):
+        folders = [tmp_path / "ade" / kind / part for kind in ("images", "annotations")]
+        for folder in folders:
+            folder.mkdir(parents=True)
+        for index in range(first, first + 2 * count, 2):
+            pixels = np.concatenate([images[index], images[index + 1]], axis=1)[:, :52]
+            labels = np.where(pixels.mean(axis=2) > 128, 2, 1).astype(np.uint8)
+            labels[:2] = 0
+            Image.fromarray(pixels).save(folders[0] / f"{index}.jpg", quality=95)
+            Image.fromarray(labels).save(folders[1] / f"{index}.png")
+    return tmp_path / "ade"
+
+
+@pytest.fixture
+def segmentor(scenes):
+    """The small model of these tests, with random heads."""
+    return importlib.import_module("upernet").Segmentor(MODEL, 2, 32, (2, 5, 8, 11)).eval()
+
+
+def test_ade20k_is_trained_measured_and_gone_on_with(run, monkeypatch, tmp_path, scenes):
+    training = importlib.import_module("train_upernet")
+    advance, losses = training.advance, []
+
+    def watched(*given):
+        if len(losses) == 3:
+            losses.append(None)
+            raise KeyboardInterrupt
+        losses.append(advance(*given))
+        return losses[-1]
+
+    reduced = ("--method", "mtr", "--ratio", "0.3")
+    start = (*SMALL, "--data", str(scenes), "--init", "pretrained", "--train", "8", *reduced)
+    monkeypatch.setattr(training, "advance", watched)
+    with pytest.raises(KeyboardInterrupt):
+        run("ade20k", *start, "--save-every", "2", "--out", "broken")  # the third step is lost
+    run("ade20k", *start, "--out", "broken")
+    del losses[2:4]
+    assert losses[-1] < 0.8 * losses[0]
+    monkeypatch.setattr(training, "advance", advance)
+    run("ade20k", *start, "--out", "whole")
+    files = [next((tmp_path / folder).glob("*.pth")) for folder in ("broken", "whole")]
+    once, twice = (torch.load(file, weights_only=True)["state_dict"] for file in files)
+    assert all(torch.equal(once[name], twice[name]) for name in twice)
+    with pytest.raises(mtrkit.InputError, match=r"another training \(seed: 0 → 1\)"):
+        run("ade20k", *start, "--seed", "1", "--out", "whole")
+
+    checkpoint = ("--data", str(scenes), "--checkpoint", str(files[1]), "--out", "whole", *reduced)
+    run("ade20k", *SMALL, *checkpoint)
+    trained, dense = json.loads((tmp_path / "whole/rows.json").read_text())  # the trained row was there
+    assert (trained["method"], trained["trained_steps"], dense["method"]) == ("mtr", 8, "dense")
+    assert trained["backbone_gflops"] == pytest.approx(0.7 * dense["backbone_gflops"], rel=0.05)
+    assert trained["n"] == 2 and trained["pixels"] == 2 * 30 * 52 and 0.5 < trained["pixel_accuracy"] < 1
+
+
+def test_miou_is_a_plain_count(run):
+    miou = pytest.importorskip("miou", exc_type=ImportError)
+    predicted, labels = torch.randint(4, (2, 9, 7))  # of five classes: the last one is nowhere
+    labels[labels == 3] = 255  # the fourth is in the predictions only
+    pairs = [(p, y) for p, y in zip(predicted.flatten().tolist(), labels.flatten().tolist(), strict=True) if y != 255]
+    ious = []
+    for c in range(4):
+        both, either = sum(p == y == c for p, y in pairs), sum(c in pair for pair in pairs)
+        ious.append(both / either)
+    counts = miou.confusion(predicted, labels, 5)
+    score = miou.Score.of(counts)
+    assert counts.dtype == torch.int64 and score.iou == pytest.approx([*ious, None]) and ious[3] == 0
+    assert score.miou == pytest.approx(sum(ious) / 4)
+    assert score.pixel_accuracy == pytest.approx(sum(p == y for p, y in pairs) / len(pairs))
+    with pytest.raises(mtrkit.InputError, match="nothing to measure"):
+        miou.Score.of(torch.zeros(5, 5, dtype=torch.int64))
+
+
+def test_windows_reach_every_pixel_and_are_averaged(run):
+    miou = pytest.importorskip("miou", exc_type=ImportError)
+    assert (
+        miou.starts(512, 512) == [0] and miou.starts(683, 512) == [0, 171] and miou.starts(1024, 512) == [0, 341, 512]
+    )
+    image = torch.randn(1, 3, 12, 25)
+    seen = []
+
+    def model(window):
+        assert window.shape == (1, 3, 12, 12)
+        seen.append(window)
+        return window + len(seen)
+
+    found = miou.slide(model, image, 12) - image  # windows at 0, 8, 13
+    assert torch.allclose(found[0, 0, 0], torch.tensor([1.0] * 8 + [1.5] * 4 + [2] + [2.5] * 7 + [3] * 5), atol=1e-6)
+    assert miou.slide(lambda window: window, image[..., :9, :], 12).shape == (1, 3, 9, 25)
+
+
+def test_segmentor_reads_mixers_on_the_full_grid(segmentor):
+    images = torch.randn(2, 3, 32, 32)
+    before, sums = (
+        segmentor.backbone.model.forward_intermediates(images, blocks, intermediates_only=True)
+        for blocks in ((1, 4, 7, 10), (2, 5, 8, 11))
+    )
+    segmentor.pyramid = torch.nn.ModuleDict({name: torch.nn.Identity() for name in segmentor.pyramid})
+    for found, x, y in zip(segmentor.maps(images), before, sums, strict=True):
+        assert torch.allclose(found, y - x, atol=1e-5)
+    mtrkit.apply_reduction(segmentor, method="mtr", ratio=0.3, layers=(3,))
+    outputs = []
+    segmentor.backbone.model.layers[5].register_forward_hook(lambda block, given, output: outputs.append(output))
+    maps = segmentor.maps(images)
+    assert all(x.shape == (2, 96, 8, 8) for x in maps)
+    ((hidden, stream),) = outputs
+    assert hidden.shape[1] == mtrkit.reduction_info(segmentor).tokens[5] < 64
+    for found, tokens, slot in zip(maps[1], hidden, stream.slot, strict=True):
+        assert torch.equal(found.flatten(1).T, tokens[slot])
+
+
+def test_segmentor_loads_files_of_mmsegmentation(segmentor, tmp_path):
+    names = {"backbone.model.": "backbone.", "pyramid.": "backbone.", ".classifier.": ".conv_seg.", "batch_norm": "bn"}
+
+    def theirs(name):
+        for ours, other in names.items():
+            name = name.replace(ours, other)
+        return name
+
+    state = {theirs(name): value for name, value in segmentor.state_dict().items()}
+    state["backbone.norm_f.weight"] = torch.ones(96)
+    for name in (
+        "backbone.fpn1.1.running_mean",
+        "decode_head.psp_modules.3.1.bn.weight",
+        "auxiliary_head.conv_seg.bias",
+    ):
+        assert name in state
+    torch.save({"meta": {"CLASSES": ("wall", "sky")}, "state_dict": state}, tmp_path / "mmseg.pth")
+    other = type(segmentor)(MODEL, 2, 32, (2, 5, 8, 11)).eval()
+    load_checkpoint(other, tmp_path / "mmseg.pth")
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(other(images), segmentor(images))
+    state["decode_head.more"] = state.pop("decode_head.conv_seg.bias")
+    torch.save({"state_dict": state}, tmp_path / "wrong.pth")
+    found = r"1 missing \(decode_head.classifier.bias\); 1 unexpected \(decode_head.more\)"
+    with pytest.raises(mtrkit.CheckpointError, match=found):
+        load_checkpoint(other, tmp_path / "wrong.pth")
+    torch.save({"state_dict": state | {"backbone.rope.freqs_cos": torch.ones(64, 96)}}, tmp_path / "rotary.pth")
+    with pytest.raises(mtrkit.CheckpointError, match="RoPE"):
+        load_checkpoint(other, tmp_path / "rotary.pth")
+
+
+def test_segmentor_starts_from_a_classifier(segmentor):
+    segmentor.start_from(MODEL, "pretrained")
+    source, own = mtrkit.create_model(MODEL, "pretrained").state_dict(), segmentor.backbone.model.state_dict()
+    positions = source.pop("pos_embed")[0]  # 32 patches, the class token, 32 patches
+    assert torch.equal(own.pop("pos_embed")[0], torch.cat([positions[:32], positions[33:]]))
+    assert len(own) > 100 and all(torch.equal(source[name], value) for name, value in own.items())
+
+
+@pytest.mark.parametrize("fault", ["a class too high", "colours", "another size", "no file"])
+def test_scenes_name_an_annotation_that_does_not_fit(scenes, fault):
+    reading = importlib.import_module("scenes")
+    file = scenes / "annotations/validation/500.png"
+    pixels = np.full((32, 52) if fault != "another size" else (52, 32), 3 if fault == "a class too high" else 1)
+    image = Image.fromarray(pixels.astype(np.uint8))
+    image.convert("RGB" if fault == "colours" else "L").save(file)
+    if fault == "no file":
+        file.unlink()
+    with pytest.raises(mtrkit.InputError, match=r"500\.png"):
+        reading.Scenes(scenes, "validation", 2)[0]

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import mtrkit
+from mtrkit.errors import UnsupportedModelError
 from tests.helpers.families import FAMILIES
+from tests.standins.hustvl_vim import VisionMamba
 from tests.test_matrix import IMAGES, run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own compilers warn about themselves
@@ -62,3 +64,65 @@ def test_export_with_any_batch_size(model):
     sizes = ({0: torch.export.Dim("batch", min=2, max=32)},)
     exported = torch.export.export(model, (IMAGES,), dynamic_shapes=sizes)
     torch.testing.assert_close(exported.module()(IMAGES[:3]), run(model, IMAGES[:3]))
+
+
+@pytest.mark.parametrize("method", [None, "mtr"])
+@torch.no_grad()
+def test_a_compiled_model_follows_the_scan_backend(method):
+    torch._dynamo.reset()
+    model, operators = FAMILIES["vim"](), []
+    if method:
+        mtrkit.apply_reduction(model, method)
+
+    def look(graph, inputs):
+        operators.append({str(node.target) for node in graph.graph.nodes if "mtrkit" in str(node.target)})
+        return graph.forward
+
+    compiled = torch.compile(model, backend=look, fullgraph=True)
+    compiled(IMAGES)
+    with mtrkit.use_scan_backend("reference"):
+        compiled(IMAGES)
+    compiled(IMAGES)  # takes what was made first
+    assert len(operators) == 2 and operators[0] and not operators[1]
+
+
+def delete(model):
+    del model.layers[1]
+
+
+def swap(model):
+    model.layers[0], model.layers[1] = model.layers[1], model.layers[0]
+
+
+def lose(model):
+    del model.layers[-1].forward
+
+
+def hook(model):
+    model.layers[-1].mixer.conv1d.register_forward_hook(lambda *_: None)
+
+
+CHANGES = {delete: "have changed", swap: "have changed", lose: "lost its patch", hook: "`conv1d` of a Mamba"}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@torch.no_grad()
+def test_a_compiled_model_refuses_what_it_would_refuse_uncompiled(change):
+    """The checks were left out while torch compiled, and a graph that was made before the change ran on."""
+    torch._dynamo.reset()
+    images = torch.randn(2, 3, 12, 12)
+    model = mtrkit.apply_reduction(VisionMamba(img_size=12, depth=3).eval(), "random", ratio=0.2, layers=[1])
+    compiled = torch.compile(model, backend="eager")
+    compiled(images)
+    change(model)
+    with pytest.raises(UnsupportedModelError, match=CHANGES[change]):
+        compiled(images)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@torch.no_grad()
+def test_a_changed_model_is_not_exported(strict):
+    model = mtrkit.apply_reduction(FAMILIES["vim"](), "random")
+    delete(model)
+    with pytest.raises((UnsupportedModelError, torch._dynamo.exc.Unsupported), match="have changed since"):
+        torch.export.export(model, (IMAGES,), strict=strict)

@@ -31,6 +31,13 @@ def test_choose_a_ratio():
     assert "chosen: ratio=0.3" in done.stdout
 
 
+def test_get_the_accuracy_back(tmp_path):
+    done = run("04_get_the_accuracy_back.py", "--out", tmp_path / "run", "--epochs", "0.08")
+    assert done.returncode == 0, done.stderr
+    assert "reduced and re-trained" in done.stdout and "(1 steps" in done.stdout
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
 def test_official_vim_says_what_is_missing():
     done = run("03_official_vim.py", "no_such_repository:model")
     assert done.returncode == 1

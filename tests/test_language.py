@@ -12,6 +12,7 @@ from torch import nn
 
 import mtrkit
 from mtrkit.adapters import find_adapter
+from mtrkit.adapters import hf_mamba as hf_mamba_adapter
 from mtrkit.errors import InputError, OptionError, UnsupportedModelError
 from mtrkit.types import MixerCall
 from tests.helpers.threads import answers_of_two_threads
@@ -406,3 +407,18 @@ def test_state_alignment_decays_by_the_whole_delta(monkeypatch):
 def test_state_alignment_is_refused_where_blocks_hand_nothing_on():
     with pytest.raises(UnsupportedModelError, match="gap-aware scans, which 'hf_mamba' models do not support"):
         mtrkit.apply_reduction(hf_mamba(), "hsa", state="decay")
+
+
+def test_adapters_that_a_fused_kernel_would_ignore_in_training_are_refused(monkeypatch):
+    """transformers hands mamba_ssm's fused mixer the weights of x_proj and out_proj, in training only."""
+    model = hf_mamba()
+    for block in model.backbone.layers:
+        block.mixer.x_proj.register_forward_hook(lambda *_: None)  # as good as an adapter
+    mtrkit.apply_reduction(model, "random", **SIZE)
+    model.train()(IDS)
+    monkeypatch.setattr(hf_mamba_adapter, "fused_kernels_installed", lambda: True)
+    run(model.eval())
+    with pytest.raises(UnsupportedModelError, match="`x_proj` of a MambaMixer is a Linear with more than its weights"):
+        model.train()(IDS)
+    with pytest.raises(UnsupportedModelError, match="`x_proj` of a MambaMixer"):
+        mtrkit.apply_reduction(model, "mtr", **SIZE)

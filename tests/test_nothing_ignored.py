@@ -15,7 +15,8 @@ import mtrkit
 from mtrkit.errors import InputError, UnsupportedModelError
 from mtrkit.scan.dispatch import backend_for
 from tests.helpers.families import FAMILIES
-from tests.test_matrix import IMAGES, run
+from tests.standins.language import mamba_lm
+from tests.test_matrix import IMAGES, fingerprint, run
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -135,7 +136,7 @@ def test_function_modes_see_every_layer(method):
     assert not torch.allclose(found, model(IMAGES), **CLOSE)
 
 
-class Louder(torch.Tensor):
+class LouderWeight(torch.Tensor):
     """A weight that multiplies by more than it says."""
 
     @classmethod
@@ -149,7 +150,7 @@ def test_norm_weights_that_compute_by_themselves_do():
     model = vim()
     plain = model(IMAGES)
     for block in model.layers:
-        weight = nn.Parameter(block.norm.weight.data.as_subclass(Louder), requires_grad=False)
+        weight = nn.Parameter(block.norm.weight.data.as_subclass(LouderWeight), requires_grad=False)
         block.norm._parameters["weight"] = weight
     found = model(IMAGES).as_subclass(torch.Tensor)
     torch.testing.assert_close(found, reference(model).as_subclass(torch.Tensor), **CLOSE)
@@ -196,6 +197,38 @@ def test_a_subclass_with_a_forward_of_its_own_is_not_left_out():
         block.attn.__class__ = Attention
     with pytest.raises(UnsupportedModelError, match="Attention has a `forward` of its own"):
         mtrkit.apply_reduction(model, "tome")
+
+
+def louder(blocks):
+    """Mixers of a subclass that gives half as much again."""
+
+    class Louder(type(blocks[0].mixer)):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs) * 1.5
+
+    for block in blocks:
+        block.mixer.__class__ = Louder
+
+
+@pytest.mark.parametrize("build", [FAMILIES["hustvl_vim"], mamba_lm])
+def test_a_subclass_of_an_official_mixer_with_a_forward_of_its_own_is_not_left_out(build):
+    model = build()
+    louder(getattr(model, "backbone", model).layers)
+    marks = fingerprint(model)
+    with pytest.raises(UnsupportedModelError, match="a Louder has a `forward` of its own"):
+        mtrkit.apply_reduction(model, "mtr")
+    assert fingerprint(model) == marks
+
+
+@torch.no_grad()
+def test_such_a_subclass_runs_its_own_forward_if_the_method_reads_no_signal():
+    model, plain = FAMILIES["hustvl_vim"](), FAMILIES["hustvl_vim"]()
+    plain.load_state_dict(model.state_dict())
+    louder(model.layers)
+    for block in plain.layers:
+        block.mixer.out_proj.weight.mul_(1.5)
+    found, wanted = (run(mtrkit.apply_reduction(each, "random")) for each in (model, plain))
+    torch.testing.assert_close(found, wanted, **CLOSE)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from tests.helpers.families import FAMILIES, videomamba_checkpointed
 from tests.helpers.tolerances import rms_error
 from tests.standins import official
 from tests.standins.forks import Vim4Path
-from tests.standins.hustvl_vim import Mamba
+from tests.standins.hustvl_vim import MambaLayers
 from tests.test_matrix import IMAGES, fingerprint, run
 
 MIXER = 1e-5  # float32 beside the stand-in's float64 loop, through two projections
@@ -74,7 +74,7 @@ def test_registers_stand_where_the_repository_puts_them(count, patches, expected
 def test_the_slow_path_is_never_taken():
     model = FAMILIES["videomamba"]()
     mixer, tokens = model.layers[0].mixer, torch.randn(1, 5, 32)
-    assert isinstance(mixer, Mamba)
+    assert isinstance(mixer, MambaLayers)
     forward_only = mixer(tokens, inference_params=object())
     ours, _ = find_adapter(model).run_mixer(mixer, tokens, MixerCall())
     assert not torch.allclose(ours, forward_only, atol=1e-3)

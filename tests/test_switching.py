@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mtrkit
-from mtrkit.errors import StreamError, UnsupportedModelError
+from mtrkit.errors import MtrkitError, StreamError, UnsupportedModelError
 from mtrkit.ops import open_stream, stream_tokens
 from mtrkit.patch import engine
 from tests.helpers.families import FAMILIES
@@ -118,6 +118,48 @@ def test_what_travels_between_blocks_says_what_it_is():
             use()
     assert not hasattr(stream, "dtype")
     assert torch.equal(stream_tokens(torch.zeros(2, 5, 3), stream), stream.residual)
+
+
+LOST = {
+    "indexed": (lambda out: (out[0], out[1][0]), "to take .0. of it"),
+    "replaced": (lambda out: (out[0], torch.zeros_like(out[0])), "block 5 was given a Tensor"),
+    "a list": (lambda out: (out[0], [*out[1]]), "block 5 was given a list"),
+    "a tuple": (lambda out: (out[0], tuple(out[1])), "in front of block 5 a tuple was found"),
+    "one less": (lambda out: (out[0][:, 1:], out[1]._replace(residual=out[1].residual[:, 1:])), "in front of block 5"),
+    "one more": (lambda out: (out[0], out[1]._replace(residual=out[1].residual.repeat(1, 2, 1))), "added tokens"),
+    "fewer samples": (lambda out: (out[0][1:], out[1]), "added tokens or taken some away"),
+}
+
+
+@pytest.mark.parametrize("lost", LOST)
+@pytest.mark.parametrize("family", ["vim", "hustvl_vim"])
+def test_a_hook_that_takes_the_stream_apart_or_changes_its_length_is_refused(family, lost):
+    """Some ended in errors of torch; where only the residual was returned, the pass went on as a dense one."""
+    model, (change, says) = mtrkit.apply_reduction(FAMILIES[family](), "random", ratio=0.3), LOST[lost]
+    model.layers[3].register_forward_hook(lambda module, args, output: change(output))
+    with pytest.raises(MtrkitError, match=says):
+        run(model)
+
+
+@pytest.mark.parametrize("change", [lambda stream: stream.residual, list], ids=["residual", "list"])
+def test_a_stream_that_is_lost_behind_the_last_block_is_missed(change):
+    model = mtrkit.apply_reduction(FAMILIES["vim"](), "random", ratio=0.3)
+    model.layers[-1].register_forward_hook(lambda module, args, output: (output[0], change(output[1])))
+    with pytest.raises(StreamError, match="behind the last block"):
+        run(model)
+
+
+def test_a_hook_may_change_what_both_halves_of_the_stream_say():
+    model = mtrkit.apply_reduction(FAMILIES["vim"](), "random", ratio=0.3)
+    wanted, seen = run(model), []
+
+    def doubled_and_halved(module, args, output):
+        seen.append(stream_tokens(*output).shape)
+        return output[0] * 0.5, output[1]._replace(residual=output[1].residual + output[0] * 0.5)
+
+    model.layers[3].register_forward_hook(doubled_and_halved)
+    torch.testing.assert_close(run(model), wanted, rtol=1e-4, atol=1e-5)
+    assert seen == [(4, 65, 32)]
 
 
 def test_only_replicas_run_on_replicas():

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from mtrkit.adapters.sizes import unwrapped
@@ -106,7 +105,7 @@ class Adapter(ABC):
         That code would ignore it in every other block, so no answer would be right. ``weights``: whether the class of
         the weights counts too, which may be sharded between passes.
         """
-        for name in () if torch.compiler.is_compiling() else self.own_code_reads:
+        for name in self.read_by_own_code(mixer):
             layer = getattr(mixer, name)
             if not tells_all(layer, weights) or (name.startswith("x_proj") and layer.bias is not None):
                 raise UnsupportedModelError(
@@ -115,9 +114,17 @@ class Adapter(ABC):
                     "ignores the rest; merge it into the weights or take it off"
                 )
 
+    def read_by_own_code(self, mixer: nn.Module) -> tuple[str, ...]:
+        """Names of the layers whose weights the mixer's own code reads now, uncalled."""
+        del mixer
+        return self.own_code_reads
+
     def runs_code_of(self, cls: type[nn.Module]) -> bool:
         """Whether a block or mixer of this class runs what this adapter runs in its place, as far as can be told."""
-        return self.package is None or cls.forward.__module__.startswith(self.package)
+        if self.package is not None:
+            return cls.forward.__module__.startswith(self.package)
+        # Code that is copied between repositories has no home to tell it by; a subclass has what it overrides.
+        return sum("forward" in vars(base) for base in cls.__mro__ if base is not nn.Module) == 1
 
     def run_block(self, block: nn.Module, tokens: Tensor, call: MixerCall) -> Tensor:
         """Run a whole block of a single-stream family, its mixer with ``call``, and return its tokens."""

@@ -5,14 +5,18 @@ before, of any length and with padding on either side, and returns every hidden 
 no ``cache_params``, also where ``config.use_cache`` says so by default.
 """
 
+import sys
 from collections.abc import Callable
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrkit.adapters.base import register_adapter
 from mtrkit.adapters.language import WHY_NO_GENERATION, LanguageMamba
 from mtrkit.adapters.padding import Group, group_by_length, spread
+from mtrkit.dynamo import constant_result
 from mtrkit.ops import restore_sum
 from mtrkit.types import MixerCall, ReducedStream
 
@@ -30,6 +34,11 @@ class HFMambaAdapter(LanguageMamba):
     own_code_reads = ("conv1d", "dt_proj")
     splits = True
     entries = ("forward",)
+
+    def read_by_own_code(self, mixer: nn.Module) -> tuple[str, ...]:
+        """In training, a fused kernel takes the weights behind the scan's input too."""
+        fused = mixer.training and fused_kernels_installed()
+        return (*self.own_code_reads, "x_proj", "out_proj") if fused else self.own_code_reads
 
     def split_block(self, block: Any, tokens: Tensor, call: MixerCall) -> tuple[Tensor, Tensor]:
         """Norm and mixer, and the tokens that the block adds to, in float32 if it wants so."""
@@ -78,6 +87,13 @@ class HFMambaAdapter(LanguageMamba):
         answer = _joined([call(**{name: part}, **options) for part in parts], groups, mask)
         as_dict = model.config.return_dict if return_dict is None else return_dict
         return answer if as_dict else answer.to_tuple()
+
+
+@constant_result  # what is installed does not change, and a compiler cannot look for it
+@lru_cache(maxsize=1)
+def fused_kernels_installed() -> bool:
+    """Whether transformers may find the fused mixer of mamba_ssm, in the package itself or in the hub's kernels."""
+    return any(name in sys.modules or find_spec(name) is not None for name in ("mamba_ssm", "kernels"))
 
 
 def _joined(answers: list[Any], groups: list[Group], mask: Tensor) -> Any:

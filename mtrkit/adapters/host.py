@@ -65,9 +65,23 @@ def _hosts(model: nn.Module) -> list[Host]:
 
 def _why_none_fits(model: nn.Module) -> str:
     """The reason that is known for the model's family, or the one thing that the nearest adapter misses."""
-    return known_refusal(model) or (
-        f"{type(model).__name__} fits no adapter{_nearest_miss(model)}. Pass a supported model, see "
-        "mtrkit.list_adapters(), or describe the family with mtrkit.register_adapter"
+    return (
+        known_refusal(model)
+        or _hidden_by_peft(model)
+        or (
+            f"{type(model).__name__} fits no adapter{_nearest_miss(model)}. Pass a supported model, see "
+            "mtrkit.list_adapters(), or describe the family with mtrkit.register_adapter"
+        )
+    )
+
+
+def _hidden_by_peft(model: nn.Module) -> str | None:
+    """That peft has put a module around a whole mixer, as for ``target_parameters`` which no layer holds."""
+    wrappers = ((name, module) for name, module in model.named_modules() if type(module).__name__ == "ParamWrapper")
+    name = next((name for name, wrapper in wrappers if hasattr(getattr(wrapper, "base_layer", None), "in_proj")), None)
+    return name and (
+        f"`{name}` of a {type(model).__name__} is a ParamWrapper of peft (target_parameters), which hides the mixer "
+        "inside of it; merge it into the weights with model.merge_and_unload(), or give peft target_modules instead"
     )
 
 

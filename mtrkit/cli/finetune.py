@@ -34,7 +34,8 @@ HELP = {
     "epochs": "passes over the images; may be a fraction",
     "batch_size": "images per step, all processes together",
     "accumulate": "passes that share a step",
-    "lr": "of AdamW, at the beginning; falls along a cosine",
+    "opt": "timm's name of an optimiser",
+    "lr": "at the beginning; falls along a cosine",
     "min_lr": "at the end",
     "warmup_epochs": "over which the rate rises first",
     "weight_decay": "of matrices",
@@ -53,7 +54,7 @@ HELP = {
     "precision": "float32 ('no'), or autocast to 'bf16' or 'fp16'",
     "seed": "of everything that is drawn",
 }
-_TYPES: dict[str, Any] = {"auto_augment": str, "precision": str}
+_TYPES: dict[str, Any] = {"auto_augment": str, "opt": str, "precision": str}
 _COUNTS = ("batch_size", "accumulate", "repeats", "seed")
 
 
@@ -115,9 +116,8 @@ def run(args: argparse.Namespace) -> int:
 def _prepare(args: argparse.Namespace) -> tuple[Any, "Recipe", Any]:
     """Accelerator, recipe and the part of the package that needs the extra."""
     try:
-        from accelerate import Accelerator
-
         from mtrkit import finetune
+        from mtrkit.finetune.run import accelerator_for
     except ImportError as error:
         raise OptionError(
             f"{error.name} is missing; install what training needs: pip install 'mtrkit[train]'"
@@ -130,4 +130,4 @@ def _prepare(args: argparse.Namespace) -> tuple[Any, "Recipe", Any]:
     if given.get("auto_augment") == "none":
         given["auto_augment"] = None
     recipe = dataclasses.replace(finetune.Recipe(), **given)
-    return Accelerator(cpu=args.device == "cpu", mixed_precision=recipe.precision), recipe, finetune
+    return accelerator_for(recipe, cpu=args.device == "cpu"), recipe, finetune

@@ -13,6 +13,7 @@ from mtrkit.api import count_flops, reduction_info
 from mtrkit.finetune.draws import Draws, check_cut
 from mtrkit.finetune.objective import CrossEntropy, Objective
 from mtrkit.finetune.recipe import Recipe
+from mtrkit.finetune.run import accelerator_for
 from mtrkit.finetune.trainer import augmentation, check_images
 from mtrkit.measure import ImageSet, peak_memory, twin
 
@@ -70,7 +71,7 @@ def estimate(
     Raises:
         InputError: The images do not fit the model or the recipe.
     """
-    accelerator = accelerator or Accelerator(mixed_precision=recipe.precision)
+    accelerator = accelerator or accelerator_for(recipe)
     check_images(model, images)
     draws, info = Draws(images, augmentation(model, recipe), recipe), reduction_info(model)
     parts = check_cut(recipe, accelerator.num_processes)

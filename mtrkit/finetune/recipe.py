@@ -15,7 +15,8 @@ class Recipe:
         epochs: Passes over the images that are used; may be a fraction of one.
         batch_size: Images per step of the optimiser, all processes together.
         accumulate: Passes that share one step, each over a part of the batch; the step is that of the whole batch.
-        lr: Learning rate of AdamW at the beginning; it is not scaled with the batch.
+        opt: timm's name of an optimiser.
+        lr: Learning rate at the beginning; it is not scaled with the batch.
         min_lr: At the end; in between it falls along a cosine, step by step.
         warmup_epochs: Over which the rate rises linearly first.
         weight_decay: Of matrices; vectors and what the model names in ``no_weight_decay`` have none.
@@ -38,6 +39,7 @@ class Recipe:
     epochs: float = 3.0
     batch_size: int = 1024
     accumulate: int = 1
+    opt: str = "adamw"
     lr: float = 2e-5
     min_lr: float = 1e-6
     warmup_epochs: float = 0.0

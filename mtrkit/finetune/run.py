@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from mtrkit.api import reduction_info
-from mtrkit.errors import CheckpointError
+from mtrkit.errors import CheckpointError, OptionError
 from mtrkit.finetune.chance import seeded
 from mtrkit.finetune.curve import Curve
 from mtrkit.finetune.draws import BatchPlan, Draws, check_cut
@@ -78,7 +79,7 @@ class Run:
         self.classes = len(draws.images.classes)
         self.mix = _mixing(recipe, self.classes)
         self.identity = self._identity()
-        optimizer = create_optimizer_v2(model, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay)
+        optimizer = _optimizer(model, recipe)
         self.model, self.optimizer = accelerator.prepare(model.train(), optimizer)
         self.ema = None if recipe.ema is None else ModelEmaV3(self.bare, decay=recipe.ema)
         accelerator.register_for_checkpointing(self)
@@ -86,11 +87,11 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds beside model, optimiser and random states."""
         average = None if self.ema is None else self.ema.module.state_dict()
-        return {"step": self.step, "skipped": self.skipped, "ema": average}
+        return {"step": self.step, "skipped": self.skipped, "recent": self.recent, "ema": average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it over."""
-        self.step, self.skipped = state["step"], state["skipped"]
+        self.step, self.skipped, self.recent = state["step"], state["skipped"], state["recent"]
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
 
@@ -135,14 +136,29 @@ class Run:
 
     def _advance(self, parts: Iterator[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Any]:
         """One step of the optimiser; returns its row of the curve."""
-        recipe, accelerator, began = self.recipe, self.accelerator, time.perf_counter()
-        lr = recipe.rate(self.step, self.steps, self.draws.steps_per_epoch)
+        began, size = time.perf_counter(), self.recipe.batch_size
+        lr = self.recipe.rate(self.step, self.steps, self.draws.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
-        totals = torch.zeros(3, device=accelerator.device, dtype=torch.float64)  # loss, right answers, skipped images
-        for part in range(recipe.accumulate):
-            last = part == recipe.accumulate - 1
+        loss, right, norm = self._gradients(parts)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update(self.bare, step=self.step)
+        self.recent = [*self.recent[-99:], loss]
+        row = {"step": self.step, "epoch": self.step / self.draws.steps_per_epoch, "loss": loss, "lr": lr}
+        speed = size / (time.perf_counter() - began)
+        return row | {"accuracy": right / size, "grad_norm": norm, "images_per_s": speed, "held_out": None}
+
+    def _gradients(self, parts: Iterator[tuple[Tensor, Tensor, Tensor]]) -> tuple[float, float, float]:
+        """Those of the whole batch: its loss, right answers, and the norm of the gradient before clipping."""
+        accelerator = self.accelerator
+        fine = torch.float32 if accelerator.device.type == "mps" else torch.float64  # the former has nothing finer
+        totals = torch.zeros(3, device=accelerator.device, dtype=fine)
+        for part in range(self.recipe.accumulate):
+            last = part == self.recipe.accumulate - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
                 totals += self._backward(*next(parts))
         loss, right, skipped = accelerator.reduce(totals, "sum").tolist()
@@ -152,23 +168,8 @@ class Run:
         norm = self._clip()
         if not math.isfinite(norm) and accelerator.scaler is None:  # a scaler leaves such a step out
             raise self._broken(f"the gradient of step {self.step + 1} has norm {norm}")
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.step += 1
-        if self.ema is not None:
-            self.ema.update(self.bare, step=self.step)
         self.skipped += int(skipped)
-        self.recent = [*self.recent[-99:], loss]
-        return {
-            "step": self.step,
-            "epoch": self.step / self.draws.steps_per_epoch,
-            "loss": loss,
-            "accuracy": right / recipe.batch_size,
-            "lr": lr,
-            "grad_norm": norm,
-            "images_per_s": recipe.batch_size / (time.perf_counter() - began),
-            "held_out": None,
-        }
+        return loss, right, norm
 
     def _backward(self, images: Tensor, targets: Tensor, skipped: Tensor) -> Tensor:
         """Add a part's gradients; returns its loss, right answers and skipped images."""
@@ -178,7 +179,7 @@ class Run:
         # Processes average their gradients, and the parts of one add theirs up.
         accelerator.backward(loss / self.recipe.accumulate)
         right = (logits.argmax(-1) == targets.argmax(-1)).sum()
-        return torch.stack([loss.detach().double(), right.double(), skipped.to(loss.device).double()])
+        return torch.stack([loss.detach(), right.to(loss.dtype), skipped.to(loss)])
 
     def _clip(self) -> float:
         """Clip the gradients if asked; returns their norm before that."""
@@ -261,6 +262,22 @@ class Run:
             "recipe": self.recipe.as_dict(),
             "images": images.digest,
         }
+
+
+def accelerator_for(recipe: Recipe, cpu: bool = False) -> Accelerator:
+    """An accelerator for the recipe's precision, also if an earlier one of this process had another."""
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != recipe.precision:
+        AcceleratorState._reset_state()
+    return Accelerator(cpu=cpu, mixed_precision=recipe.precision)
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    try:
+        return create_optimizer_v2(model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    except (AssertionError, ValueError) as error:
+        raise OptionError(
+            f"opt={recipe.opt!r} is not an optimiser of this timm; see timm.optim.list_optimizers()"
+        ) from error
 
 
 def _mixing(recipe: Recipe, classes: int) -> Any:

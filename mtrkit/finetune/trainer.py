@@ -15,7 +15,7 @@ from mtrkit.finetune.draws import Draws
 from mtrkit.finetune.folder import RunFolder
 from mtrkit.finetune.objective import CrossEntropy, Objective
 from mtrkit.finetune.recipe import Recipe
-from mtrkit.finetune.run import Result, Run
+from mtrkit.finetune.run import Result, Run, accelerator_for
 from mtrkit.measure import ClipPreprocess, ImageSet, check_classes, preprocess_of
 
 
@@ -59,7 +59,7 @@ def retrain(
             checkpoint is kept.
     """
     recipe = recipe or Recipe()
-    accelerator = accelerator or Accelerator(mixed_precision=recipe.precision)
+    accelerator = accelerator or accelerator_for(recipe)
     check_images(model, images)
     draws = Draws(images, augmentation(model, recipe), recipe, skip_unreadable)
     run = Run(model, draws, RunFolder(out), recipe, objective or CrossEntropy(recipe), accelerator)

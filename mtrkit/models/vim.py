@@ -21,7 +21,7 @@ from mtrkit.models.layers import DropPath, PatchEmbed, RMSNorm, Size, init_weigh
 from mtrkit.models.loading import family_of, load_checkpoint
 from mtrkit.models.mixer import MambaMixer
 from mtrkit.models.positions import ClassToken, class_index, insert_at, resize_positions, square_grid, without
-from mtrkit.ops import check_gradients, nothing_dropped, stream_tokens, take
+from mtrkit.ops import check_stream, nothing_dropped, stream_tokens, take
 from mtrkit.scan import fused, mixer_parts
 from mtrkit.scan.fastpath import are_plain, can_mix, no_tracing, plain_tensors
 from mtrkit.types import MixerCall, ReducedStream, Signals
@@ -194,22 +194,23 @@ class VisionMamba(nn.Module):
             return checkpoint(block, hidden, residual, use_reentrant=False)
         return block(hidden, residual)
 
-    def _finish(self, hidden: Tensor, residual: Any) -> Tensor:
-        """The last sum, normalised: (B, L, D)."""
+    def _finish(self, hidden: Tensor, residual: Any, num_tokens: int) -> Tensor:
+        """The last sum, normalised: (B, L, D) for the L tokens that entered the first block."""
         hidden, norm = self.drop_path(hidden), self.norm_f
         each_alone = type(norm) is RMSNorm and are_plain((norm,))  # and not something that looks at all tokens
         if isinstance(residual, ReducedStream) and nothing_dropped(residual.stages) and each_alone:
-            check_gradients(hidden, residual)
+            check_stream(hidden, residual)
             # The few tokens that are left first, then where they stand for others.
             return take(norm(hidden, residual.residual)[0], residual.slot).to(hidden.dtype)
-        return norm(stream_tokens(hidden, residual)).to(hidden.dtype)
+        return norm(stream_tokens(hidden, residual, num_tokens)).to(hidden.dtype)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to all normalised tokens (B, L, D), the class token at :attr:`class_index`."""
         hidden, residual = self._embed(x), None
+        num_tokens = hidden.shape[1]
         for block in self.layers:
             hidden, residual = self._run(block, hidden, residual)
-        return self._finish(hidden, residual)
+        return self._finish(hidden, residual, num_tokens)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool the tokens of :meth:`forward_features` and classify.
@@ -264,7 +265,7 @@ class VisionMamba(nn.Module):
         _check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
         wanted = pick_blocks(indices, len(self.layers))
         hidden, residual = self._embed(x), None
-        found = []
+        num_tokens, found = hidden.shape[1], []
         for i, block in enumerate(self.layers):
             hidden, residual = self._run(block, hidden, residual)
             if i in wanted:
@@ -273,7 +274,7 @@ class VisionMamba(nn.Module):
                 found.append(self._shaped(tokens, output_fmt, return_prefix_tokens))
             if stop_early and i == max(wanted):
                 break
-        return found if intermediates_only else (self._finish(hidden, residual), found)
+        return found if intermediates_only else (self._finish(hidden, residual, num_tokens), found)
 
     def _apart(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L, D) to the patches (B, M, D) and the special tokens (B, S, D)."""

@@ -88,8 +88,13 @@ static TARGET void FN(convolve_span)(const conv_job *j, int64_t b, int64_t e, in
 
 static TARGET void FN(conv_forward_task)(const void *job, int64_t task, float *scratch) {
     const conv_job *j = job;
-    int64_t blocks = ceil_div(j->channels, BLOCK);
-    FN(convolve_span)(j, task / blocks, task % blocks * BLOCK, 0, j->length, NULL, scratch);
+    int64_t blocks = ceil_div(j->channels, BLOCK), b = task / blocks, e = task % blocks * BLOCK, L = j->length;
+    past *p = j->lengths == NULL ? NULL : (past *)(scratch + conv_scratch(j->width));
+    for (int64_t first = 0; first < L; first += CONV_SPAN) {
+        int64_t last = first + CONV_SPAN < L ? first + CONV_SPAN : L;
+        if (p != NULL) look_back(lasting_from(j->lengths, b, L, j->reverse), first, last, j->width, p);
+        FN(convolve_span)(j, b, e, first, last, p, scratch);
+    }
 }
 
 /* Gradients of one tile; row r of `dx` is token from - (K - 1) + r, finished once the tile before which it lies is. */
@@ -110,6 +115,31 @@ INLINE void FN(convolve_back)(const float *x, int64_t sx, const float *dy, int64
     }
 }
 
+/* The same for tokens that last several positions; the first token is number `i` of `p`. */
+INLINE void FN(runs_convolve_back)(const float *x, int64_t sx, const float *dy, int64_t sg, const float *w, int64_t width,
+                                   int silu, const past *p, int64_t i, int64_t steps, float *dx, float *sums) {
+    PARTS(v) for (int64_t t = 0; t < steps; t++) {
+        int64_t count = p->token[i + t].lasts, values = count < width ? count : width, own = t + width - 1;
+        vf mean = LOAD(dy + t * sg + v) * (1.0f / (float)count);
+        for (int64_t n = 0; n < values; n++) {
+            const int64_t *back = p->token[i + t].back + n;
+            vf grad = n == width - 1 ? mean * (float)(count - n) : mean;
+            if (silu) {
+                vf value = LOAD(w + width * BLOCK + v);
+                for (int64_t k = 0; k < width; k++) value += LOAD(w + k * BLOCK + v) * LOAD(x + (own - back[k]) * sx + v);
+                vf s = FN(sigmoid)(value);
+                grad *= s + value * s * (1.0f - s);
+            }
+            for (int64_t k = 0; k < width; k++) {
+                float *to = dx + (own - back[k]) * BLOCK + v, *sum = sums + k * BLOCK + v;
+                STORE(to, LOAD(to) + grad * LOAD(w + k * BLOCK + v));
+                STORE(sum, LOAD(sum) + grad * LOAD(x + (own - back[k]) * sx + v));
+            }
+            STORE(sums + width * BLOCK + v, LOAD(sums + width * BLOCK + v) + grad);
+        }
+    }
+}
+
 static TARGET void FN(conv_backward_task)(const void *job, int64_t task, float *scratch) {
     const conv_job *j = job;
     int64_t L = j->length, K = j->width, blocks = ceil_div(j->channels, BLOCK), b = task / blocks;
@@ -121,11 +151,16 @@ static TARGET void FN(conv_backward_task)(const void *job, int64_t task, float *
     memset(dx, 0, (size_t)((TILE + K) * BLOCK) * sizeof(float));
     walk wx = walk_from(j->x, b, e, L, j->reverse), wg = walk_from(j->dy, b, e, L, j->reverse);
     walk wd = walk_from(j->dx, b, e, L, j->reverse);
+    past *p = j->lengths == NULL ? NULL : (past *)(spare_x + (TILE + K) * BLOCK);
     for (int64_t from = 0; from < L; from += TILE) {
-        int64_t steps = L - from < TILE ? L - from : TILE, sx, sg;
+        int64_t steps = L - from < TILE ? L - from : TILE, first = from / CONV_SPAN * CONV_SPAN, sx, sg;
+        int64_t last = first + CONV_SPAN < L ? first + CONV_SPAN : L;
+        if (p != NULL && from == first) look_back(lasting_from(j->lengths, b, L, j->reverse), first, last, K, p);
         const float *x = FN(history)(j, wx, from, steps, channels, spare_x, &sx);
         const float *dy = tile_in(wg, from, steps, channels, spare_dy, &sg);
-        if (K == 4) FN(convolve_back)(x, sx, dy, sg, w, 4, j->silu != 0, steps, dx, sums);
+        if (p != NULL && p->sees_runs[(from - first) / TILE])
+            FN(runs_convolve_back)(x, sx, dy, sg, w, K, j->silu != 0, p, from - first, steps, dx, sums);
+        else if (K == 4) FN(convolve_back)(x, sx, dy, sg, w, 4, j->silu != 0, steps, dx, sums);
         else FN(convolve_back)(x, sx, dy, sg, w, K, j->silu != 0, steps, dx, sums);
         /* After the last tile all rows are finished; before, the last K - 1 still wait for their successors. */
         int64_t ready = from + steps == L ? steps + K - 1 : steps, before = K - 1 - from > 0 ? K - 1 - from : 0;

@@ -94,10 +94,10 @@ def _open() -> Any:
     if not path.exists():
         raise BackendError(f"no compiled library {path.name} in this installation")
     handle = ctypes.CDLL(str(path))
-    found = (ctypes.c_int64 * len(_LAYOUT))()
+    found = (ctypes.c_int64 * 256)()  # another version may have more sizes to tell
     handle.mtr_layout.argtypes = (ctypes.c_void_p,)
     handle.mtr_layout(found)
-    if list(found) != _LAYOUT:
+    if list(found[: len(_LAYOUT) + 1]) != [*_LAYOUT, 0]:
         raise BackendError(f"the compiled library {path.name} is of another version; install mtrkit again")
     joining: tuple[Any, ...] = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int64, ctypes.c_void_p)
     handle.mtr_join.argtypes = joining

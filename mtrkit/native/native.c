@@ -63,7 +63,7 @@ typedef struct {
     float *checkpoints;  /* (batch, blocks, tiles, states, BLOCK): the state before each tile */
     float *sums;         /* (batch, blocks, states + 2, BLOCK): this sample's part of dA, dD, dbias */
     float *dBC;          /* (batch, groups, teams, length, 2 * states): each team's part of dB and dC */
-    int64_t *lengths;    /* (batch, length): how many positions each token lasts; absent: one. The forward scan alone */
+    int64_t *lengths;    /* (batch, length): how many positions each token lasts; absent: one */
 } scan_job;
 
 typedef struct {
@@ -359,7 +359,8 @@ static work_size scan_backward_size(const void *job) {
 
 static work_size conv_size(const void *job) {
     const conv_job *j = job;
-    return (work_size){j->batch * ceil_div(j->channels, BLOCK), (4 * j->width + 3 * TILE + 2) * BLOCK};
+    int64_t floats = (4 * j->width + 3 * TILE + 2) * BLOCK + past_size(j->width) / (int64_t)sizeof(float);
+    return (work_size){j->batch * ceil_div(j->channels, BLOCK), floats};
 }
 
 static work_size softplus_size(const void *job) {

@@ -316,11 +316,64 @@ INLINE void FN(states_back)(int count, int64_t n, int v, int64_t steps, const fl
     }
 }
 
+/* What the recurrence over a run of one token comes to, and its derivatives: with decay a and input b per position, of the
+ * state after the last position and of the sum of the states after each. Found forward, position by position, so that
+ * nothing is divided by 1 - a, and no state inside of a run is kept. */
+typedef struct {
+    vf decay, last_a, sum_a, last_b, sum_b, last_h, sum_h;
+} FN(run_slopes);
+
+INLINE FN(run_slopes) FN(run_through)(vf decay, vf taken, int64_t count, vf *state, vf *sum) {
+    vf one = FN(splat)(1.0f);
+    FN(run_slopes) r = {decay, *state, *state, one, one, decay, decay};
+    *sum = *state = decay * *state + taken;
+    for (int64_t i = 1; i < count; i++) {
+        r.last_a = decay * r.last_a + *state, r.sum_a += r.last_a;
+        r.last_b = decay * r.last_b + 1.0f, r.sum_b += r.last_b;
+        r.last_h *= decay, r.sum_h += r.last_h;
+        *state = decay * *state + taken, *sum += *state;
+    }
+    return r;
+}
+
+/* states_back of one state for tokens that last several positions; `s.y` is the mean over them. */
+INLINE void FN(runs_back)(int64_t n, int v, int64_t steps, const int64_t *lengths, const float *share, const float *A,
+                          const float *h, float *dh, float *dA, FN(tile) s, const float *B, int64_t B_stride,
+                          const float *C, int64_t C_stride, float *dB, float *dC) {
+    vf a = LOAD(A + n * BLOCK + v), a2 = a * LOG2E, state = LOAD(h + n * BLOCK + v);
+    vf carry = LOAD(dh + n * BLOCK + v), grad_a = LOAD(dA + n * BLOCK + v), sum;
+    FN(run_slopes) slopes[TILE];
+    B += n, C += n, dB += n * TILE * BLOCK + v, dC += n * TILE * BLOCK + v;
+    for (int64_t t = 0; t < steps; t++) {
+        int64_t o = t * BLOCK + v;
+        slopes[t] = FN(run_through)(FN(exp2)(LOAD(s.dt + o) * a2), LOAD(s.du + o) * B[t * B_stride], lengths[t], &state, &sum);
+        sum *= share[t];
+        STORE(s.y + o, LOAD(s.y + o) + sum * C[t * C_stride]);
+        STORE(dC + t * BLOCK, LOAD(dC + t * BLOCK) + LOAD(s.gate + o) * sum);
+    }
+    for (int64_t t = steps - 1; t >= 0; t--) {
+        int64_t o = t * BLOCK + v;
+        const FN(run_slopes) *r = &slopes[t];
+        vf each = LOAD(s.gate + o) * (C[t * C_stride] * share[t]);
+        vf taken = each * r->sum_b + carry * r->last_b;
+        vf through = (each * r->sum_a + carry * r->last_a) * r->decay;
+        carry = each * r->sum_h + carry * r->last_h;
+        STORE(dB + t * BLOCK, LOAD(dB + t * BLOCK) + taken * LOAD(s.du + o));
+        STORE(s.ddu + o, LOAD(s.ddu + o) + taken * B[t * B_stride]);
+        STORE(s.ddt + o, LOAD(s.ddt + o) + through * a);
+        grad_a += through * LOAD(s.dt + o);
+    }
+    STORE(dh + n * BLOCK + v, carry);
+    STORE(dA + n * BLOCK + v, grad_a);
+}
+
 /* Gradients of the recurrence over one tile. Runs the states forward from the checkpoint, then everything
  * backward; `dh` carries the gradient of the state from later tiles, dB and dC are summed per lane over blocks. */
-INLINE void FN(advance_back)(int64_t states, int64_t steps, const float *A, const float *h, float *dh, float *dA,
+INLINE void FN(advance_back)(int64_t states, int64_t steps, const int64_t *lengths, const float *A, const float *h, float *dh, float *dA,
                         FN(tile) s, const float *B, int64_t B_stride, const float *C, int64_t C_stride, float *dB,
                         float *dC) {
+    float share[TILE];
+    if (lengths != NULL) STEPS(t) share[t] = 1.0f / (float)lengths[t];
     PARTS(v) {
         STEPS(t) {
             STORE(s.y + t * BLOCK + v, FN(splat)(0.0f));
@@ -328,6 +381,8 @@ INLINE void FN(advance_back)(int64_t states, int64_t steps, const float *A, cons
             STORE(s.ddu + t * BLOCK + v, FN(splat)(0.0f));
         }
         int64_t n = 0;
+        for (; lengths != NULL && n < states; n++)
+            FN(runs_back)(n, v, steps, lengths, share, A, h, dh, dA, s, B, B_stride, C, C_stride, dB, dC);
         for (; n + PAIR <= states; n += PAIR)
             FN(states_back)(PAIR, n, v, steps, A, h, dh, dA, s, B, B_stride, C, C_stride, dB, dC);
         for (; n < states; n++)
@@ -384,7 +439,9 @@ static TARGET void FN(backward_tile)(const scan_job *j, const block_grads *m, in
         STORE(s.gate + t * BLOCK + v, grad);
     }
     const float *h = j->checkpoints + (m->at.block * tiles + tile) * N * BLOCK;
-    FN(advance_back)(N, steps, m->A, h, m->dh, m->dA, s, B, sB, C, sC, dB, dC);
+    int64_t lengths[TILE];
+    int longer = FN(tile_lengths)(lasting_from(j->lengths, m->at.b, j->length, j->reverse), from, steps, lengths);
+    FN(advance_back)(N, steps, longer ? lengths : NULL, m->A, h, m->dh, m->dA, s, B, sB, C, sC, dB, dC);
     PARTS(v) {
         vf D = LOAD(m->skip + v), shift = LOAD(m->bias + v), dD = LOAD(m->dskip + v), dbias = LOAD(m->dbias + v);
         for (int64_t t = 0; t < steps; t++) {

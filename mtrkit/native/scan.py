@@ -7,16 +7,19 @@ from torch import Tensor
 
 from mtrkit.errors import InputError
 from mtrkit.native import library as lib
-from mtrkit.native.jobs import CONV, NO_VIEW, SOFTPLUS, SUM, address, as_float, dense, pack_scan, view_of
+from mtrkit.native.jobs import CONV, NO_VIEW, SOFTPLUS, SUM, address, as_float, dense, pack_scan, positions, view_of
 from mtrkit.native.layout import empty_as
 from mtrkit.types import Scan
 
 ScanGrads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def scan_forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Scan on the CPU in float32: output (B, E, L), last state (B, E, N) and, if ``save``, checkpoints."""
-    out, ready = empty_as(scan.u, torch.float32), _ready(scan)
+def scan_forward(scan: Scan, save: bool, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Scan on the CPU in float32: output (B, E, L), last state (B, E, N) and, if ``save``, checkpoints.
+
+    ``lengths`` (B, L) int64 says how many positions each token lasts, over which its output is the mean.
+    """
+    out, ready, lengths = empty_as(scan.u, torch.float32), _ready(scan), lengths_of(scan.u, lengths)
     batch, channels, length = scan.u.shape
     states, groups = scan.A.shape[1], scan.B.shape[1]
     last = out.new_empty((batch, states, channels))
@@ -25,15 +28,17 @@ def scan_forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor, Tensor]:
         _sizes(ready),
         {"u": ready.u, "delta": ready.delta, "z": ready.z, "y": out},
         {"B": ready.B, "C": ready.C},
-        {**_parameters(ready), "last": last, "checkpoints": checkpoints if save else None},
+        {**_parameters(ready, lengths), "last": last, "checkpoints": checkpoints if save else None},
     )
     lib.library().run((lib.SCAN_FORWARD, job))
     return _back(out, scan.u.dtype), last.transpose(1, 2), checkpoints
 
 
-def scan_backward(grad_y: Tensor, grad_last: Tensor | None, scan: Scan, checkpoints: Tensor) -> ScanGrads:
+def scan_backward(
+    grad_y: Tensor, grad_last: Tensor | None, scan: Scan, checkpoints: Tensor, lengths: Tensor | None = None
+) -> ScanGrads:
     """Gradients of u, delta, A, B, C, D, z, bias in float32; an absent input has an empty gradient."""
-    ready = _ready(scan)
+    ready, lengths = _ready(scan), lengths_of(scan.u, lengths)
     batch, channels, length = scan.u.shape
     states, groups = scan.A.shape[1], scan.B.shape[1]
     du, ddelta, none = empty_as(scan.u, torch.float32), empty_as(scan.delta, torch.float32), grad_y.new_empty(0)
@@ -51,7 +56,7 @@ def scan_backward(grad_y: Tensor, grad_last: Tensor | None, scan: Scan, checkpoi
         _sizes(ready),
         {"u": ready.u, "delta": ready.delta, "z": ready.z, **grads},
         {"B": ready.B, "C": ready.C},
-        {**_parameters(ready), "dlast": dlast, "checkpoints": dense(checkpoints), "sums": sums, "dBC": dBC},
+        {**_parameters(ready, lengths), "dlast": dlast, "checkpoints": dense(checkpoints), "sums": sums, "dBC": dBC},
     )
     lib.library().run((lib.SCAN_BACKWARD, job))
     per_channel = _per_channel(_sum(sums, 0), channels, groups)
@@ -60,32 +65,40 @@ def scan_backward(grad_y: Tensor, grad_last: Tensor | None, scan: Scan, checkpoi
     return du, ddelta, per_channel[:, :states], dB, dC, dD, dz, dbias
 
 
-def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
-    """Causal depthwise convolution of x (B, E, L) with weight (E, K)."""
-    dtype, out = x.dtype, empty_as(x, torch.float32)
+def conv_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool, lengths: Tensor | None = None
+) -> Tensor:
+    """Causal depthwise convolution of x (B, E, L) with weight (E, K); ``lengths`` as in :func:`scan_forward`."""
+    dtype, out, lengths = x.dtype, empty_as(x, torch.float32), lengths_of(x, lengths)
     x, weight, bias = as_float(x), dense(weight), _dense(bias)
     job = CONV.pack(
         *_conv_sizes(x, weight, bias, silu, reverse),
         *(*view_of(x), *view_of(out), *NO_VIEW, *NO_VIEW),
-        *(address(weight), address(bias), 0, 0),
+        *(address(weight), address(bias), 0, address(lengths)),
     )
     lib.library().run((lib.CONV_FORWARD, job))
     return _back(out, dtype)
 
 
 def conv_backward(
-    grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+    reverse: bool,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight (E, K) and bias (empty without one) in float32."""
     channels, width = weight.shape
-    dx = empty_as(x, torch.float32)
+    dx, lengths = empty_as(x, torch.float32), lengths_of(x, lengths)
     _expect("grad_y", grad_y, x.shape)
     grad_y, x, weight, bias = as_float(grad_y), as_float(x), dense(weight), _dense(bias)
     sums = x.new_empty((x.shape[0], 1, _blocks(channels, 1), width + 1, lib.BLOCK))
     job = CONV.pack(
         *_conv_sizes(x, weight, bias, silu, reverse),
         *(*view_of(x), *NO_VIEW, *view_of(grad_y), *view_of(dx)),
-        *(address(weight), address(bias), address(sums), 0),
+        *(address(weight), address(bias), address(sums), address(lengths)),
     )
     lib.library().run((lib.CONV_BACKWARD, job))
     per_channel = _per_channel(_sum(sums, 0), channels, 1)
@@ -143,8 +156,16 @@ def _sizes(scan: Scan) -> dict[str, int]:
     return sizes | {"groups": scan.B.shape[1], "softplus": scan.softplus, "reverse": scan.reverse}
 
 
-def _parameters(scan: Scan) -> dict[str, Tensor | None]:
-    return {"A": scan.A, "D": scan.D, "bias": scan.bias}
+def _parameters(scan: Scan, lengths: Tensor | None) -> dict[str, Tensor | None]:
+    return {"A": scan.A, "D": scan.D, "bias": scan.bias, "lengths": lengths}
+
+
+def lengths_of(x: Tensor, lengths: Tensor | None) -> Tensor | None:
+    """(B, L) as C reads it, for tokens (B, E, L)."""
+    if lengths is None:
+        return None
+    _expect("lengths", lengths, (x.shape[0], x.shape[2]))
+    return positions(lengths)
 
 
 def _conv_sizes(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> tuple[int, ...]:

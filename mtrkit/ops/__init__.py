@@ -17,7 +17,7 @@ from mtrkit.ops.reorder import (
 )
 from mtrkit.ops.score import ChannelReduction, channel_score, class_score, standardize
 from mtrkit.ops.stream import (
-    check_gradients,
+    check_stream,
     correct_stream,
     nothing_dropped,
     open_stream,
@@ -36,7 +36,7 @@ __all__ = [
     "Links",
     "Similarity",
     "channel_score",
-    "check_gradients",
+    "check_stream",
     "class_score",
     "comparable",
     "correct_stream",

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtrkit.errors import InputError
+from mtrkit.errors import InputError, StreamError
 from mtrkit.ops.merge import Merger, unmerge_tokens
 from mtrkit.ops.tensors import take
 from mtrkit.types import Correction, ReducedStream, Stage, TokenMap
@@ -19,19 +19,37 @@ def open_stream(residual: Tensor) -> ReducedStream:
     return ReducedStream(residual, size, slot, (), torch.is_grad_enabled())
 
 
-def check_gradients(hidden: Any, stream: Any) -> None:
-    """Raise :class:`InputError` if the stream's gradients were lost on the way to the block that is to go on.
+def check_stream(hidden: Any, stream: Any, place: str = "behind the last block") -> None:
+    """Raise if hidden states and stream are not as a reduced block hands them on.
 
-    Reentrant checkpointing runs a block without recording and connects the tensors that it is called with; it does
-    not see those inside of a stream.
+    Args:
+        hidden: (B, L', D), or the stream itself if it holds all there is.
+        stream: What travels.
+        place: Where it was met, for the message.
+
+    Raises:
+        InputError: The stream's gradients were lost. Reentrant checkpointing runs a block without recording and
+            connects the tensors that it is called with; it does not see those inside of a stream.
+        StreamError: Something has added tokens, or taken some away.
     """
-    whole = isinstance(stream, ReducedStream)
-    if whole and (stream.records or not torch.is_grad_enabled()):
-        return
-    if not whole or isinstance(hidden, ReducedStream) or hidden.requires_grad:
+    if not isinstance(stream, ReducedStream):
+        raise InputError(
+            f"{place} a {type(stream).__name__} was found in the place of a ReducedStream: it was taken apart by a "
+            "checkpoint with use_reentrant=True, which loses the gradients of the residual stream, or by a hook; use "
+            "torch.utils.checkpoint.checkpoint(..., use_reentrant=False), and let hooks return stream._replace(...)"
+        )
+    if torch.is_grad_enabled() and not stream.records and (hidden is stream or hidden.requires_grad):
         raise InputError(
             "a reduced model's blocks were checkpointed with use_reentrant=True, which loses the gradients of the "
             "residual stream; use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+        )
+    expected = stream.size.shape[:2]
+    shapes = [tuple(x.shape) for x in (stream.residual, hidden) if isinstance(x, Tensor)]
+    if any(shape[:2] != expected for shape in shapes):
+        raise StreamError(
+            f"{place} tokens of shape {' and '.join(map(str, shapes))} were found where the block before has handed on "
+            f"{tuple(expected)} (batch, tokens): a hook or a wrapper has added tokens or taken some away, which a "
+            "reduced model cannot follow; change their values only, or call it inside mtrkit.reduction_disabled(model)"
         )
 
 
@@ -81,7 +99,7 @@ def reduce_sum(
 
 def restore_sum(stream: ReducedStream) -> Tensor:
     """:func:`restore_stream` for a stream that holds all there is: its tokens (B, L, D) at the length it began with."""
-    check_gradients(stream, stream)
+    check_stream(stream, stream)
     return restore_stream(stream.residual[..., :0], stream)[1]
 
 
@@ -90,7 +108,7 @@ def restore_stream(hidden: Tensor, stream: ReducedStream) -> tuple[Tensor, Tenso
 
     A merged token's features go to all places they were merged from, a dropped one keeps its last.
     """
-    check_gradients(hidden, stream)
+    check_stream(hidden, stream)
     residual = stream.residual
     if stream.stages and nothing_dropped(stream.stages):  # all the way at once
         return take(hidden, stream.slot), take(residual, stream.slot)
@@ -105,10 +123,25 @@ def nothing_dropped(stages: tuple[Stage, ...]) -> bool:
     return not any(stage.token_map.drops for stage in stages)
 
 
-def stream_tokens(hidden: Tensor, residual: Tensor | ReducedStream) -> Tensor:
-    """The features between two blocks, hidden + residual, on the full sequence whether reduced or not."""
+def stream_tokens(hidden: Tensor, residual: Tensor | ReducedStream, num_tokens: int | None = None) -> Tensor:
+    """The features between two blocks, hidden + residual, on the full sequence whether reduced or not.
+
+    Args:
+        hidden: (B, L', D).
+        residual: (B, L', D), or what travels in its place.
+        num_tokens: L of the full sequence, if it is known.
+
+    Raises:
+        StreamError: The stream was lost: a residual of fewer tokens, or something else, stands in its place.
+    """
     if isinstance(residual, ReducedStream):
         hidden, residual = restore_stream(hidden, residual)
+    if not isinstance(residual, Tensor) or num_tokens not in (None, residual.shape[1]):
+        raise StreamError(
+            f"behind the last block a {type(residual).__name__} was found where it has handed on a ReducedStream, "
+            "which says where every token stands: a hook or a wrapper has put something else in its place; return "
+            "stream._replace(residual=...), or call the model inside mtrkit.reduction_disabled(model)"
+        )
     return hidden + residual
 
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from mtrkit.adapters.base import Adapter, SpecialAt, missing_name
-from mtrkit.dynamo import refuse_proxy
-from mtrkit.errors import InputError, UnsupportedModelError
+from mtrkit.dynamo import constant_result, refuse_proxy
+from mtrkit.errors import InputError, StreamError, UnsupportedModelError
 from mtrkit.methods.base import Method, MethodConfig
 from mtrkit.ops import (
-    check_gradients,
+    check_stream,
     correct_stream,
     count_gaps,
     count_lengths,
@@ -77,39 +77,50 @@ class Reduction:
         """Whether passes that begin now are reduced."""
         return not self.disabled and not self.removed
 
-    def check_blocks(self) -> None:
-        """Raise :class:`UnsupportedModelError` if the model has other blocks than when it was patched.
+    def check_model(self) -> None:
+        """Raise :class:`UnsupportedModelError` if the model has changed in ways that the patch cannot follow.
 
-        A block may be inside of a wrapper by now.
+        It then has other blocks than when it was patched, though a block may be inside of a wrapper by now, a block
+        has lost its patch, or a layer has become more than weights. Compilers trace the last check, so that what they
+        have made is traced again when a layer changes; they do so for the list of blocks by themselves.
         """
+        fault = self._fault()
+        if fault:
+            raise UnsupportedModelError(fault)
+        for block in self.blocks if self.adapter.own_code_reads else ():
+            mixer = self.adapter.mixer(block)
+            if missing_name(mixer, self.adapter.own_code_reads) is None:
+                self.adapter.check_layers(mixer, weights=False)
+
+    @constant_result  # a compiler takes the answer: raised while it traces, an error would be taken for one of its own
+    def _fault(self) -> str:
+        """What is wrong with the blocks; nothing if they are as they were."""
+        return self._fault_of_patch() or self._fault_of_list()
+
+    def _fault_of_list(self) -> str:
         now = tuple(self.adapter.blocks(self.host))
-        self._check_patch()
         if len(now) == len(self._seen) and all(a is b for a, b in zip(now, self._seen, strict=True)):
-            return
+            return ""
         same = len(now) == len(self.blocks)
         if not same or any(all(m is not block for m in a.modules()) for a, block in zip(now, self.blocks, strict=True)):
-            raise UnsupportedModelError(
+            return (
                 f"the blocks of {type(self.host).__name__} have changed since it was patched ({len(self.blocks)} then, "
                 f"{len(now)} now, or others in their place); call mtrkit.apply_reduction again"
             )
         self._seen = now
+        return ""
 
-    def _check_patch(self) -> None:
-        """Raise :class:`UnsupportedModelError` if a block lost its patch, or a layer has become more than weights."""
+    def _fault_of_patch(self) -> str:
         for index in range(min(self.plan.layers, default=len(self.blocks) + 1) - 1, len(self.blocks)):
             block = self.blocks[index]
             current = vars(block).get("forward")
             others = isinstance(current, PatchedBlock) and current.reduction is not self
             if current is None or others or getattr(current, "__func__", None) is type(block).forward:
-                raise UnsupportedModelError(
+                return (
                     f"block {index + 1} of {type(self.host).__name__} has lost its patch: something has put an earlier "
                     "`forward` back since mtrkit.apply_reduction; call mtrkit.apply_reduction again"
                 )
-        read = self.adapter.own_code_reads
-        for block in self.blocks if read else ():
-            mixer = self.adapter.mixer(block)
-            if missing_name(mixer, read) is None:
-                self.adapter.check_layers(mixer, weights=False)
+        return ""
 
     def decide(self, index: int, state: BlockState, num_kept: int, stream: ReducedStream) -> Decision:
         """Ask the method, and tell the observers."""
@@ -131,7 +142,7 @@ class ReadableMixer(Patched):
         call = kwargs.get(self.adapter.call_argument or "", args[0] if args else None)
         if not isinstance(call, MixerCall):
             return self.hidden(hidden_states, *args, **kwargs)
-        self.adapter.check_layers(self.module)
+        self.adapter.check_layers(self.module, weights=not torch.compiler.is_compiling())  # which sees stand-ins
         out, call.signals = self.adapter.run_mixer(self.module, hidden_states, call)
         return out
 
@@ -191,7 +202,7 @@ class PatchedBlock(Patched):
     def _enter(self, tokens: Any, given: Any) -> tuple[bool, ReducedStream | None]:
         """Whether this pass is reduced here, and the stream if ``given`` is one, beside or in place of ``tokens``."""
         if isinstance(given, tuple):  # a plain one is a stream that came out of a reentrant checkpoint
-            check_gradients(tokens, given)
+            check_stream(tokens, given, f"in front of block {self.index + 1}")
             if self.reduction.removed:
                 raise UnsupportedModelError(
                     f"the `forward` of block {self.index + 1} is that of an earlier mtrkit.apply_reduction, which was "
@@ -200,10 +211,22 @@ class PatchedBlock(Patched):
             return True, cast(ReducedStream, given)
         if not self.reduction.active:
             return False, None
+        self.reduction.check_model()
         if not torch.compiler.is_compiling():
-            self.reduction.check_blocks()
             refuse_proxy(tokens)
+        if not self.opens:
+            self._check_dense(tokens, given)
         return self.opens, None
+
+    def _check_dense(self, tokens: Any, given: Any) -> None:
+        """Raise :class:`StreamError` if a reduced pass has come here without its stream and would go on as if dense."""
+        plain = given is None or isinstance(given, Tensor)
+        if not plain or self.reduction.plan.is_shortened(self.index, tokens.shape[1]):
+            raise StreamError(
+                f"block {self.index + 1} was given a {type(given).__name__} where the block before has handed on a "
+                "ReducedStream, which says where every token stands: a hook or a wrapper has put something else in its "
+                "place; return stream._replace(residual=...), or call the model inside mtrkit.reduction_disabled(model)"
+            )
 
     def _call_mixer(self, stream: ReducedStream | None) -> MixerCall:
         """What is handed to the mixer, which has to be one that was patched if it is to read the call."""

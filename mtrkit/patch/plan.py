@@ -50,6 +50,14 @@ class Plan:
             self._others[num_tokens] = _replan(self, num_tokens)
         return self._others[num_tokens]
 
+    def is_shortened(self, index: int, length: int) -> bool:
+        """Whether so many tokens in front of block ``index`` (from 0) are those of a reduced pass, as far as is known.
+
+        Known are the passes of all lengths that there have been; a dense pass may have any.
+        """
+        known = {self.shape.tokens: self.schedule, **self._others}
+        return length not in known and any(schedule[index - 1] == length for schedule in known.values())
+
     def at(self, num_tokens: int) -> ModelShape:
         """The model's sizes for a sequence of another length."""
         class_tokens = self.shape.tokens - self.shape.patches

@@ -34,7 +34,7 @@ class Backend:
         softplus: Takes (delta (B, E, L), bias (E,) or ``None``); returns softplus of their sum like delta.
         length_last: Whether it reads (B, E, L) tensors fastest when tokens, not channels, are neighbours in
             memory.
-        steps_through_runs: Whether tokens that last several positions are not written out in inference.
+        steps_through_runs: Whether tokens that last several positions are not written out.
     """
 
     name: str

@@ -75,6 +75,18 @@ def writes_runs_out(name: str) -> bool:
     return not BACKENDS.get(name).steps_through_runs
 
 
+def steps_through_runs(x: Tensor) -> bool:
+    """Whether convolution and scan of tensors like ``x`` can take tokens that last several positions as they are."""
+    if under_transform() or _choose(_forced, x.device.type, x.dtype) != operators.BACKEND.name:
+        return False
+    return _compiled(x.device.type, x.dtype)
+
+
+@constant_result
+def _compiled(device: str, dtype: torch.dtype) -> bool:
+    return operators.compiled_for(device, dtype)
+
+
 def length_last(device: torch.device) -> bool:
     """Whether the backend for ``device`` reads (B, E, L) tensors fastest with tokens as neighbours in memory.
 

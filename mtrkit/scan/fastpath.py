@@ -25,19 +25,23 @@ _OWN_FORWARD: dict[type[nn.Module], Any] = {
 }
 
 
-@constant_result  # compile takes the answer, not the search for the library
 def native_can_run(device: str) -> bool:
     """Whether the compiled library is there for this device type, and ``"native"`` is the backend in force."""
-    return device == "cpu" and not library().missing and backend_of(device) == "native"
+    return device == "cpu" and _level() >= 0 and backend_of(device) == "native"
 
 
-@constant_result
 def native_is_fastest() -> bool:
     """Whether whole mixers in the compiled library are the fastest way for float32 on a CPU.
 
     For 16-bit numbers a CPU may have matrix units, which torch knows.
     """
-    return native_can_run("cpu") and current_level() > 0
+    return _level() > 0 and backend_of("cpu") == "native"
+
+
+@constant_result  # compile takes the answer, not the search for the library; it follows the backend in force
+def _level() -> int:
+    """The instruction set that the compiled library uses here, an index into its levels; −1 without a library."""
+    return -1 if library().missing else current_level()
 
 
 def for_inference(x: Tensor) -> bool:
@@ -104,11 +108,17 @@ def is_plain(module: nn.Module) -> bool:
     given later; nor for a convolution that does more than look back over its neighbours.
     """
     own, cls = module.__dict__, type(module)
-    hooked = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
     known = _OWN_FORWARD.get(cls)
-    if known is None or cls.forward is not known or hooked or "forward" in own:
+    if known is None or cls.forward is not known or _is_hooked(own) or "forward" in own:
         return False
     return cls is not nn.Conv1d or _looks_back(own)
+
+
+def _is_hooked(own: dict[str, Any]) -> bool:
+    """Whether a module of these attributes has hooks that see what it is given or what it gives."""
+    return bool(
+        own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
+    )
 
 
 def _looks_back(conv: dict[str, Any]) -> bool:
@@ -138,8 +148,7 @@ def tells_all(layer: nn.Module, weights: bool = True) -> bool:
     So does a parametrized one, and one that accelerate moves between devices; not one with hooks or quantised weights.
     """
     own, forward = layer.__dict__, type(layer).forward
-    hooked = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
-    if hooked or not any(forward is known for known in map(_OWN_FORWARD.get, (nn.Linear, nn.Conv1d))):
+    if _is_hooked(own) or not any(forward is known for known in map(_OWN_FORWARD.get, (nn.Linear, nn.Conv1d))):
         return False
     if isinstance(layer, nn.Conv1d) and not _looks_back(own):
         return False

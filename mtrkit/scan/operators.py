@@ -52,8 +52,13 @@ TORCH = Kernels(
 
 
 def kernels_for(x: Tensor) -> Kernels:
-    """The compiled library on a CPU, but for float64, if the library is there; torch elsewhere."""
-    return C if x.device.type == "cpu" and x.dtype != torch.float64 and not library().missing else TORCH
+    """The compiled library where it can run, torch elsewhere."""
+    return C if compiled_for(x.device.type, x.dtype) else TORCH
+
+
+def compiled_for(device: str, dtype: torch.dtype) -> bool:
+    """Whether the compiled library takes such tensors: on a CPU, but for float64, if it is there."""
+    return device == "cpu" and dtype != torch.float64 and not library().missing
 
 
 _lib = torch.library.Library("mtrkit", "DEF")  # torch forgets the operators when this object goes
@@ -96,14 +101,14 @@ def _scan_backward(grad_y: Tensor, grad_last: Tensor | None, *arguments: Any) ->
     if checkpoints.numel() == 0:  # nothing was kept: autograd was asked for behind the caller's back
         checkpoints = kernels.scan_forward(scan, True)[2]
     grads = kernels.scan_backward(grad_y, grad_last, scan, checkpoints)
-    return tuple(map(_settle, grads, _grad_templates(scan)))
+    return tuple(map(settle, grads, grad_templates(scan)))
 
 
 def _scan_backward_shapes(grad_y: Tensor, grad_last: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
-    return _grad_templates(Scan(*arguments[:8]))
+    return grad_templates(Scan(*arguments[:8]))
 
 
-def _grad_templates(scan: Scan) -> tuple[Tensor, ...]:
+def grad_templates(scan: Scan) -> tuple[Tensor, ...]:
     """Unwritten gradients in the dtypes and memory orders that the backward operators promise."""
     u = scan.u
     rows = (x.new_empty((*x.shape[:2], x.shape[3], x.shape[2])).transpose(2, 3) for x in (scan.B, scan.C))
@@ -119,7 +124,7 @@ def _dense(x: Tensor | None, other: Tensor | None = None) -> Tensor:
     return other.new_empty(0)
 
 
-def _settle(grad: Tensor, template: Tensor) -> Tensor:
+def settle(grad: Tensor, template: Tensor) -> Tensor:
     """The gradient itself where it is as promised, else a copy that is; no two results share memory."""
     owned = grad.untyped_storage().nbytes() == grad.numel() * grad.element_size()
     if owned and grad.dtype == template.dtype and grad.stride() == template.stride():
@@ -139,7 +144,7 @@ def _conv_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
 ) -> tuple[Tensor, ...]:
     grads = kernels_for(x).conv_backward(grad_y, x, weight, bias, silu, reverse)
-    return tuple(map(_settle, grads, (empty_as(x), _dense(weight), _dense(bias, x))))
+    return tuple(map(settle, grads, (empty_as(x), _dense(weight), _dense(bias, x))))
 
 
 def _conv_backward_shapes(
@@ -177,7 +182,7 @@ def _scan_keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, 
 def _scan_derivative(ctx: Any, grad_y: Tensor, grad_last: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     *tensors, checkpoints = ctx.saved_tensors
     grads = torch.ops.mtrkit.selective_scan_backward(grad_y, grad_last, *tensors, checkpoints, *ctx.flags)
-    return (*_only_present(grads, tensors), None, None, None)
+    return (*only_present(grads, tensors), None, None, None)
 
 
 def _conv_keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -188,10 +193,10 @@ def _conv_keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _conv_derivative(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     grads = torch.ops.mtrkit.causal_conv1d_backward(grad_y, *tensors, *ctx.flags)
-    return (*_only_present(grads, tensors), None, None)
+    return (*only_present(grads, tensors), None, None)
 
 
-def _only_present(grads: Any, tensors: Any) -> list[Tensor | None]:
+def only_present(grads: Any, tensors: Any) -> list[Tensor | None]:
     return [None if tensor is None else grad for grad, tensor in zip(grads, tensors, strict=True)]
 
 

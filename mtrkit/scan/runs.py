@@ -3,7 +3,7 @@
 A token that stands for s neighbours has to last s positions: a convolution looks back over positions, and a scan's
 state decays and takes in once per position. What is computed on the sequence with every token written out as often as
 it lasts, and then averaged over each token's copies, is what the dense model would give on such a sequence. This is how
-every backend keeps time; the compiled library does the same for inference without writing anything out.
+every backend keeps time; the compiled library does the same without writing anything out, see run_operators.py.
 """
 
 from typing import NamedTuple

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from mtrkit.errors import InputError
 from mtrkit.native.weights import DirectionWeights, MixerWeights, decay_rates, wide
-from mtrkit.scan.dispatch import length_last, under_transform
+from mtrkit.scan.dispatch import length_last, steps_through_runs, under_transform
 from mtrkit.scan.fastpath import are_plain, plain_tensors
 from mtrkit.scan.interface import causal_conv1d, delta_softplus, selective_scan
+from mtrkit.scan.run_operators import convolve_runs, scan_runs
 from mtrkit.scan.runs import Written, write_out
 from mtrkit.types import Gaps, Runs, Scan, Signals
 
@@ -54,10 +55,10 @@ def mix(
     gate = None if "y" in reads or gaps is not None else z
     ahead, behind = (None, None) if gaps is None else gaps
     # As many positions as tokens: every token lasts one.
-    written = None if runs is None or runs.positions == hidden.shape[1] else write_out(runs)
-    y, signals = _scan_direction(x, gate, parts.directions[0], False, reads, ahead, written)
+    time = None if runs is None or runs.positions == hidden.shape[1] else _time(runs, parts, x)
+    y, signals = _scan_direction(x, gate, parts.directions[0], False, reads, ahead, time)
     if len(parts.directions) > 1:
-        backward, found = _scan_direction(x, gate, parts.directions[1], True, reads, behind, written)
+        backward, found = _scan_direction(x, gate, parts.directions[1], True, reads, behind, time)
         y, signals = _add(y, backward), _add_signals(signals, found)
     if gate is None:
         if "y" in reads:  # written out: torch 2.6's compiler does not follow `_replace`
@@ -91,10 +92,10 @@ def _scan_direction(
     reverse: bool,
     reads: frozenset[str],
     gap: Tensor | None,
-    written: Written | None,
+    time: Written | Tensor | None,
 ) -> tuple[Tensor, Signals]:
     """One direction on x (B, E, L): the scan's output (B, E, L) and this direction's signals."""
-    state, u = parts.A_log.shape[1], _convolve(x, parts, reverse, written)
+    state, u = parts.A_log.shape[1], _convolve(x, parts, reverse, time)
     projected = _call(parts.x_proj, u.transpose(1, 2))  # (B, L, R + 2N)
     dt, ssm_B, ssm_C = projected.split([projected.shape[-1] - 2 * state, state, state], dim=-1)
     delta, bias = _expand_delta(dt, parts)
@@ -109,7 +110,7 @@ def _scan_direction(
         y = _scan_over(gap.transpose(1, 2).to(delta.dtype), u, delta, B, C, parts, reverse)
     else:
         A, D = decay_rates(_loose(parts, "A_log")), wide(_loose(parts, "D"))
-        y = _scan(Scan(u, delta, A, B, C, D, z, bias, softplus, reverse), written)
+        y = _scan(Scan(u, delta, A, B, C, D, z, bias, softplus, reverse), time)
     signals = Signals(
         delta.transpose(1, 2) if "delta" in reads else None,
         wide(delta).mean(dim=1) if "delta_mean" in reads else None,
@@ -119,26 +120,35 @@ def _scan_direction(
     return y, signals
 
 
-def _scan(scan: Scan, written: Written | None) -> Tensor:
-    """On the sequence as it is, or on the one that is written out, averaged over each token's copies."""
+def _time(runs: Runs, parts: Parts, x: Tensor) -> Written | Tensor:
+    """The sequence written out, or, where convolution and scan step through runs, how long each token lasts."""
+    plain = isinstance(parts, MixerWeights) or are_plain(tuple(way.conv for way in parts.directions))
+    return runs.lengths if plain and steps_through_runs(x) else write_out(runs)
+
+
+def _scan(scan: Scan, time: Written | Tensor | None) -> Tensor:
+    """On the sequence as it is; or averaged over the positions that each token lasts."""
     u, delta, A, B, C, D, z, bias, softplus, reverse = scan
-    if written is None:
+    if isinstance(time, Tensor):
+        return scan_runs(scan._replace(B=B.unsqueeze(1), C=C.unsqueeze(1)), time)
+    if time is None:
         return selective_scan(u, delta, A, B, C, D, z, bias, softplus, reverse=reverse)
-    u, z = written.repeat(u, blank=True), None if z is None else written.repeat(z)
-    delta, B, C = written.repeat(delta), written.repeat(B), written.repeat(C)
-    return written.average(selective_scan(u, delta, A, B, C, D, z, bias, softplus, reverse=reverse))
+    u, z = time.repeat(u, blank=True), None if z is None else time.repeat(z)
+    delta, B, C = time.repeat(delta), time.repeat(B), time.repeat(C)
+    return time.average(selective_scan(u, delta, A, B, C, D, z, bias, softplus, reverse=reverse))
 
 
-def _convolve(x: Tensor, parts: Direction, reverse: bool, written: Written | None) -> Tensor:
-    if written is not None:
-        return written.average(_convolve(written.repeat(x, blank=True), parts, reverse, None))
-    if isinstance(parts, DirectionWeights):
-        return causal_conv1d(x, parts.conv_weight, parts.conv_bias, reverse=reverse)
-    if are_plain((parts.conv,)):
-        return causal_conv1d(x, parts.conv.weight, parts.conv.bias, reverse=reverse)
-    # The module pads both ends; the tokens visited first come first.
-    y = parts.conv(x.flip(-1) if reverse else x)[..., : x.shape[-1]]
-    return F.silu(y.flip(-1) if reverse else y)
+def _convolve(x: Tensor, parts: Direction, reverse: bool, time: Written | Tensor | None) -> Tensor:
+    if isinstance(time, Written):
+        return time.average(_convolve(time.repeat(x, blank=True), parts, reverse, None))
+    if isinstance(parts, DirectionLayers) and not are_plain((parts.conv,)):
+        # The module pads both ends; the tokens visited first come first.
+        y = parts.conv(x.flip(-1) if reverse else x)[..., : x.shape[-1]]
+        return F.silu(y.flip(-1) if reverse else y)
+    weight, bias = (parts.conv.weight, parts.conv.bias) if isinstance(parts, DirectionLayers) else parts[:2]
+    if time is not None:
+        return convolve_runs(x, weight, bias, time, reverse)
+    return causal_conv1d(x, weight, bias, reverse=reverse)
 
 
 def _expand_delta(dt: Tensor, parts: Direction) -> tuple[Tensor, Tensor | None]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -214,8 +215,9 @@ retrain(reduced(drop_path_rate=0.2), images, out, given, held_out=images.spread(
 """
 
 
-def start(*arguments, launcher=()):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+def start(*arguments, launcher=(), **settings):
+    settings |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | settings
     script = ["-c", SCRIPT] if not launcher else [*launcher]
     command = [sys.executable, *script, *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
@@ -243,15 +245,36 @@ def test_killed_in_mid_epoch_it_goes_on_to_the_same_bits(folder, tmp_path):
     assert a == b
 
 
-def test_two_processes_do_what_one_does(folder, tmp_path):
-    changes = {"epochs": 1, "seed": 3}
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
+def test_two_processes_do_what_one_does(folder, tmp_path, sharded):
+    changes = {"epochs": 1, "seed": 3, "ema": 0.9}
     program = tmp_path / "program.py"
     program.write_text(SCRIPT.replace("drop_path_rate=0.2", ""))
-    port = 20000 + os.getpid() % 20000
+    port = 20000 + (2 * os.getpid() + sharded) % 20000
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", str(program)]
-    pair = start(folder, tmp_path / "two", changes, launcher=launcher)
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if sharded else {}
+    pair = start(folder, tmp_path / "two", changes, launcher=launcher, **fsdp)
     one = start(folder, tmp_path / "one", changes, launcher=[str(program)])
     finish(pair), finish(one)
     assert_alike(curve(tmp_path / "one"), curve(tmp_path / "two"), rel=1e-4)
     identity = [json.loads((tmp_path / name / "run.json").read_text())["run"] for name in ("one", "two")]
     assert identity[0] == identity[1]
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        torch.testing.assert_close(b[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_computing_activations_twice_changes_nothing(folder, tmp_path):
+    train(folder, tmp_path / "plain", given=recipe(epochs=1))
+    model = reduced()
+    model.set_grad_checkpointing(True)
+    train(folder, tmp_path / "twice", model, recipe(epochs=1))
+    assert_alike(curve(tmp_path / "plain"), curve(tmp_path / "twice"), rel=1e-5)
+
+
+def test_autocast_stays_near_float32(folder, tmp_path):
+    train(folder, tmp_path / "float", given=recipe(epochs=1))
+    train(folder, tmp_path / "half", given=recipe(epochs=1, precision="bf16"))
+    exact, near = ([row["loss"] for row in curve(tmp_path / name)] for name in ("float", "half"))
+    assert exact != near and exact == pytest.approx(near, rel=0.02)

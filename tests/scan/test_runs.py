@@ -11,7 +11,7 @@ from mtrkit.native import library as lib
 from mtrkit.native import mixer as native
 from mtrkit.scan import fused, mixer_forward, use_scan_backend
 from mtrkit.types import Runs
-from tests.helpers.tolerances import SCAN_VALUES, rms_error
+from tests.helpers.tolerances import SCAN_GRADIENTS, SCAN_VALUES, rms_error
 from tests.models.plain_vim import on_one_thread, silu
 from tests.scan.test_fused import cast, make_weights
 
@@ -120,6 +120,49 @@ def test_the_compiled_library_is_the_same(case):
     assert rms_error(found, exact) < SCAN_VALUES[torch.float32]
     for name in reads:
         assert rms_error(getattr(seen, name), getattr(signals, name)) < SCAN_VALUES[torch.float32]
+
+
+def gradients_of(hidden, weights, runs, grad):
+    """Of the tokens and of every weight, by name."""
+    names = [f"{way}.{name}" for way in range(len(weights.directions)) for name in weights.directions[0]._fields]
+    flat = [weights.in_proj, weights.out_proj, *(w for way in weights.directions for w in way)]
+    leaves = {"hidden": hidden, **dict(zip(["in_proj", "out_proj", *names], flat, strict=True))}
+    leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items() if leaf is not None}
+    out, _ = mixer_forward(hidden, weights, runs=runs)
+    return dict(zip(leaves, torch.autograd.grad(out, [*leaves.values()], grad), strict=True))
+
+
+@pytest.mark.skipif(bool(lib.library().missing), reason="no compiled library")
+@given(case=CASES)
+@settings(deadline=None, max_examples=40, derandomize=True)
+def test_gradients_of_the_compiled_library_are_the_same(case):
+    """Against the sequence written out, in float64, whose derivatives are torch's own."""
+    torch.manual_seed(case["seed"])
+    length, longest, seed = case.pop("length"), case.pop("longest"), case.pop("seed")
+    batch = 2 + 60 // length
+    weights, hidden, grad = make_weights(**case), torch.randn(batch, length, 24), torch.randn(batch, length, 24)
+    runs = runs_of(some_runs(batch, length, longest, seed))
+    exact = gradients_of(hidden.double(), cast(weights, torch.float64), runs, grad.double())
+    found = gradients_of(hidden, weights, runs, grad)
+    for name, value in exact.items():
+        assert rms_error(found[name], value) < SCAN_GRADIENTS[torch.float32], name
+
+
+def test_training_steps_through_runs_and_compiles(compiled):
+    """The operators are those that write nothing out, and what torch.compile makes of them is the same."""
+    weights, hidden, grad = make_weights(), torch.randn(2, 21, 24), torch.randn(2, 21, 24)
+    runs = runs_of(some_runs(2, 21, 5, 0))
+    with torch.profiler.profile() as profile:
+        plain = gradients_of(hidden, weights, runs, grad)
+    names = {event.name for event in profile.events()}
+    assert {"mtrkit::scan_runs_backward", "mtrkit::convolve_runs_backward"} <= names
+    assert not {"mtrkit::selective_scan", "mtrkit::causal_conv1d"} & names
+    run = torch.compile(lambda x: mixer_forward(x, weights, runs=runs)[0], fullgraph=True)
+    compiled_grad = torch.autograd.grad(run(hidden), hidden, grad)[0]
+    torch.testing.assert_close(compiled_grad, plain["hidden"])
+    with pytest.raises(InputError, match="has no derivative"):
+        out = mixer_forward(hidden, weights, runs=runs)[0]
+        torch.autograd.grad(torch.autograd.grad(out.sum(), hidden, create_graph=True)[0].sum(), hidden)
 
 
 @torch.no_grad()

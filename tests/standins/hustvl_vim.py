@@ -38,8 +38,8 @@ def fused_no_out_proj(xz, conv, x_proj, dt_proj, A_log, D):
     return (y * F.silu(z.double())).to(xz.dtype)
 
 
-class Mamba(nn.Module):
-    """The two-direction mixer, v2."""
+class MambaLayers(nn.Module):
+    """What the two-direction mixers of all official repositories hold."""
 
     def __init__(self, d_model, d_state=16, d_conv=4, expand=2, if_divide_out=True, init_layer_scale=None):
         super().__init__()
@@ -58,6 +58,10 @@ class Mamba(nn.Module):
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
         if init_layer_scale is not None:
             self.gamma = nn.Parameter(init_layer_scale * torch.ones(d_model))
+
+
+class Mamba(MambaLayers):
+    """The two-direction mixer, v2."""
 
     def forward(self, hidden_states, inference_params=None):
         """Both directions on the fast path; on the slow one, silently, only the forward direction."""

@@ -38,7 +38,7 @@ class CheckpointedBlock(hustvl_vim.Block):
         return checkpoint(self.mixer, hidden_states, inference_params, use_reentrant=True), residual
 
 
-class SummingMamba(hustvl_vim.Mamba):
+class SummingMamba(hustvl_vim.MambaLayers):
     """VideoMamba's mixer: the plain sum of the directions, and an argument that nothing uses."""
 
     def forward(self, hidden_states, inference_params=None, T=1):
@@ -47,7 +47,7 @@ class SummingMamba(hustvl_vim.Mamba):
         return _run(self, hidden_states, inference_params, halved=False)
 
 
-class HalvingMamba(hustvl_vim.Mamba):
+class HalvingMamba(hustvl_vim.MambaLayers):
     """Mamba-Reg's mixer: the sum is always halved."""
 
     def forward(self, hidden_states, inference_params=None):

@@ -1,0 +1,175 @@
+"""Segment ADE20K with UperNet over a Vim backbone, dense and with its tokens reduced: mIoU and pixel accuracy.
+
+    python benchmarks/ade20k.py --data ADEChallengeData2016 --checkpoint upernet_vim_tiny.pth --method mtr runs rmeeto
+    python benchmarks/ade20k.py --data ADEChallengeData2016 --init pretrained --train 60000 --ratio 0
+    python benchmarks/ade20k.py --data ADEChallengeData2016 --checkpoint FILE --train 20000 --method mtr --ratio 0.3
+
+The first command reduces without training, at every method and ratio; the second makes a segmentor of a classifier;
+the third trains one on with a reduction in place and measures that. Rows go to OUT/rows.json, and those that are there
+are not measured again; a training that was interrupted goes on. FLOPs are the backbone's, for one 512 x 512 window.
+
+Measured as by mmsegmentation for Vim: the short side becomes 512 (bilinear), windows of 512 x 512 lie 341 apart, the
+last ones at the edge, their logits are averaged where they overlap and resized to the image. A side shorter than a
+window, which a very long image has, is filled up with the mean colour. IoU is of all pixels of all images
+together; unlabelled pixels are left out, and so are classes that neither annotations nor predictions have.
+
+Trained as by them in crops of 512, scales of 0.5 to 2, flips, AdamW, linear warm-up and fall, cross-entropy over all
+pixels of a crop (0 for unlabelled ones) plus 0.4 times that of the auxiliary head. Unlike there: no distortion of
+colours, no dropout before the classifiers, one learning rate for all layers, one process.
+
+Papers' figures do not stand beside the rows: none are known here that say what ratio they are for.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from miou import Score, confusion, slide
+from scenes import Normalise, Scenes, resized, scaled
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from train_upernet import train
+from upernet import Segmentor, resize
+
+from mtrkit.cli.options import add_reduction, device, positive, resolve_running, whole
+from mtrkit.errors import OptionError
+from mtrkit.measure import describe_machine, weights_digest
+from mtrkit.measure.candidates import Candidate, candidates
+from mtrkit.measure.progress import progress
+from mtrkit.measure.report import as_markdown
+from mtrkit.measure.results import KEY, Results, Row, configuration_key
+from mtrkit.models import load_checkpoint
+
+
+def parse() -> argparse.Namespace:
+    """What to segment, with what, and whether to train it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the folder that holds images/ and annotations/")
+    parser.add_argument("--model", default="vim_tiny_patch16_224", help="the backbone (default: %(default)s)")
+    weights = parser.add_mutually_exclusive_group(required=True)
+    weights.add_argument("--checkpoint", help="a segmentor in mmsegmentation's layout, or one that was trained here")
+    weights.add_argument("--init", metavar="FILE", help="a classifier's weights for the backbone, or 'pretrained'")
+    parser.add_argument("--out", type=Path, default=Path("ade20k"), help="folder for results (default: %(default)s)")
+    parser.add_argument("--limit", type=positive, help="validation images to use (default: all)")
+    parser.add_argument("--classes", type=positive, default=150, help="default: 150")
+    parser.add_argument("--size", type=positive, default=512, help="pixels a side of a window (default: 512)")
+    parser.add_argument("--blocks", type=whole, nargs=4, default=[5, 11, 17, 23], help="of the maps, counted from 0")
+    parser.add_argument("--train", type=positive, metavar="STEPS", help="train first, with one method and ratio")
+    parser.add_argument("--batch-size", type=positive, default=16, help="of training (default: 16)")
+    parser.add_argument("--lr", type=float, default=6e-5, help="default: 6e-5")
+    parser.add_argument("--seed", type=whole, default=0, help="of training (default: 0)")
+    parser.add_argument("--save-every", type=positive, default=500, help="steps (default: 500)")
+    parser.add_argument("--workers", type=whole, default=2, help="processes that read images (default: 2)")
+    add_reduction(parser, ratio=(0.2, 0.3), removals=False)
+    parser.add_argument("--device", type=device, help="cpu, cuda, cuda:1 (default: cuda if there is one)")
+    parser.add_argument("--threads", type=positive, help="CPU threads (default: torch's choice)")
+    args = parser.parse_args()
+    if args.train and (len(args.ratio) > 1 or len(args.method) > 1 or args.batch_size < 2):
+        parser.error("--train takes one --method, one --ratio (0: dense) and a --batch-size of 2 or more")
+    return args
+
+
+def build(args: argparse.Namespace) -> Segmentor:
+    """The dense segmentor with its weights."""
+    torch.manual_seed(args.seed)  # of the heads, if the weights are of a classifier
+    model = Segmentor(args.model, args.classes, args.size, tuple(args.blocks))
+    if args.init:
+        if not args.train:
+            raise OptionError("--init leaves the heads without weights; add --train STEPS, or give --checkpoint")
+        model.start_from(args.model, args.init)
+    else:
+        load_checkpoint(model, args.checkpoint)
+    return model.to(args.device).eval()
+
+
+@torch.inference_mode()
+def count(
+    model: nn.Module, scenes: Scenes, normalise: Normalise, args: argparse.Namespace, tick: Callable[[], object]
+) -> Tensor:
+    """The confusion matrix of all images, (classes, classes)."""
+    counts = torch.zeros(args.classes, args.classes, dtype=torch.int64)
+    for pixels, labels in DataLoader(scenes, batch_size=None, num_workers=args.workers):
+        size = scaled(*labels.shape, args.size)
+        image = normalise(resized(pixels, size)).to(args.device)[None]
+        predicted = resize(slide(model, image, args.size), labels.shape).argmax(dim=1)[0]
+        counts += confusion(predicted.cpu(), labels, args.classes)
+        tick()
+    return counts
+
+
+def rows(args: argparse.Namespace, wanted: Iterable[Candidate], scenes: Scenes, results: Results) -> Iterator[Row]:
+    """One per candidate, from the results or measured now."""
+    with progress() as bar:
+        for candidate in wanted:
+            model, done = candidate.model.eval(), candidate.info
+            reduction = {"options": done.options, "layers": done.layers} if done else {}
+            same = {"method": candidate.method, "ratio": candidate.ratio, "data": scenes.digest} | reduction
+            same |= {name: getattr(args, name) for name in ("model", "classes", "size", "blocks")}
+            key = configuration_key(same | {"weights": weights_digest(model), "device": str(args.device)})
+            if results.find(key) is None:
+                task = bar.add_task(candidate.name, total=len(scenes))
+                counts = count(model, scenes, Normalise.of(model), args, partial(bar.advance, task))
+                about = describe(args, candidate, len(scenes)) | Score.of(counts)._asdict()
+                results.add({KEY: key} | about | describe_machine(args.device))
+            yield results.find(key)
+
+
+def describe(args: argparse.Namespace, candidate: Candidate, images: int) -> Row:
+    """What a row is of."""
+    return {
+        "model": args.model,
+        "weights": str(trained_file(args, candidate) if args.train else args.checkpoint),
+        "trained_steps": args.train or 0,
+        "method": candidate.method,
+        "ratio": candidate.ratio,
+        "ratio_reached": candidate.reached,
+        "tokens": list(candidate.info.tokens) if candidate.info else [],
+        "backbone_gflops": candidate.gflops,
+        "n": images,
+        "command": " ".join(["python benchmarks/ade20k.py", *sys.argv[1:]]),
+    }
+
+
+def trained_file(args: argparse.Namespace, candidate: Candidate) -> Path:
+    """Where a training is kept, whole or not."""
+    return args.out / (re.sub(r"[^\w.=+-]+", "_", f"{args.model}_{candidate.name}_{args.train}") + ".pth")
+
+
+def show(found: list[Row]) -> str:
+    """The rows as a table."""
+    columns = ["weights", "method", "ratio", "backbone GFLOPs", "mIoU", "pixel accuracy", "images"]
+    cells = [
+        [
+            Path(row["weights"]).name,
+            row["method"],
+            f"{row['ratio']:g}",
+            f"{row['backbone_gflops']:.3g}",
+            f"{100 * row['miou']:.2f}",
+            f"{100 * row['pixel_accuracy']:.2f}",
+            str(row["n"]),
+        ]
+        for row in found
+    ]
+    return as_markdown(columns, cells)
+
+
+def main() -> None:
+    """Train if asked, and measure."""
+    args = parse()
+    args.device = resolve_running(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = Results(args.out / "rows.json")
+    scenes = Scenes(args.data, "validation", args.classes, args.limit)
+    wanted = candidates(build(args), args.method, args.ratio, args.layers, dict(args.option))
+    if args.train:
+        wanted = wanted[-1:]  # the reduced one, or the dense one if the ratio is 0
+        train(args, wanted[0], trained_file(args, wanted[0]))
+    print(show(list(rows(args, wanted, scenes, results))))
+
+
+if __name__ == "__main__":
+    main()

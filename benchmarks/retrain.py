@@ -1,0 +1,153 @@
+"""What re-training brings back on a reference model: `mtr`, `runs` and R-MeeTo's own reducer, before and after.
+
+    python benchmarks/retrain.py --data cifar10/val --training-data cifar10/train --work runs/retrain
+
+One `mtrkit finetune` per reducer and ratio on training images, of which 2 000 are held out, then one look at the test
+images. A smaller dense model that is trained on as many images stands beside. Runs go to the folder `--work`, and one
+that was interrupted goes on; rows go to benchmarks/results/retrain/ and the table to docs/laboratory/. What is there
+already is not made again: remove a row's file to redo it. With `--table-only` the table is made of what is there.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from laboratory import DOCS, RESULTS
+
+import mtrkit
+from mtrkit.cli.main import main as command
+from mtrkit.finetune.curve import read_curve
+from mtrkit.measure import ImageSet, describe_machine, open_images, paired_difference, predict, preprocess_for
+from mtrkit.measure.evaluation import pack_right, right_images
+
+OUT = RESULTS.parent / "retrain"
+RATIOS = (0.3, 0.4, 0.5, 0.6)
+REDUCERS = ("mtr", "runs", "rmeeto")
+# Small images and a short run: a higher rate than R-MeeTo's, and augmentation as in the models' own training.
+RECIPE = {
+    "--batch-size": "64",
+    "--lr": "2e-4",
+    "--min-lr": "1e-5",
+    "--clip-norm": "1",
+    "--mixup": "0",
+    "--cutmix": "0",
+    "--auto-augment": "none",
+    "--color-jitter": "0",
+    "--erase": "0",
+    "--crop-scale": "0.6",
+    "--repeats": "1",
+    "--held-out": "2000",
+}
+
+
+def parse() -> argparse.Namespace:
+    """Which model, images, reducers and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder per class: images that nothing was tuned on")
+    parser.add_argument("--training-data", required=True, help="folder per class")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--model", default="vim_micro_patch4_stride2_32")
+    parser.add_argument("--smaller", default="vim_nano_patch4_stride2_32", help="dense model to stand beside")
+    parser.add_argument("--method", nargs="+", default=REDUCERS)
+    parser.add_argument("--ratio", nargs="+", type=float, default=RATIOS)
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--limit", type=int, default=5000, help="test images (default: 5000)")
+    parser.add_argument("--recipe", nargs="*", default=[], metavar="FLAG", help="more for `mtrkit finetune`, as A=B")
+    parser.add_argument("--table-only", action="store_true", help="train nothing")
+    return parser.parse_args()
+
+
+def right(model: torch.nn.Module, images: ImageSet) -> torch.Tensor:
+    """(n,) bool, which images a model classifies rightly."""
+    predicted = predict(model.eval(), images, preprocess_for(model.pretrained_cfg))
+    return predicted == torch.tensor(images.labels)
+
+
+def minutes(log: Path) -> float:
+    """That the steps of a run took, reading of images included, measuring and saving not."""
+    size = int(RECIPE["--batch-size"])
+    return sum(size / row["images_per_s"] for row in read_curve(log)) / 60
+
+
+def train(args: argparse.Namespace, name: str, method: str, ratio: float) -> tuple[Path, float]:
+    """Re-train with a reducer, or dense at ratio 0; the weights and the minutes it took."""
+    out = args.work / f"{name}_{method}_{round(100 * ratio)}_{args.epochs:g}"
+    flags = RECIPE | {"--epochs": str(args.epochs), "--method": method, "--ratio": str(ratio)}
+    flags |= dict(flag.split("=", 1) for flag in args.recipe)
+    given = [part for flag in flags.items() for part in flag]
+    if command(["finetune", name, "--data", args.training_data, "--out", str(out), *given]):
+        raise SystemExit(1)
+    return out / "model.safetensors", minutes(out / "log.csv")
+
+
+def row_of(args: argparse.Namespace, images: ImageSet, name: str, method: str, ratio: float, trained: bool) -> dict:
+    """One line of the table, from its file or measured now."""
+    kind = f"retrained_{args.epochs:g}" if trained else "as_it_is"
+    file = OUT / name / f"{method}_{round(100 * ratio)}_{kind}.json"
+    if file.exists() or args.table_only:
+        return json.loads(file.read_text()) if file.exists() else {}
+    weights, took = train(args, name, method, ratio) if trained else ("pretrained", 0.0)
+    model = mtrkit.create_model(name, weights)
+    if ratio:
+        mtrkit.apply_reduction(model, method, ratio=ratio)
+    answers = right(model, images)
+    row = {
+        **{"model": name, "method": method, "ratio": ratio, "epochs": args.epochs if trained else 0, "minutes": took},
+        **{"gflops": mtrkit.count_flops(model).gflops, "n": len(images), "images": images.digest},
+        **{"right": pack_right(answers), "top1": answers.double().mean().item()},
+        **{"recipe": args.recipe, "machine": describe_machine(torch.device("cpu"))},
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(row, indent=1) + "\n")
+    return row
+
+
+def cell(row: dict, dense: dict) -> str:
+    """Accuracy, and the difference from the dense model on the same images."""
+    if not row:
+        return "–"
+    took = f", {row['minutes']:.0f} min" if row["minutes"] else ""
+    return f"{100 * row['top1']:.1f} %, {paired_difference(right_images(row), right_images(dense))}{took}"
+
+
+def main() -> int:
+    """Train and measure what is missing, and write the table."""
+    args = parse()
+    images = open_images(args.data).spread(args.limit)
+    dense = row_of(args, images, args.model, "mtr", 0.0, False)
+    lines = [(f"`{args.model}` dense", [cell(dense, dense)] * len(args.ratio))]
+    for method in args.method:
+        rows = [row_of(args, images, args.model, method, ratio, False) for ratio in args.ratio]
+        lines.append((f"`{method}`, training-free", [cell(row, dense) for row in rows]))
+        rows = [row_of(args, images, args.model, method, ratio, True) for ratio in args.ratio]
+        lines.append((f"`{method}`, re-trained", [cell(row, dense) for row in rows]))
+    for trained in (False, True):
+        row = row_of(args, images, args.smaller, "mtr", 0.0, trained)
+        share = f", {100 * (1 - row['gflops'] / dense['gflops']):.0f} % fewer FLOPs" if row else ""
+        name = f"`{args.smaller}` dense{share}{', trained further' if trained else ''}"
+        lines.append((name, [cell(row, dense)] + [""] * (len(args.ratio) - 1)))
+    write(args, images, lines)
+    return 0
+
+
+def write(args: argparse.Namespace, images: ImageSet, lines: list[tuple[str, list[str]]]) -> None:
+    """The table, with the command that makes it."""
+    how = "python benchmarks/retrain.py --data cifar10/val --training-data cifar10/train --work runs/retrain"
+    text = [
+        f"# Re-training `{args.model}`",
+        "",
+        f"Top-1 on {len(images)} test images, the difference from the dense model in points with its paired 95 %",
+        f"interval, and the minutes that {args.epochs:g} epochs on 48 000 training images took. Made by",
+        f"`{how} --epochs {args.epochs:g}`.",
+        "",
+        "| | " + " | ".join(f"{ratio:g}" for ratio in args.ratio) + " |",
+        "|---" * (1 + len(args.ratio)) + "|",
+        *(f"| {name} | " + " | ".join(cells) + " |" for name, cells in lines),
+    ]
+    (DOCS / args.model).mkdir(parents=True, exist_ok=True)
+    (DOCS / args.model / "retrain.md").write_text("\n".join(text) + "\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

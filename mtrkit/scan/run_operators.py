@@ -1,0 +1,123 @@
+"""Scan and convolution of tokens that last several positions, by the compiled library, with derivatives.
+
+Operators of their own beside those of operators.py: only the compiled library has them, on a CPU in float32. Elsewhere
+such tokens are written out, see runs.py.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrkit.native import scan as native
+from mtrkit.native.layout import empty_as
+from mtrkit.scan.operators import grad_templates, only_present, refuse_derivatives, settle
+from mtrkit.types import Scan
+
+_lib = torch.library.Library("mtrkit", "FRAGMENT")
+_SCAN = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, Tensor lengths"
+_CONV = "Tensor x, Tensor weight, Tensor? bias, Tensor lengths, bool silu, bool reverse"
+_lib.define(f"scan_runs({_SCAN}, bool softplus, bool reverse, bool save) -> (Tensor, Tensor)")
+_lib.define(
+    f"scan_runs_backward(Tensor grad_y, {_SCAN}, Tensor checkpoints, bool softplus, bool reverse) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_lib.define(f"convolve_runs({_CONV}) -> Tensor")
+_lib.define(f"convolve_runs_backward(Tensor grad_y, {_CONV}) -> (Tensor, Tensor, Tensor)")
+
+
+def scan_runs(scan: Scan, lengths: Tensor) -> Tensor:
+    """The mean over each token's positions of the scan (B, E, L); ``lengths`` (B, L) int64 says how many it lasts."""
+    save = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in scan)
+    y: Tensor = torch.ops.mtrkit.scan_runs.default(*scan.tensors, lengths, scan.softplus, scan.reverse, save)[0]
+    return y
+
+
+def convolve_runs(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor, reverse: bool) -> Tensor:
+    """The same of the causal convolution of x (B, E, L) with weight (E, 1, K), and SiLU at each position."""
+    y: Tensor = torch.ops.mtrkit.convolve_runs.default(x, weight.squeeze(1), bias, lengths, True, reverse)
+    return y
+
+
+def _scan(*arguments: Any) -> tuple[Tensor, Tensor]:
+    tensors, (lengths, softplus, reverse, save) = arguments[:8], arguments[8:]
+    y, _, checkpoints = native.scan_forward(Scan(*(*tensors, softplus, reverse)), save, lengths)
+    return y, checkpoints
+
+
+def _scan_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
+    u, A, B, save = arguments[0], arguments[2], arguments[3], arguments[-1]
+    batch, channels, length = u.shape
+    shape = native.checkpoint_shape(batch, channels, length, A.shape[1], B.shape[1], save)
+    return empty_as(u), u.new_empty(shape, dtype=torch.float32)
+
+
+def _scan_backward(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *tensors, lengths, checkpoints, softplus, reverse = arguments
+    scan = Scan(*(*tensors, softplus, reverse))
+    if checkpoints.numel() == 0:  # nothing was kept: autograd was asked for behind the caller's back
+        checkpoints = native.scan_forward(scan, True, lengths)[2]
+    grads = native.scan_backward(grad_y, None, scan, checkpoints, lengths)
+    return tuple(map(settle, grads, grad_templates(scan)))
+
+
+def _scan_backward_shapes(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return grad_templates(Scan(*arguments[:8]))
+
+
+def _scan_keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, softplus, reverse, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.flags = (softplus, reverse)
+
+
+def _scan_derivative(ctx: Any, grad_y: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors  # asked for once, as an activation checkpoint computes it anew
+    grads = torch.ops.mtrkit.scan_runs_backward(grad_y, *saved, *ctx.flags)
+    return (*only_present(grads, saved[:8]), None, None, None, None)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor, silu: bool, reverse: bool) -> Tensor:
+    return native.conv_forward(x, weight, bias, silu, reverse, lengths)
+
+
+def _convolve_shapes(x: Tensor, *_: Any) -> Tensor:
+    return empty_as(x)
+
+
+def _convolve_backward(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    x, weight, bias, lengths, silu, reverse = arguments
+    grads = native.conv_backward(grad_y, x, weight, bias, silu, reverse, lengths)
+    return tuple(map(settle, grads, _convolve_backward_shapes(grad_y, *arguments)))
+
+
+def _convolve_backward_shapes(grad_y: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    bias = x.new_empty(0) if rest[0] is None else rest[0].new_empty(rest[0].shape)
+    return empty_as(x), weight.new_empty(weight.shape), bias
+
+
+def _convolve_keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, silu, reverse = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.flags = (silu, reverse)
+
+
+def _convolve_derivative(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    grads = torch.ops.mtrkit.convolve_runs_backward(grad_y, *saved, *ctx.flags)
+    return (*only_present(grads, saved[:3]), None, None, None)
+
+
+for _name, _run, _shapes in (
+    ("scan_runs", _scan, _scan_shapes),
+    ("scan_runs_backward", _scan_backward, _scan_backward_shapes),
+    ("convolve_runs", _convolve, _convolve_shapes),
+    ("convolve_runs_backward", _convolve_backward, _convolve_backward_shapes),
+):
+    _lib.impl(_name, _run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"mtrkit::{_name}", _shapes, lib=_lib)
+torch.library.register_autograd("mtrkit::scan_runs", _scan_derivative, setup_context=_scan_keep, lib=_lib)
+torch.library.register_autograd("mtrkit::convolve_runs", _convolve_derivative, setup_context=_convolve_keep, lib=_lib)
+for _name in ("scan_runs_backward", "convolve_runs_backward"):
+    refuse_derivatives(_name)
