@@ -12,6 +12,7 @@ are of the others (80.3 %) and therefore not in the tables here. Rows are resuma
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tables import TABLES, Published, Table
@@ -39,8 +40,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(table: Table, model: str, args: argparse.Namespace) -> list[dict]:
-    """Run one table on one model; returns the rows of its results file."""
+def measure(table: Table, model: str, args: argparse.Namespace, more: Sequence[str] = ()) -> list[dict]:
+    """Run one table on one model, with more arguments if need be; returns the rows of its results file."""
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / f"{table.name}_{model}.json"
     weights = "pretrained" if args.weights == "hub" else str(Path(args.weights) / OFFICIAL[model].file)
@@ -53,7 +54,7 @@ def measure(table: Table, model: str, args: argparse.Namespace) -> list[dict]:
     if table.calibrated and args.tuning_data:
         files = [calibration(model, weights, ratio, args) for ratio in table.ratios]
         command += ["--calibration", *files]
-    command += ["--device", args.device] if args.device else []
+    command += [*(["--device", args.device] if args.device else []), *more]
     if code := mtrkit(command):
         raise SystemExit(code)
     return json.loads(file.read_text())

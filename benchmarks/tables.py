@@ -1,7 +1,8 @@
 """The tables of the papers as lists of methods, with the figures that they publish.
 
 ``benchmarks/laboratory.py`` runs them on the small reference models, where the shape of a table is asked for;
-``benchmarks/imagenet.py`` runs those that have published figures on ImageNet and the official weights.
+``benchmarks/imagenet.py`` runs those that have published figures on ImageNet and the official weights,
+``benchmarks/kinetics.py`` that of clips on Kinetics-400.
 
 Sources: MTR, arXiv:2507.14042; R-MeeTo, arXiv:2412.12496.
 """
@@ -391,3 +392,47 @@ TABLES = (
         ratios=(0.31,),
     ),
 )
+
+
+@dataclass(frozen=True)
+class Clips:
+    """R-MeeTo's main table of Kinetics-400 for one model, at r = 88.
+
+    Attributes:
+        free: Top-1 in per cent without training.
+        retrained: After re-training.
+        gflops: Of one view, dense and reduced.
+    """
+
+    free: float
+    retrained: float
+    gflops: tuple[float, float]
+
+
+_CLIPS = tuple(f"videomamba_{size}_patch16_224_f8" for size in ("tiny", "small", "middle"))
+_EVEN = "rmeeto:layers=even"
+
+KINETICS = Table(
+    "kinetics",
+    "Tokens removed at each of the even blocks, Kinetics-400 (R-MeeTo, r of VideoMamba)",
+    (_EVEN,),
+    ratios=(),
+    removals=tuple(range(8, 89, 8)),
+    published={
+        _CLIPS[0]: Published(
+            76.89, {_EVEN: (76.94, 76.95, 76.92, 76.95, 76.80, 76.61, 76.48, 76.23, 75.98, 75.81, 75.45)}
+        ),
+        _CLIPS[1]: Published(
+            79.28, {_EVEN: (79.23, 79.16, 79.13, 79.10, 78.97, 78.90, 78.68, 78.43, 78.02, 77.86, 77.41)}
+        ),
+        _CLIPS[2]: Published(
+            80.47, {_EVEN: (79.78, 79.68, 79.74, 79.70, 79.51, 79.39, 79.31, 79.12, 78.90, 78.75, 78.44)}
+        ),
+    },
+)
+
+KINETICS_MAIN = {
+    _CLIPS[0]: Clips(75.4, 76.5, (11.54, 9.49)),
+    _CLIPS[1]: Clips(77.5, 78.5, (40.43, 30.99)),
+    _CLIPS[2]: Clips(78.4, 78.9, (115.33, 71.71)),
+}

@@ -118,12 +118,61 @@ def test_what_needs_a_gpu_is_tried_without_one(tmp_path):
     assert {row["method"] for row in reports["throughput"]["rows"]} == {"dense", "mtr", "rmeeto"}
 
 
+@pytest.fixture
+def videos(tmp_path):
+    """Two short videos of noise in a list, as Kinetics comes."""
+    av = pytest.importorskip("av", reason="videos need PyAV")
+    for name in ("a", "b"):
+        with av.open(str(tmp_path / f"{name}.mp4"), "w") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for _ in range(12):
+                noise = (255 * torch.rand(48, 64, 3)).byte().numpy()
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+            container.mux(stream.encode())
+    (tmp_path / "val.csv").write_text("a.mp4 0\nb.mp4 1\n")
+    return tmp_path / "val.csv"
+
+
+def test_kinetics_stands_beside_what_is_published(monkeypatch, tmp_path, videos, capsys):
+    """On a small model under the name of a published one, through every step of the script."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    kinetics = importlib.import_module("kinetics")
+    model, sizes = next(iter(kinetics.KINETICS.published)), {"img_size": 32, "patch_size": 4, "embed_dim": 32}
+
+    def small(name, checkpoint):
+        assert name == model and Path(checkpoint).name == "videomamba_t16_k400_f8_res224.pth"
+        torch.manual_seed(0)
+        return mtrkit.models.VideoMamba(num_frames=8, depth=8, num_classes=2, **sizes)
+
+    monkeypatch.setattr("mtrkit.cli.compare.create_model", small)
+    command = ["kinetics", "--data", str(videos), "--weights", "weights", "--out", str(tmp_path / "out")]
+    command += ["--model", model, "--r", "8", "88", "--beside", "runs:layers=even", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", command)
+    kinetics.main()
+    rows = json.loads((tmp_path / f"out/kinetics_{model}.json").read_text())
+    assert [(row["method"], row["amount"]) for row in rows] == [
+        ("dense", "0"),
+        ("rmeeto:layers=even", "r=8"),
+        ("rmeeto:layers=even", "r=88"),
+        ("runs:layers=even", "r=8"),
+        ("runs:layers=even", "r=88"),
+    ]
+    assert {(row["n"], row["views"]) for row in rows} == {(2, 12)}
+    assert sorted(set(rows[2]["tokens"])) == [513 - 3 * 88, 513 - 2 * 88, 513 - 88, 513]
+    printed = capsys.readouterr().out
+    for figure in ("(76.89)", "(76.94)", "(75.45)", "(75.4, re-trained 76.5)", "(9.49)", "| runs:layers=even |"):
+        assert figure in printed
+    assert "(76.95)" not in printed
+
+
 def test_every_method_of_the_tables_exists(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from mtrkit.cli.options import method
     from mtrkit.methods import METHODS
 
-    for table in importlib.import_module("tables").TABLES:
+    tables = importlib.import_module("tables")
+    for table in (*tables.TABLES, tables.KINETICS):
         for choice in map(method, table.methods):
             METHODS.get(choice.name).configure({k: v for k, v in choice.options.items() if k != "layers"})
         for published in table.published.values():

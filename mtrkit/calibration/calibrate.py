@@ -12,6 +12,7 @@ from mtrkit.calibration.placements import Layers, placements, race, race_length
 from mtrkit.calibration.samples import gather
 from mtrkit.calibration.trial import Trial
 from mtrkit.errors import InputError, OptionError, ScheduleError
+from mtrkit.measure.processes import ONE, Processes
 from mtrkit.measure.progress import progress
 from mtrkit.patch import Calibration, fingerprint
 from mtrkit.schedule import Placement
@@ -29,6 +30,7 @@ def calibrate(
     batch_size: int = 32,
     seed: int = 0,
     show_progress: bool = True,
+    processes: Processes = ONE,
     **options: object,
 ) -> Calibration:
     """Fit a reduction to a model by its own dense answers, without labels and without gradients.
@@ -47,6 +49,8 @@ def calibrate(
         batch_size: Images per forward pass.
         seed: Of the order of the images. The same seed gives the same calibration.
         show_progress: Whether to show a progress bar, if standard error is a terminal.
+        processes: That calibrate together: each runs some of the batches, and all get the same calibration. It is that
+            of one process, to the bit if the machines are alike and each process has as many threads.
         **options: Fields of the method's config.
 
     Returns:
@@ -64,9 +68,9 @@ def calibrate(
         raise InputError("the model has no head, and calibrating compares logits; calibrate it with its classifier")
     samples = gather(images, seed)
     wanted = {"method": method, "ratio": ratio, "input_size": tuple(samples.shape[1:]), **options}
-    with torch.no_grad(), progress(show_progress) as bar:
+    with torch.no_grad(), progress(show_progress and processes.main) as bar:
         task = bar.add_task("calibrate", total=None)
-        trial = Trial(model, samples, wanted, batch_size, lambda done: bar.advance(task, done))
+        trial = Trial(model, samples, wanted, batch_size, lambda done: bar.advance(task, done), processes)
         fitted = len(samples) - len(samples) // _CHECKED
         placed = _possible(trial, layers)
         bar.update(task, total=race_length(placed, fitted) + fitted + 3 * (len(samples) - fitted))

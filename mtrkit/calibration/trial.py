@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,14 @@ from mtrkit.adapters import Adapter, find_host
 from mtrkit.api import apply_reduction, reduction_disabled, reduction_info, remove_reduction
 from mtrkit.calibration.samples import divergence, log_answers
 from mtrkit.errors import SmallModelWarning
+from mtrkit.measure.processes import ONE, Processes
 from mtrkit.measure.weights import twin
 from mtrkit.ops import restore_sum, stream_tokens, take
 from mtrkit.patch import Calibration, ReductionInfo
 from mtrkit.schedule import Placement
 from mtrkit.types import ReducedStream
+
+T = TypeVar("T")
 
 
 class Trial:
@@ -28,6 +31,7 @@ class Trial:
         wanted: Arguments of ``apply_reduction``, all but where to reduce.
         batch_size: Samples per pass.
         advance: Told the samples of each pass once it is done.
+        processes: To which the batches are dealt out; every one of them gets the values of all.
     """
 
     def __init__(
@@ -37,10 +41,12 @@ class Trial:
         wanted: Mapping[str, Any],
         batch_size: int,
         advance: Callable[[int], object],
+        processes: Processes = ONE,
     ) -> None:
         plain = cast(nn.Module, getattr(model, "_orig_mod", model))  # compiled, each placement would compile again
         self.model = remove_reduction(twin(plain)).eval()
         self.samples, self.wanted, self.batch_size, self.advance = samples, wanted, batch_size, advance
+        self.processes = processes
         self.host, self.adapter = find_host(self.model)
         self._dense: dict[tuple[int, int], Tensor] = {}  # by first sample and the one after the last
 
@@ -66,24 +72,35 @@ class Trial:
 
     def divergence(self, start: int, stop: int) -> Tensor:
         """(stop − start,) divergence of the model as it is now from the dense one, on these samples."""
-        values = []
-        for begin, end in self._batches(start, stop):
-            reduced = log_answers(self.model(self._batch(begin, end)))
-            values.append(divergence(self._dense_answers(begin, end), reduced).cpu())
-            self.advance(end - begin)
+
+        def measure(batch: tuple[int, int]) -> Tensor:
+            reduced = log_answers(self.model(self._batch(*batch)))
+            return divergence(self._dense_answers(*batch), reduced).cpu()
+
+        values = list(self._share(start, stop, measure))
         return torch.cat(values) if values else torch.empty(0)
 
     def features(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         """What the head reads after the last block, (B, S, D), of the model as it is now and of the dense one."""
-        for begin, end in self._batches(start, stop):
-            batch = self._batch(begin, end)
+
+        def measure(batch: tuple[int, int]) -> tuple[Tensor, Tensor]:
+            samples = self._batch(*batch)
             with _final_features(self.adapter, self.host) as found:
-                self.model(batch)
+                self.model(samples)
                 with reduction_disabled(self.model):
-                    self.model(batch)
-            self.advance(end - begin)
+                    self.model(samples)
             reduced, dense = found
-            yield reduced, dense
+            return (reduced, dense) if self.processes.count == 1 else (reduced.cpu(), dense.cpu())
+
+        device = next(self.model.parameters()).device
+        return ((reduced.to(device), dense.to(device)) for reduced, dense in self._share(start, stop, measure))
+
+    def _share(self, start: int, stop: int, do: Callable[[tuple[int, int]], T]) -> Iterator[T]:
+        """What ``do`` makes of each batch, in order, whichever process did it."""
+        batches = list(self._batches(start, stop))
+        for (begin, end), done in zip(batches, self.processes.deal(batches, do), strict=True):
+            self.advance(end - begin)
+            yield done
 
     def _dense_answers(self, begin: int, end: int) -> Tensor:
         """Kept, unless they are one for every token or pixel."""

@@ -2,6 +2,10 @@
 
 Writes a file of some kB for `mtrkit.apply_reduction(model, calibration=FILE)` and for --calibration of other commands.
 The images should be of the kind that the model will see, and none of those that it is tested on.
+
+Several processes share the passes if `torchrun` or `accelerate launch` starts the command. Batches are dealt out to
+them, so a smaller --batch-size leaves fewer of them idle; each reads all images. The file is that of one process, to
+the bit if the machines are alike and each process has as many threads.
 """
 
 import argparse
@@ -13,10 +17,10 @@ from mtrkit.calibration import calibrate
 from mtrkit.cli.console import say
 from mtrkit.cli.inputs import add_preprocessing, preprocess_from
 from mtrkit.cli.loading import load_model
-from mtrkit.cli.options import add_model, add_reduction, add_running, positive, resolve_running, whole
+from mtrkit.cli.options import add_data, add_model, add_reduction, add_running, positive, resolve_running, whole
 from mtrkit.errors import InputError, OptionError
-from mtrkit.measure import Precision, batches, open_images
-from mtrkit.measure.images import BUNDLED
+from mtrkit.measure import Precision, batches, open_data, takes_clips
+from mtrkit.measure.processes import Processes, joined
 
 EPILOG = """examples:
   mtrkit calibrate vim_tiny_patch16_224 --checkpoint vim_t.pth --data imagenet/train --ratio 0.3 --out r30.safetensors
@@ -27,7 +31,7 @@ EPILOG = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the images, the reduction, and where to write."""
     add_model(parser, checkpoint="pretrained")
-    parser.add_argument("--data", required=True, metavar="FOLDER", help=f"a folder per class, or {BUNDLED!r}")
+    add_data(parser)
     parser.add_argument("--limit", type=positive, default=500, help="images used, at even distances (default: 500)")
     parser.add_argument("--seed", type=whole, default=0, help="of the order of the images (default: 0)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .safetensors file")
@@ -39,13 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Calibrate, save and describe."""
+    with joined(args.device) as processes:
+        return _run(args, processes)
+
+
+def _run(args: argparse.Namespace, processes: Processes) -> int:
     if args.out.suffix != ".safetensors" or not args.out.parent.is_dir():
         raise InputError(f"--out {args.out}: give a .safetensors file in a folder that exists")
     if not 0 < args.ratio < 1:
         raise OptionError(f"--ratio is the share of FLOPs to remove, above 0 and below 1, not {args.ratio:g}")
     device, precision = resolve_running(args), Precision(args.dtype)
     model = precision.cast(load_model(args, device))
-    images = open_images(args.data).spread(args.limit)
+    images = open_data(args.data, model).spread(args.limit)
     options = {"layers": args.layers} | dict(args.option) | args.method.options
     inputs = torch.cat(list(batches(images, preprocess_from(args, model), args.batch_size)))
     with precision.context(device):
@@ -56,8 +65,11 @@ def run(args: argparse.Namespace) -> int:
             method=args.method.name,
             batch_size=args.batch_size,
             seed=args.seed,
+            processes=processes,
             **options,
         )
-    found.save(args.out)
-    say(f"{args.model}, {len(images)} images from {images.name}", *str(found).splitlines(), f"saved: {args.out}")
+    if processes.main:
+        found.save(args.out)
+        what = "videos" if takes_clips(model) else "images"
+        say(f"{args.model}, {len(images)} {what} from {images.name}", *str(found).splitlines(), f"saved: {args.out}")
     return 0

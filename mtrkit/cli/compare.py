@@ -3,7 +3,8 @@
 All methods reduce after the same blocks to the same share of the FLOPs, on the same images. Differences between
 methods are paired: only images on which one is right and the other wrong count, so they are known far better than
 the accuracies. A smaller dense model beside a reduced larger one answers whether to reduce at all. Everything is timed
-in turns with the first model as it is.
+in turns with the first model as it is. Several processes share the images if `torchrun` or `accelerate launch` starts
+the command; the rows are those of one process, and the main one times alone while the others wait.
 """
 
 import argparse
@@ -11,11 +12,11 @@ from pathlib import Path
 
 from mtrkit.cli.console import print_table, say
 from mtrkit.cli.measuring import add_measuring, evaluation_from, measure_with_progress
-from mtrkit.cli.options import add_calibrations, add_reduction, positive, resolve_running
-from mtrkit.measure import Precision, preprocess_for
+from mtrkit.cli.options import add_calibrations, add_data, add_reduction, positive, resolve_running
+from mtrkit.measure import Precision
 from mtrkit.measure.candidates import DENSE, ModelChoice, candidates
 from mtrkit.measure.evaluation import Reference
-from mtrkit.measure.images import BUNDLED
+from mtrkit.measure.processes import Processes, joined
 from mtrkit.measure.report import as_markdown, caption, images_per_second, table
 from mtrkit.measure.results import Results, Row
 from mtrkit.models import create_model
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[=CHECKPOINT]",
         help="the first is reduced, further ones stay dense beside it (default checkpoint: 'pretrained')",
     )
-    parser.add_argument("--data", required=True, metavar="FOLDER", help=f"a folder per class, or {BUNDLED!r}")
+    add_data(parser)
     parser.add_argument("--limit", type=positive, help="use this many images, at even distances (default: all)")
     add_reduction(parser, [0.2, 0.3, 0.4])
     add_calibrations(parser)
@@ -60,15 +61,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure what is not in the file yet; print, write and plot all."""
-    results = Results(args.out)
+    with joined(args.device) as processes:
+        return _run(args, processes)
+
+
+def _run(args: argparse.Namespace, processes: Processes) -> int:
+    results = Results(args.out if processes.main else None)
     device, precision = resolve_running(args), Precision(args.dtype)
     rows: list[Row] = []
     reference: Reference | None = None
     try:
         for choice in args.model:
             model = precision.cast(create_model(choice.name, choice.checkpoint).eval().to(device))
-            preprocess = preprocess_for(getattr(model, "pretrained_cfg", {}))
-            evaluation = evaluation_from(args, choice.name, choice.checkpoint, preprocess, precision)
+            evaluation = evaluation_from(args, choice.name, choice.checkpoint, model, precision, processes)
             methods = () if reference else args.method
             fitted = [] if reference else [Calibration.load(path) for path in args.calibration]
             found = candidates(model, methods, args.ratio, args.layers, dict(args.option), args.r, fitted)
@@ -76,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
             for row in measure_with_progress(evaluation, model, found, results, reference):
                 rows.append(row)
     finally:
-        if rows:
+        if rows and processes.main:
             _report(args, rows)
     return 0
 

@@ -1,7 +1,8 @@
 """Re-train a model with its reduction in place, as R-MeeTo does, and write its weights.
 
 The same command goes on where an interrupted run stopped. Several processes or machines train together if
-`accelerate launch` or `torchrun` starts the command: `accelerate launch -m mtrkit finetune ...`.
+`accelerate launch` or `torchrun` starts the command: `accelerate launch -m mtrkit finetune ...`. Of a video, each draw
+takes other frames, one of each of as many equal parts as a clip has frames, and augments all of them alike.
 """
 
 import argparse
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 from mtrkit.api import reduction_info
 from mtrkit.cli.console import say
 from mtrkit.cli.loading import load_model, reduce_model
-from mtrkit.cli.options import add_model, add_reduction, positive, whole
+from mtrkit.cli.options import add_data, add_model, add_reduction, positive, whole
 from mtrkit.errors import OptionError
-from mtrkit.measure import open_images
+from mtrkit.measure import open_data
 
 if TYPE_CHECKING:
     from mtrkit.finetune import Recipe
@@ -27,6 +28,8 @@ EPILOG = """examples:
     --out runs/r40 --epochs 1 --batch-size 256 --accumulate 4 --distill 0.5 --ema 0.996 --held-out 2000
   mtrkit finetune vim_tiny_patch16_224 --checkpoint vim_t.pth --data imagenet/train --out runs/dyvm \\
     --method dyvm:keep=0.9,block_target=0.8 --lr 3e-5 --weight-decay 1e-8 --epochs 30 --warmup-epochs 5
+  mtrkit finetune videomamba_tiny_patch16_224_f8 --checkpoint FILE --data k400/train.csv --method rmeeto:layers=even \\
+    --r 88 --out runs/k400 --epochs 30 --batch-size 64 --warmup-epochs 5 --weight-decay 0.1 --drop-path 0.1
   mtrkit finetune ... --dry-run
 """
 
@@ -63,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, its reduction, the images, the recipe, and where to write."""
     add_model(parser, checkpoint="pretrained")
     add_reduction(parser, [0.3], many=False, many_methods=False, default="rmeeto")
-    parser.add_argument("--data", required=True, metavar="FOLDER", help="training images, a folder per class")
+    add_data(parser, "training images: ")
     parser.add_argument("--held-out", type=whole, default=0, help="images of these to measure on instead (default: 0)")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the run's folder")
     parser.add_argument("--drop-path", type=float, default=0.0, help="rate of stochastic depth (default: 0)")
@@ -86,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, and say what came of it."""
     accelerator, recipe, finetune = _prepare(args)
     model, objective = _to_train(args, recipe)
-    images = open_images(args.data)
+    images = open_data(args.data, model)
     held_out = images.spread(args.held_out) if args.held_out else None
     used = images if held_out is None else images.without(held_out)
     if args.dry_run:

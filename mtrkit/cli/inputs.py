@@ -8,7 +8,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mtrkit.cli.loading import input_shape
-from mtrkit.measure import INTERPOLATIONS, Preprocess, preprocess_for, read_clip, read_image
+from mtrkit.cli.options import positive
+from mtrkit.measure import INTERPOLATIONS, Preprocess, preprocess_of, read_clip, read_image
 from mtrkit.vis import strip
 
 
@@ -26,16 +27,33 @@ def add_input(parser: argparse.ArgumentParser, use: str) -> None:
     add_preprocessing(parser)
 
 
+def add_views(parser: argparse.ArgumentParser) -> None:
+    """--segments, --crops and --average, for models of clips."""
+    group = parser.add_argument_group("videos", "for models of clips; Kinetics is tested with 4 segments and 3 crops")
+    group.add_argument("--segments", type=positive, default=1, help="clips per video (default: 1)")
+    group.add_argument(
+        "--crops", type=positive, default=1, help="places along the longer side (default: 1, the centre)"
+    )
+    group.add_argument(
+        "--average",
+        choices=["logits", "probabilities"],
+        default="logits",
+        help="of the views of a video; VideoMamba's own scripts take probabilities (default: logits)",
+    )
+
+
 def preprocess_from(args: argparse.Namespace, model: nn.Module) -> Preprocess:
-    """The model's own preprocessing, with what the arguments change."""
-    *_, height, width = input_shape(model)
-    return preprocess_for(
-        getattr(model, "pretrained_cfg", {}),
-        size=(height, width),
-        mean=args.mean and tuple(args.mean),
-        std=args.std and tuple(args.std),
-        crop=args.crop,
-        interpolation=args.interpolation,
+    """The model's own preprocessing, with what the arguments change, as far as the command has them."""
+    given = vars(args)
+    return preprocess_of(
+        model,
+        mean=given.get("mean") and tuple(args.mean),
+        std=given.get("std") and tuple(args.std),
+        crop=given.get("crop"),
+        interpolation=given.get("interpolation"),
+        segments=given.get("segments", 1),
+        crops=given.get("crops", 1),
+        average=given.get("average", "logits"),
     )
 
 

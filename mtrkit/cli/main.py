@@ -17,7 +17,7 @@ COMMANDS = {  # name → (module, what it does)
     "demo": ("demo", "classify the bundled real images with the bundled model, dense and reduced"),
     "list": ("listing", "methods, model families, models and scan backends"),
     "info": ("info", "what apply_reduction would do to a model: tokens per block, FLOPs"),
-    "eval": ("evaluate", "accuracy, FLOPs and speed of a model on a folder of images"),
+    "eval": ("evaluate", "accuracy, FLOPs and speed of a model on images or videos"),
     "calibrate": ("calibrate", "fit a reduction to a model by its own answers on some hundred images"),
     "finetune": ("finetune", "re-train a model with its reduction in place, to get accuracy back"),
     "compare": ("compare", "methods side by side on the same images, with paired differences and plots"),

@@ -9,6 +9,7 @@ import torch
 
 from mtrkit.errors import OptionError
 from mtrkit.measure.candidates import MethodChoice
+from mtrkit.measure.images import BUNDLED
 from mtrkit.measure.precision import PRECISIONS
 from mtrkit.schedule import EveryNth
 
@@ -34,6 +35,16 @@ def add_model(parser: argparse.ArgumentParser, checkpoint: str | None) -> None:
         metavar="SIZE",
         help="224, 224x320 or 3x224x224 (default: the model's own)",
     )
+
+
+def add_data(parser: argparse.ArgumentParser, use: str = "") -> None:
+    """--data, for what ``use`` says."""
+    help = (
+        f"{use}a folder of images per class; WebDataset shards, which are a folder of .tar files or a pattern such as "
+        f"train-{{0000..0063}}.tar; or {BUNDLED!r}. For a model of clips: a folder of videos per class, or a list with "
+        "a line `path label` for each video"
+    )
+    parser.add_argument("--data", required=True, metavar="DATA", help=help)
 
 
 def add_reduction(

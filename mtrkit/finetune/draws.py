@@ -4,28 +4,28 @@ So a run that goes on after an interruption sees what it would have seen, whatev
 processes together see what one would.
 """
 
-import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mtrkit.errors import InputError
+from mtrkit.finetune.chance import seeded
 from mtrkit.finetune.recipe import Recipe
 from mtrkit.measure import ImageSet
 
-Augment = Callable[[Image.Image], Tensor]
+Augment = Callable[[Any], Tensor]  # of an image, or of a video's path
 
 
 class Draws(Dataset[tuple[Tensor, int, int]]):
     """The sequence of augmented images that a run draws, by their number from 0 on.
 
-    An item is an image (3, H, W), its label, and how many images were unreadable and passed over to get it.
+    An item is an image (3, H, W) or a clip (3, T, H, W), its label, and how many images were unreadable and passed over
+    to get it.
     """
 
     def __init__(self, images: ImageSet, augment: Augment, recipe: Recipe, skip_unreadable: bool = False) -> None:
@@ -52,13 +52,11 @@ class Draws(Dataset[tuple[Tensor, int, int]]):
         for skipped in range(len(order)):
             index = int(self.used[order[(place + skipped) % len(order)]])
             try:
-                image = self.images.openers[index]()
+                with seeded(self.recipe.seed, draw):
+                    return self.augment(self.images.openers[index]()), self.images.labels[index], skipped
             except InputError:
                 if not self.skip_unreadable:
                     raise
-                continue
-            with seeded(self.recipe.seed, draw):
-                return self.augment(image), self.images.labels[index], skipped
         raise InputError(f"none of the images of {self.images.name} can be read")
 
     def batch(self, step: int, part: int, parts: int) -> list[int]:
@@ -101,22 +99,6 @@ def check_cut(recipe: Recipe, processes: int) -> int:
             f"an even number of images; make batch_size a multiple of {2 * parts}"
         )
     return parts
-
-
-@contextmanager
-def seeded(*numbers: int) -> Iterator[None]:
-    """All three random states from these numbers alone inside, and as they were afterwards."""
-    state = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-    words = np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(3)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[1]))
-    torch.random.default_generator.manual_seed(int(words[2]))
-    try:
-        yield
-    finally:
-        random.setstate(state[0])
-        np.random.set_state(state[1])
-        torch.random.set_rng_state(state[2])
 
 
 @lru_cache(maxsize=4)

@@ -8,11 +8,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from mtrkit.adapters import find_adapter
 from mtrkit.api import count_flops, reduction_info
 from mtrkit.finetune.draws import Draws, check_cut
 from mtrkit.finetune.objective import CrossEntropy, Objective
 from mtrkit.finetune.recipe import Recipe
-from mtrkit.finetune.run import accelerator_for, preprocessing
+from mtrkit.finetune.run import accelerator_for
 from mtrkit.finetune.trainer import augmentation, check_images
 from mtrkit.measure import ImageSet, peak_memory, twin
 
@@ -94,9 +95,9 @@ def _time_a_pass(
     model: nn.Module, objective: Objective, per_pass: int, classes: int, accelerator: Accelerator
 ) -> tuple[float, int]:
     """Seconds of a forward and backward pass, and on a GPU the most memory that it takes."""
-    device, size = accelerator.device, preprocessing(model).size
+    device, size = accelerator.device, find_adapter(model).input_size(model)
     trial = twin(model).to(device).train()
-    images = torch.randn(per_pass, 3, *size, device=device)
+    images = torch.randn(per_pass, *size, device=device)
     targets = torch.full((per_pass, classes), 1 / classes, device=device)
     parameters = [parameter for parameter in trial.parameters() if parameter.requires_grad]
 

@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from mtrkit.adapters import find_host
 from mtrkit.api import reduction_info
 from mtrkit.dyvm import DyVMTraining
 from mtrkit.errors import CheckpointError, OptionError
+from mtrkit.finetune.chance import seeded
 from mtrkit.finetune.curve import Curve
-from mtrkit.finetune.draws import BatchPlan, Draws, check_cut, seeded
+from mtrkit.finetune.draws import BatchPlan, Draws, check_cut
 from mtrkit.finetune.folder import RunFolder
 from mtrkit.finetune.objective import Objective
 from mtrkit.finetune.recipe import Recipe
-from mtrkit.measure import Accuracy, ImageSet, Preprocess, describe_machine, predict, preprocess_for, weights_digest
+from mtrkit.measure import Accuracy, ImageSet, describe_machine, predict, preprocess_of, weights_digest
 from mtrkit.measure.progress import progress
 
 
@@ -211,7 +211,7 @@ class Run:
         mine, counted = images.share(accelerator.process_index, accelerator.num_processes)
         training = model.training
         model.eval()
-        predicted = predict(model, mine, preprocessing(self.bare))
+        predicted = predict(model, mine, preprocess_of(self.bare))
         model.train(training)
         right = (predicted == torch.tensor(mine.labels))[:counted].sum().to(accelerator.device)
         return Accuracy(int(accelerator.reduce(right, "sum")), len(images))
@@ -278,13 +278,6 @@ def accelerator_for(recipe: Recipe, cpu: bool = False) -> Accelerator:
     return Accelerator(cpu=cpu, mixed_precision=recipe.precision)
 
 
-def preprocessing(model: nn.Module) -> Preprocess:
-    """How images become the model's input, at the size that it was built for."""
-    host, adapter = find_host(model)
-    *_, height, width = adapter.input_size(host)
-    return preprocess_for(getattr(host, "pretrained_cfg", {}), size=(height, width))
-
-
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     try:
         return create_optimizer_v2(model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay)
@@ -297,12 +290,19 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 def _mixing(recipe: Recipe, classes: int) -> Any:
     """Labels to targets, and images mixed in pairs if the recipe says so."""
     if recipe.mixes:
-        return Mixup(
+        mixup = Mixup(
             mixup_alpha=recipe.mixup,
             cutmix_alpha=recipe.cutmix,
             label_smoothing=recipe.label_smoothing,
             num_classes=classes,
         )
+
+        def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            """timm's, which takes the last two of four dimensions for height and width: frames are as channels."""
+            flat, targets = mixup(images.flatten(1, -3), labels)
+            return flat.view_as(images), targets
+
+        return mix
 
     def smooth(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         sharp = F.one_hot(labels, classes).float()

@@ -8,13 +8,15 @@ from accelerate import Accelerator
 from timm.data import create_transform
 from torch import nn
 
+from mtrkit.adapters import find_adapter
 from mtrkit.errors import InputError
+from mtrkit.finetune.clips import AugmentClip
 from mtrkit.finetune.draws import Draws
 from mtrkit.finetune.folder import RunFolder
 from mtrkit.finetune.objective import CrossEntropy, Objective
 from mtrkit.finetune.recipe import Recipe
-from mtrkit.finetune.run import Result, Run, accelerator_for, preprocessing
-from mtrkit.measure import ImageSet, check_classes
+from mtrkit.finetune.run import Result, Run, accelerator_for
+from mtrkit.measure import ClipPreprocess, ImageSet, check_classes, preprocess_of
 
 
 def retrain(
@@ -39,7 +41,7 @@ def retrain(
 
     Args:
         model: From images to logits; its ``pretrained_cfg`` says size and normalisation. Trained in place.
-        images: To train on.
+        images: To train on; for a model of clips what :func:`mtrkit.measure.open_clips` returns.
         out: The run's folder: ``run.json``, ``log.csv``, ``log.svg``, checkpoints, ``model.safetensors``.
         recipe: Default: R-MeeTo's.
         held_out: Images on which the accuracy is measured after every epoch; not trained on.
@@ -81,13 +83,13 @@ def check_images(model: nn.Module, images: ImageSet) -> None:
 def _outputs(model: nn.Module) -> int:
     """How many classes the logits are for."""
     weight = next(model.parameters())
-    return int(model(weight.new_zeros(1, 3, *preprocessing(model).size)).shape[-1])
+    return int(model(weight.new_zeros(1, *find_adapter(model).input_size(model))).shape[-1])
 
 
 def augmentation(model: nn.Module, recipe: Recipe) -> Any:
-    """timm's augmentation of one image, at the model's size and normalisation."""
-    preprocess = preprocessing(model)
-    return create_transform(
+    """timm's augmentation of one image, at the model's size and normalisation; of a video, of every frame alike."""
+    preprocess = preprocess_of(model)
+    transform = create_transform(
         (3, *preprocess.size),
         is_training=True,
         scale=(recipe.crop_scale, 1.0),
@@ -99,3 +101,4 @@ def augmentation(model: nn.Module, recipe: Recipe) -> Any:
         mean=preprocess.mean,
         std=preprocess.std,
     )
+    return AugmentClip(transform, preprocess.frames) if isinstance(preprocess, ClipPreprocess) else transform

@@ -5,21 +5,25 @@ Whole evaluations are in modules of their own: ``candidates`` (what is measured)
 """
 
 from mtrkit.measure.accuracy import Accuracy, batches, check_classes, predict, score
-from mtrkit.measure.images import ImageSet, image_folder, open_images, read_image
+from mtrkit.measure.clips import ClipPreprocess, open_clips
+from mtrkit.measure.images import ImageSet, image_folder, read_image
 from mtrkit.measure.machine import describe_machine, device_name, version_of
 from mtrkit.measure.memory import keep_freed_memory
 from mtrkit.measure.parity import Parity, check_backend
 from mtrkit.measure.precision import PRECISIONS, Precision
 from mtrkit.measure.preprocess import INTERPOLATIONS, Preprocess, preprocess_for
+from mtrkit.measure.shards import image_shards
+from mtrkit.measure.sources import open_data, open_images, preprocess_of, takes_clips
 from mtrkit.measure.statistics import Difference, paired_difference, wilson_interval
 from mtrkit.measure.throughput import Pass, Timing, forward_pass, interleave, peak_memory, summarise
-from mtrkit.measure.video import read_clip
+from mtrkit.measure.video import read_clip, read_frames
 from mtrkit.measure.weights import twin, weights_digest
 
 __all__ = [
     "INTERPOLATIONS",
     "PRECISIONS",
     "Accuracy",
+    "ClipPreprocess",
     "Difference",
     "ImageSet",
     "Parity",
@@ -34,17 +38,23 @@ __all__ = [
     "device_name",
     "forward_pass",
     "image_folder",
+    "image_shards",
     "interleave",
     "keep_freed_memory",
+    "open_clips",
+    "open_data",
     "open_images",
     "paired_difference",
     "peak_memory",
     "predict",
     "preprocess_for",
+    "preprocess_of",
     "read_clip",
+    "read_frames",
     "read_image",
     "score",
     "summarise",
+    "takes_clips",
     "twin",
     "version_of",
     "weights_digest",

@@ -37,19 +37,28 @@ class Accuracy:
 
 
 def batches(images: ImageSet, preprocess: Preprocess, batch_size: int, workers: int = 2) -> Iterator[Tensor]:
-    """Yield (B, 3, H, W) batches in order; the next one is read, by threads, while the last one is in use."""
+    """Yield (B, 3, H, W) batches in order; the next one is read, by threads, while the last one is in use.
+
+    Of videos they are (B, 3, T, H, W), with all views of a video, which follow each other, in one batch.
+    """
 
     def load(index: int) -> Tensor:
-        return preprocess(images.openers[index]())
+        return preprocess.inputs(images.openers[index]())
 
-    starts = range(0, len(images), batch_size)
+    together = images_per_batch(preprocess, batch_size)
+    starts = range(0, len(images), together)
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        waiting = pool.map(load, range(min(batch_size, len(images))))
+        waiting = pool.map(load, range(min(together, len(images))))
         for start in starts:
-            batch = torch.stack(list(waiting))
-            stop = start + batch_size
-            waiting = pool.map(load, range(stop, min(stop + batch_size, len(images))))
+            batch = torch.cat(list(waiting))
+            stop = start + together
+            waiting = pool.map(load, range(stop, min(stop + together, len(images))))
             yield batch
+
+
+def images_per_batch(preprocess: Preprocess, batch_size: int) -> int:
+    """How many images, or videos with all their views, are read at once; one in any case."""
+    return max(1, batch_size // preprocess.views)
 
 
 @torch.inference_mode()
@@ -69,18 +78,18 @@ def predict(
         model: Called as it is; put it in eval mode first.
         images: What to classify.
         preprocess: Turns an image into the model's input.
-        batch_size: Images per call.
+        batch_size: Images per call, each view of a video being one.
         precision: What the model's weights are in. Default: float32.
         workers: Threads that read images.
-        progress: Told the size of each batch once it is done.
+        progress: Told the images of each batch once it is done.
     """
     device, precision = next(model.parameters()).device, precision or Precision("float32")
     classes = []
     for batch in batches(images, preprocess, batch_size, workers):
         with precision.context(device):
-            logits = model(batch.to(device, precision.weights))
-        classes.append(logits.argmax(dim=-1).cpu())
-        progress(len(batch))
+            logits = torch.cat([model(part.to(device, precision.weights)) for part in batch.split(batch_size)])
+        classes.append(preprocess.combine(logits).argmax(dim=-1).cpu())
+        progress(len(batch) // preprocess.views)
     return torch.cat(classes)
 
 
@@ -90,9 +99,10 @@ def score(predicted: Tensor, images: ImageSet) -> Accuracy:
 
 
 def check_classes(num_outputs: int, images: ImageSet) -> None:
-    """Raise :class:`InputError` unless the folders can be the model's classes."""
+    """Raise :class:`InputError` unless these can be the model's classes."""
     if num_outputs != len(images.classes):
         raise InputError(
-            f"the model has {num_outputs} classes and {images.name} has {len(images.classes)} folders; labels "
-            "are numbered by sorted folder name, so there has to be one folder per class (an empty one will do)"
+            f"the model has {num_outputs} classes and {images.name} has {len(images.classes)} folders or names of "
+            "classes; labels are numbered by sorted folder name, so there has to be one folder per class (an empty one "
+            "will do), and beside shards one line of classes.txt"
         )

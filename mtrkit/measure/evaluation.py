@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtrkit.measure.accuracy import batches, check_classes, predict, score
+from mtrkit.measure.accuracy import batches, check_classes, images_per_batch, predict, score
 from mtrkit.measure.candidates import DENSE, Candidate
 from mtrkit.measure.images import ImageSet
 from mtrkit.measure.machine import describe_machine
 from mtrkit.measure.precision import Precision
 from mtrkit.measure.preprocess import Preprocess
+from mtrkit.measure.processes import ONE, Processes
 from mtrkit.measure.results import KEY, Results, Row, configuration_key
 from mtrkit.measure.throughput import Pass, forward_pass, interleave, summarise
 from mtrkit.measure.weights import weights_digest
@@ -38,6 +39,7 @@ class Evaluation:
         workers: Threads that read images.
         rounds: Rounds of timing; 0 for none.
         command: The command line.
+        processes: That share the images.
     """
 
     model: str
@@ -49,11 +51,18 @@ class Evaluation:
     workers: int
     rounds: int
     command: str
+    processes: Processes = ONE
 
     def timed_pass(self, model: nn.Module) -> Pass:
         """A function that runs a model on the first batch, in memory."""
-        first = next(batches(self.images, self.preprocess, self.batch_size))
+        first = next(batches(self.images, self.preprocess, self.batch_size))[: self.batch_size]
         return forward_pass(model, first.to(next(model.parameters()).device, self.precision.weights), self.precision)
+
+    @property
+    def timed_inputs(self) -> int:
+        """How many images, or views of videos, are in that batch."""
+        together = min(images_per_batch(self.preprocess, self.batch_size), len(self.images))
+        return min(self.batch_size, together * self.preprocess.views)
 
 
 class Reference(NamedTuple):
@@ -73,11 +82,14 @@ def measure(
 ) -> Iterator[Row]:
     """Yield one row per candidate: from the results if it is there, else measured and added to them.
 
+    If several processes measure, each classifies its share of the images, and every one of them gets the answers for
+    all; the main process alone times, while the others wait.
+
     Args:
         evaluation: How.
         dense: The model that the candidates are made of.
         candidates: What.
-        results: What is measured already.
+        results: What is measured already; the main process's counts.
         reference: What speed-ups are relative to. Default: ``dense``.
         progress: Called with the name of a candidate before it is measured; returns what is called with the size of
             each batch once it is done. Default: nothing.
@@ -98,7 +110,7 @@ def measure(
     }
     for candidate in candidates:
         key = _key(same, candidate)
-        row = results.find(key)
+        row = evaluation.processes.agree(results.find(key))
         if row is None or (evaluation.rounds and row.get("timed_beside") != reference.evaluation.model):
             measured = _measure(evaluation, candidate, reference, progress(candidate.name))
             row = {KEY: key} | measured | describe_machine(device)
@@ -118,23 +130,33 @@ def pack_right(right: Tensor) -> str:
 
 
 def _measure(evaluation: Evaluation, candidate: Candidate, reference: Reference, advance: Advance) -> Row:
+    predicted, processes = _predict(evaluation, candidate.model, advance), evaluation.processes
+    timed = _speed(evaluation, candidate, reference) if evaluation.rounds and processes.main else {}
+    return {
+        **_description(evaluation, candidate),
+        **_answers(predicted, evaluation.images),
+        "gflops": candidate.gflops,
+        "promised_speedup": candidate.promised,
+        **processes.agree(timed),
+        "command": evaluation.command,
+    }
+
+
+def _predict(evaluation: Evaluation, model: nn.Module, advance: Advance) -> Tensor:
+    """(n,) predicted classes of all images, each process having classified its share."""
+    processes = evaluation.processes
+    mine, _ = evaluation.images.share(processes.index, processes.count)
     predicted = predict(
-        candidate.model,
-        evaluation.images,
+        model,
+        mine,
         evaluation.preprocess,
         batch_size=evaluation.batch_size,
         precision=evaluation.precision,
         workers=evaluation.workers,
         progress=advance,
     )
-    return {
-        **_description(evaluation, candidate),
-        **_answers(predicted, evaluation.images),
-        "gflops": candidate.gflops,
-        "promised_speedup": candidate.promised,
-        **(_speed(evaluation, candidate, reference) if evaluation.rounds else {}),
-        "command": evaluation.command,
-    }
+    # Image i is the (i // count)-th of process i % count, and what fills the shares up comes last.
+    return torch.stack(processes.gather(predicted), dim=1).flatten()[: len(evaluation.images)]
 
 
 def _description(evaluation: Evaluation, candidate: Candidate) -> Row:
@@ -143,6 +165,7 @@ def _description(evaluation: Evaluation, candidate: Candidate) -> Row:
         "model": evaluation.model,
         "checkpoint": evaluation.checkpoint,
         "data": evaluation.images.name,
+        **({"views": evaluation.preprocess.views} if evaluation.preprocess.views > 1 else {}),
         "dtype": evaluation.precision.name,
         "method": candidate.method,
         "amount": candidate.amount,
@@ -177,7 +200,7 @@ def _speed(evaluation: Evaluation, candidate: Candidate, reference: Reference) -
     }
     device = next(reference.model.parameters()).device
     rounds = list(interleave(passes, device, rounds=evaluation.rounds, seconds=0.1))
-    count = min(evaluation.batch_size, len(evaluation.images))
+    count = evaluation.timed_inputs
     timing = summarise(rounds, name, dense, count)
     return {"batch_size": count, "timed_beside": reference.evaluation.model} | dataclasses.asdict(timing)
 

@@ -1,11 +1,13 @@
 """Labelled images: a folder per class, or those that come with the package."""
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -24,14 +26,14 @@ class ImageSet:
         name: Where they are from.
         classes: Names; a label is an index into them.
         labels: One per image.
-        openers: One function per image that returns it as RGB.
+        openers: One function per image that returns it as RGB; for a video its path, as few of its frames are read.
         digest: Changes whenever the images do, as far as their names and sizes tell.
     """
 
     name: str
     classes: tuple[str, ...]
     labels: tuple[int, ...]
-    openers: tuple[Callable[[], Image.Image], ...]
+    openers: tuple[Callable[[], Any], ...]
     digest: str
 
     def __len__(self) -> int:
@@ -64,26 +66,28 @@ class ImageSet:
         return ImageSet(self.name, self.classes, labels, openers, f"{self.digest}:{how}")
 
 
-def open_images(source: str | Path) -> ImageSet:
-    """Return the bundled images for ``"bundled"``, otherwise those of a folder."""
-    return _bundled() if str(source) == BUNDLED else image_folder(source)
-
-
 def image_folder(root: str | Path) -> ImageSet:
     """List the images below ``root/<class>/``; classes are numbered in the order of their sorted names.
 
     Raises:
         InputError: No such folder, or no images in it.
     """
+    return labelled_folder(root, SUFFIXES, lambda path: partial(read_image, path), "images")
+
+
+def labelled_folder(
+    root: str | Path, suffixes: Sequence[str], opener: Callable[[str], Callable[[], Any]], what: str
+) -> ImageSet:
+    """As :func:`image_folder`, for files with any suffixes; ``opener`` makes that of a path."""
     root = Path(root)
     if not root.is_dir():
-        raise InputError(f"{root} is not a folder; give one with a folder of images per class, or {BUNDLED!r}")
+        raise InputError(f"{root} is not a folder; give one with a folder of {what} per class, or {BUNDLED!r}")
     folders = sorted(path for path in root.iterdir() if path.is_dir())
-    files = [(label, *found) for label, folder in enumerate(folders) for found in _images_below(folder)]
+    files = [(label, *found) for label, folder in enumerate(folders) for found in _files_below(folder, suffixes)]
     if not files:
         raise InputError(
-            f"{root} has no images in folders of its own; expected {root}/<class>/<image> with one of the "
-            f"suffixes {', '.join(SUFFIXES)}"
+            f"{root} has no {what} in folders of its own; expected {root}/<class>/<file> with one of the "
+            f"suffixes {', '.join(suffixes)}"
         )
     below = len(str(root / "_")) - 1  # where a path goes on below the root, also below "."
     listing = "\n".join(f"{path[below:]} {size}" for _, path, size in files)
@@ -91,7 +95,7 @@ def image_folder(root: str | Path) -> ImageSet:
         name=str(root),
         classes=tuple(folder.name for folder in folders),
         labels=tuple(label for label, _, _ in files),
-        openers=tuple(partial(read_image, path) for _, path, _ in files),
+        openers=tuple(opener(path) for _, path, _ in files),
         digest=hashlib.sha256(listing.encode()).hexdigest()[:16],
     )
 
@@ -102,30 +106,44 @@ def read_image(path: str | Path) -> Image.Image:
     Raises:
         InputError: The file is not there, or is not a complete image; the message names it.
     """
+    return decode(path, str(path))
+
+
+def decode(source: str | Path | io.BytesIO, name: str) -> Image.Image:
+    """As :func:`read_image`, from a file or from bytes in memory that are called ``name`` in messages."""
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             return image.convert("RGB")
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; give the path of an image file") from error
+        raise InputError(f"{name} does not exist; give the path of an image file") from error
     except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise InputError(
-            f"{path} cannot be read as an image ({type(error).__name__}: {error}); replace or remove it"
+            f"{name} cannot be read as an image ({type(error).__name__}: {error}); replace or remove it"
         ) from error
 
 
-def _images_below(folder: Path) -> list[tuple[str, int]]:
+def class_names(folder: Path, labels: Sequence[int]) -> tuple[str, ...]:
+    """The lines of ``classes.txt`` in a folder; if there is no such file, the numbers up to the largest label."""
+    file = folder / "classes.txt"
+    if file.is_file():
+        return tuple(file.read_text(encoding="utf-8").strip().splitlines())
+    return tuple(map(str, range(max(labels) + 1)))
+
+
+def _files_below(folder: Path, suffixes: Sequence[str]) -> list[tuple[str, int]]:
     """Paths, sorted folder by folder, and sizes; strings, as data sets have too many files for path objects."""
     found = [
         os.path.join(place, name)
         for place, _, names in os.walk(folder)
         for name in names
-        if os.path.splitext(name)[1].lower() in SUFFIXES
+        if os.path.splitext(name)[1].lower() in suffixes
     ]
     found.sort(key=lambda path: path.split(os.sep))
     return [(path, os.path.getsize(path)) for path in found if os.path.isfile(path)]
 
 
-def _bundled() -> ImageSet:
+def bundled_set() -> ImageSet:
+    """The images that come with the package."""
     images, labels, classes = bundled_images()
     return ImageSet(
         name="1000 CIFAR-10 test images that come with mtrkit",

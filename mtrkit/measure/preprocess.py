@@ -50,6 +50,19 @@ class Preprocess:
         if not len(self.mean) == len(self.std) == 3 or min(self.std) <= 0:
             raise OptionError(f"mean={self.mean} and std={self.std} must be three numbers each, std above 0")
 
+    @property
+    def views(self) -> int:
+        """How often the model looks at one image; at a video possibly several times."""
+        return 1
+
+    def inputs(self, opened: Any) -> Tensor:
+        """(views, 3, H, W) of an opened image."""
+        return self(opened)[None]
+
+    def combine(self, logits: Tensor) -> Tensor:
+        """What the views of an image, which follow each other, say together: (B, K) of (B · views, K)."""
+        return logits
+
     def cut(self, image: Image.Image) -> Image.Image:
         """The part of the image that the model sees, at the model's size."""
         height, width = self.size

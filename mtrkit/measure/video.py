@@ -1,6 +1,6 @@
-"""Frames of a video file, at even distances."""
+"""Frames of a video file."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -17,11 +17,23 @@ def read_clip(path: str | Path, num_frames: int) -> list[Image.Image]:
         OptionError: PyAV is not installed.
         InputError: The file is not there, or is not a video; the message names it.
     """
+    return read_frames(path, lambda total: [(2 * part + 1) * total // (2 * num_frames) for part in range(num_frames)])
+
+
+def read_frames(path: str | Path, choose: Callable[[int], Sequence[int]]) -> list[Image.Image]:
+    """Read the frames that ``choose`` names, counted from 0, of as many as it is told; as RGB, in its order.
+
+    The video is decoded twice, as what files say of their length is not always so.
+
+    Raises:
+        OptionError, InputError: As :func:`read_clip`.
+    """
     total = sum(1 for _ in _frames(path))
-    wanted = [(2 * part + 1) * total // (2 * num_frames) for part in range(num_frames)]
-    found = {index: frame.to_image() for index, frame in enumerate(_frames(path)) if index in set(wanted)}
-    if not found:
+    if not total:
         raise InputError(f"{path} holds no frames; give a video file")
+    wanted = choose(total)
+    chosen = set(wanted)
+    found = {index: frame.to_image() for index, frame in enumerate(_frames(path)) if index in chosen}
     return [found[index].convert("RGB") for index in wanted]
 
 

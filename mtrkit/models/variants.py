@@ -49,6 +49,7 @@ class Release(NamedTuple):
 
 
 _IMAGENET: dict[str, Any] = {"crop_pct": 0.875, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_KINETICS = _IMAGENET | {"crop_pct": 1.0, "interpolation": "bilinear"}
 _CIFAR10: dict[str, Any] = {"crop_pct": 1.0, "mean": (0.4914, 0.4822, 0.4465), "std": (0.247, 0.2435, 0.2616)}
 _MICRO: dict[str, Any] = {"img_size": 32, "patch_size": 4, "num_classes": 10, "embed_dim": 96, "depth": 12}
 _FRONT: dict[str, Any] = {"class_token": "front", "halve": False}
@@ -58,7 +59,7 @@ _VIM = Family(VisionMamba, "2401.09417", _IMAGENET, {}, "hustvl/Vim-{size}-midcl
 _VIM_MICRO = Family(VisionMamba, "2401.09417", _CIFAR10, _MICRO, bundled=True)
 _VIDEOMAMBA = Family(VisionMamba, "2403.06977", _IMAGENET, _FRONT, "OpenGVLab/VideoMamba")
 _VIDEOMAMBA_MICRO = Family(VisionMamba, "2403.06977", _CIFAR10, _MICRO | _FRONT, bundled=True)
-_CLIPS = Family(VideoMamba, "2403.06977", _IMAGENET, {"num_classes": 400}, "OpenGVLab/VideoMamba")
+_CLIPS = Family(VideoMamba, "2403.06977", _KINETICS, {"num_classes": 400}, "OpenGVLab/VideoMamba")
 _MAMBAR = Family(MambaReg, "2405.14858", _IMAGENET | {"crop_pct": 1.0})
 
 

@@ -1,6 +1,7 @@
 """Which images a step sees: a function of the seed and the step, however the work is cut."""
 
 import random
+import tarfile
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from mtrkit.errors import InputError, OptionError
-from mtrkit.finetune.draws import BatchPlan, Draws, check_cut, seeded
+from mtrkit.finetune.chance import seeded
+from mtrkit.finetune.draws import BatchPlan, Draws, check_cut
 from mtrkit.finetune.trainer import augmentation
-from mtrkit.measure import image_folder
+from mtrkit.measure import image_folder, open_images
 from tests.finetune.conftest import recipe, tiny_model
 
 
@@ -31,6 +33,19 @@ def test_workers_and_what_was_drawn_before_change_nothing(folder):
     for a, b in zip(first, seen(draws, 2), strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert not torch.equal(first[0][0], first[6][0])  # the next epoch is another order, augmented anew
+
+
+def test_shards_are_drawn_as_a_folder_is(folder, tmp_path):
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        for label, place in enumerate(sorted(folder.iterdir())):
+            for path in sorted(place.iterdir()):
+                tar.add(path, f"{place.name}/{path.name}")
+                (tmp_path / "label").write_text(str(label))
+                tar.add(tmp_path / "label", f"{place.name}/{path.stem}.cls")
+    given = recipe()
+    draws = Draws(open_images(tmp_path / "all.tar"), augmentation(tiny_model(), given), given)
+    for a, b in zip(seen(draws_of(folder), 0), seen(draws, 2), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def test_an_epoch_sees_every_image_once(folder):
