@@ -15,10 +15,10 @@ import torch
 
 from mtrkit.cli.console import print_table, say
 from mtrkit.cli.inputs import add_input, read_input
-from mtrkit.cli.loading import input_shape, load_model
+from mtrkit.cli.loading import load_model
 from mtrkit.cli.options import add_model, add_reduction, add_running, positive, resolve_running
 from mtrkit.errors import OptionError
-from mtrkit.measure import Precision, describe_machine, forward_pass, interleave, peak_memory, summarise
+from mtrkit.measure import Precision, describe_machine, forward_pass, input_size_of, interleave, peak_memory, summarise
 from mtrkit.measure.candidates import DENSE, Candidate, candidates
 from mtrkit.measure.progress import progress
 from mtrkit.measure.results import KEY, Results, Row, configuration_key
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     }
     _print_head(args, metadata, found)
     for batch_size in args.batch_size:
-        size = (batch_size, *input_shape(model))
+        size = (batch_size, *input_size_of(model))
         x = torch.randn(size) if sample is None else sample.expand(size).contiguous()
         _measure(args, found, x.to(device, precision.weights), precision, metadata, results)
     return 0
@@ -163,7 +163,7 @@ def _cells(row: Row) -> list[str]:
 
 def _print_head(args: argparse.Namespace, metadata: Row, found: list[Candidate]) -> None:
     weights = f"weights from {args.checkpoint}" if args.checkpoint else "random weights"
-    size = "×".join(map(str, input_shape(found[0].model)[1:]))
+    size = "×".join(map(str, input_size_of(found[0].model)[1:]))
     run = f"{args.dtype}, {'compiled' if args.compile else 'not compiled'}"
     say(
         f"{args.model} at {size}, {weights}, {run}, {found[0].gflops:.4g} GFLOPs per image",

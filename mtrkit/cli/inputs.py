@@ -7,9 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mtrkit.cli.loading import input_shape
 from mtrkit.cli.options import positive
-from mtrkit.measure import INTERPOLATIONS, Preprocess, preprocess_of, read_clip, read_image
+from mtrkit.measure import INTERPOLATIONS, Preprocess, input_size_of, preprocess_of, read_clip, read_image
 from mtrkit.vis import strip
 
 
@@ -59,7 +58,7 @@ def preprocess_from(args: argparse.Namespace, model: nn.Module) -> Preprocess:
 
 def read_input(path: str | Path, args: argparse.Namespace, model: nn.Module) -> tuple[Image.Image, Tensor]:
     """What the model sees of a file: as a picture, a clip as the strip of its frames, and as its input."""
-    preprocess, size = preprocess_from(args, model), input_shape(model)
+    preprocess, size = preprocess_from(args, model), input_size_of(model)
     if len(size) == 3:
         image = preprocess.cut(read_image(path))
         return image, preprocess.tensor(image)

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from mtrkit.adapters import find_adapter
 from mtrkit.api import apply_reduction
 from mtrkit.measure.candidates import MethodChoice
 from mtrkit.models import create_model
@@ -22,11 +21,6 @@ def load_model(args: argparse.Namespace, device: torch.device | str = "cpu") -> 
     if getattr(args, "drop_path", 0):
         options["drop_path_rate"] = args.drop_path
     return create_model(args.model, args.checkpoint, **options).eval().to(device)
-
-
-def input_shape(model: nn.Module) -> tuple[int, ...]:
-    """Channels, frames of a clip, height and width that the model was built for."""
-    return find_adapter(model).input_size(model)
 
 
 def count_parameters(model: nn.Module) -> str:

@@ -36,7 +36,7 @@ def open_data(source: str | Path, model: nn.Module) -> ImageSet:
 
 def takes_clips(model: nn.Module) -> bool:
     """Whether a model's input is (B, C, T, H, W)."""
-    return len(_input_size(model)) == 4
+    return len(input_size_of(model)) == 4
 
 
 def preprocess_of(
@@ -54,7 +54,7 @@ def preprocess_of(
     Raises:
         OptionError: Several segments or crops for a model of images.
     """
-    _, *frames, height, width = _input_size(model)
+    _, *frames, height, width = input_size_of(model)
     config = getattr(model, "pretrained_cfg", None) or getattr(find_host(model)[0], "pretrained_cfg", {})
     if not frames:
         if segments * crops > 1:
@@ -65,7 +65,7 @@ def preprocess_of(
     return ClipPreprocess(**fields, frames=frames[0], segments=segments, crops=crops, average=average)
 
 
-def _input_size(model: nn.Module) -> tuple[int, ...]:
-    """Of the model, or of the one that it has inside."""
+def input_size_of(model: nn.Module) -> tuple[int, ...]:
+    """Channels, frames of a clip, height and width that a model, or the one inside of it, was built for."""
     host, adapter = find_host(model)
     return adapter.input_size(host)
