@@ -35,10 +35,9 @@ from torch.utils.data import DataLoader
 from train_upernet import train
 from upernet import Segmentor, resize
 
-from mtrkit.cli.options import add_reduction, device, positive, resolve_running, whole
 from mtrkit.errors import OptionError
 from mtrkit.measure import describe_machine, weights_digest
-from mtrkit.measure.candidates import Candidate, candidates
+from mtrkit.measure.candidates import Candidate, MethodChoice, candidates
 from mtrkit.measure.progress import progress
 from mtrkit.measure.report import as_markdown
 from mtrkit.measure.results import KEY, Results, Row, configuration_key
@@ -54,19 +53,23 @@ def parse() -> argparse.Namespace:
     weights.add_argument("--checkpoint", help="a segmentor in mmsegmentation's layout, or one that was trained here")
     weights.add_argument("--init", metavar="FILE", help="a classifier's weights for the backbone, or 'pretrained'")
     parser.add_argument("--out", type=Path, default=Path("ade20k"), help="folder for results (default: %(default)s)")
-    parser.add_argument("--limit", type=positive, help="validation images to use (default: all)")
-    parser.add_argument("--classes", type=positive, default=150, help="default: 150")
-    parser.add_argument("--size", type=positive, default=512, help="pixels a side of a window (default: 512)")
-    parser.add_argument("--blocks", type=whole, nargs=4, default=[5, 11, 17, 23], help="of the maps, counted from 0")
-    parser.add_argument("--train", type=positive, metavar="STEPS", help="train first, with one method and ratio")
-    parser.add_argument("--batch-size", type=positive, default=16, help="of training (default: 16)")
+    parser.add_argument("--limit", type=int, help="validation images to use (default: all)")
+    parser.add_argument("--classes", type=int, default=150, help="default: 150")
+    parser.add_argument("--size", type=int, default=512, help="pixels a side of a window (default: 512)")
+    parser.add_argument("--blocks", type=int, nargs=4, default=[5, 11, 17, 23], help="of the maps, counted from 0")
+    parser.add_argument("--train", type=int, metavar="STEPS", help="train first, with one method and ratio")
+    parser.add_argument("--batch-size", type=int, default=16, help="of training (default: 16)")
     parser.add_argument("--lr", type=float, default=6e-5, help="default: 6e-5")
-    parser.add_argument("--seed", type=whole, default=0, help="of training (default: 0)")
-    parser.add_argument("--save-every", type=positive, default=500, help="steps (default: 500)")
-    parser.add_argument("--workers", type=whole, default=2, help="processes that read images (default: 2)")
-    add_reduction(parser, ratio=(0.2, 0.3), removals=False)
-    parser.add_argument("--device", type=device, help="cpu, cuda, cuda:1 (default: cuda if there is one)")
-    parser.add_argument("--threads", type=positive, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--seed", type=int, default=0, help="of training (default: 0)")
+    parser.add_argument("--save-every", type=int, default=500, help="steps (default: 500)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that read images (default: 2)")
+    parser.add_argument("--method", nargs="+", default=["mtr"], help="default: mtr")
+    parser.add_argument(
+        "--ratio", nargs="+", type=float, default=[0.2, 0.3], help="of FLOPs to remove (default: 0.2 0.3)"
+    )
+    parser.add_argument("--layers", nargs="+", type=int, help="blocks to reduce after (default: the method's own)")
+    parser.add_argument("--device", help="default: cuda if there is one")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     args = parser.parse_args()
     if args.train and (len(args.ratio) > 1 or len(args.method) > 1 or args.batch_size < 2):
         parser.error("--train takes one --method, one --ratio (0: dense) and a --batch-size of 2 or more")
@@ -160,11 +163,14 @@ def show(found: list[Row]) -> str:
 def main() -> None:
     """Train if asked, and measure."""
     args = parse()
-    args.device = resolve_running(args)
+    args.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if args.threads:
+        torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     results = Results(args.out / "rows.json")
     scenes = Scenes(args.data, "validation", args.classes, args.limit)
-    wanted = candidates(build(args), args.method, args.ratio, args.layers, dict(args.option))
+    methods = [MethodChoice(name, name, {}) for name in args.method]
+    wanted = candidates(build(args), methods, args.ratio, args.layers, {})
     if args.train:
         wanted = wanted[-1:]  # the reduced one, or the dense one if the ratio is 0
         train(args, wanted[0], trained_file(args, wanted[0]))

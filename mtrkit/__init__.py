@@ -8,6 +8,7 @@
 >>> model = mtrkit.remove_reduction(model)
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from mtrkit.adapters import Adapter, register_adapter
@@ -91,6 +92,8 @@ def __getattr__(name: str) -> Any:
         from mtrkit import models
 
         return getattr(models, name)
+    if name == "dyvm":
+        return importlib.import_module("mtrkit.dyvm")
     if name == "calibrate":
         from mtrkit import calibration
 

@@ -11,10 +11,22 @@ from typing import TypeVar
 
 from torch import nn
 
-from mtrkit.adapters import ADAPTERS, Adapter, find_host
+from mtrkit.adapters import ADAPTERS, Adapter, find_host, shape_of
 from mtrkit.errors import InputError, MtrkitError, OptionError, SmallModelWarning, UnsupportedModelError
 from mtrkit.methods import METHODS, Method, MethodConfig
-from mtrkit.patch import RECORD, Calibration, Plan, Reduction, ReductionInfo, Trace, install, uninstall
+from mtrkit.methods.dyvm import DYVM
+from mtrkit.patch import (
+    RECORD,
+    Calibration,
+    DyVMCheckpoint,
+    Plan,
+    Reduction,
+    ReductionInfo,
+    Trace,
+    install,
+    prepare_trained,
+    uninstall,
+)
 from mtrkit.scan import backend_for, scan_backends, writes_runs_out
 from mtrkit.schedule import (
     Directions,
@@ -44,6 +56,7 @@ def apply_reduction(
     tokens: Sequence[int] | None = None,
     r: int | None = None,
     calibration: Calibration | str | Path | None = None,
+    checkpoint: DyVMCheckpoint | str | Path | None = None,
     **options: object,
 ) -> M:
     """Patch a Vision Mamba in place so that its later blocks see fewer tokens.
@@ -55,7 +68,7 @@ def apply_reduction(
     Args:
         model: A model of a family in :func:`list_adapters`, or one that has exactly one such model inside
             (DDP, a compiled module, a segmentor with a backbone).
-        method: A name in :func:`list_methods`. Default: ``"mtr"``.
+        method: A name in :func:`list_methods`, or ``"dyvm"`` with a checkpoint. Default: ``"mtr"``.
         ratio: Share of the model's forward FLOPs to remove, in [0, 1), the cost of reducing included. With
             0.3, the default, the patched forward costs 70 % of the original; 0 changes no bit of the output. The ratio
             reached is as near as whole tokens allow.
@@ -68,6 +81,8 @@ def apply_reduction(
         r: Tokens to remove after each of the layers, instead of ``ratio`` (ToMe and R-MeeTo say it so).
         calibration: What :func:`calibrate` returned for this model, or the file that it was saved in, instead of all of
             the above. It holds for inputs of the size that it was made from.
+        checkpoint: For ``method="dyvm"``, what was trained for this model (:mod:`mtrkit.dyvm`), or the file that it was
+            saved in. It says where and how much is reduced; beside it ``input_size`` alone may be given.
         **options: Fields of the method's config, such as ``similarity="l2"`` for ``"mtr"``.
 
     Returns:
@@ -76,25 +91,29 @@ def apply_reduction(
 
     Raises:
         UnknownNameError: No such method; the message lists the known ones.
-        OptionError: An option, ``ratio`` or ``layers`` that cannot be, or a calibration of another model.
-        CheckpointError: The file holds no calibration.
+        OptionError: An option, ``ratio`` or ``layers`` that cannot be, or a calibration or checkpoint of another model.
+        CheckpointError: The file holds no calibration, or no checkpoint.
         UnsupportedModelError: No adapter fits, or the model uses a feature that cannot be reduced correctly.
         ScheduleError: ``ratio`` is out of reach; the message gives the largest reachable one.
 
     Warns:
-        SmallModelWarning: The model has at most the width of Vim-Ti, D = 192, and the method does not keep time.
+        SmallModelWarning: The model has at most the width of Vim-Ti, D = 192, and the method neither keeps time nor was
+            trained.
 
     Source: ``"mtr"`` is Ma et al., arXiv:2507.14042; :func:`list_methods` gives each method's paper.
     """
     host, adapter = find_host(model)
-    if calibration is None:
+    if method == DYVM.name or checkpoint is not None:
+        given = {"ratio": ratio, "layers": layers, "tokens": tokens, "r": r, "calibration": calibration} | options
+        reduction = _trained(model, host, adapter, method, checkpoint, input_size, given)
+    elif calibration is None:
         method, ratio = "mtr" if method is None else method, 0.3 if ratio is None else ratio
         reduction = _prepare(model, host, adapter, method, ratio, input_size, layers, tokens, r, options)
     else:
         given = {"method": method, "ratio": ratio, "input_size": input_size, "layers": layers, "tokens": tokens, "r": r}
         reduction = _calibrated(model, host, adapter, calibration, given | options)
     install(host, reduction)
-    if reduction.plan.layers:
+    if reduction.plan.layers and reduction.trained is None:
         _warn_if_small(reduction.plan.shape, reduction.method.name)
     return model
 
@@ -160,7 +179,7 @@ def reduction_info(model: nn.Module, *, directions: Directions = "one") -> Reduc
     host, reduction = patched[0]
     plan = reduction.plan
     dense = model_flops(plan.shape, directions=directions)
-    reduced = model_flops(plan.shape, plan.schedule, plan.cost, directions)
+    reduced = model_flops(reduction.counted(plan.shape), plan.schedule, plan.cost, directions)
     return ReductionInfo(
         method=reduction.method.name,
         options=dataclasses.asdict(reduction.config),
@@ -175,6 +194,7 @@ def reduction_info(model: nn.Module, *, directions: Directions = "one") -> Reduc
         flops_reduced=reduced,
         scan_backend=_scan_backend(host, reduction.config.lengths != "one"),
         corrected=reduction.correction is not None,
+        scan_share=reduction.scan_share,
     )
 
 
@@ -196,17 +216,18 @@ def count_flops(
     host, adapter = find_host(model)
     reduction = vars(host).get(RECORD)
     size = input_size or (reduction.input_size if reduction else adapter.input_size(host))
-    shape = _shape(model, host, adapter, size)
+    shape = shape_of(model, host, adapter, size)
     if tokens is not None:
         return model_flops(shape, check_schedule(tokens, shape), directions=directions)
     if reduction is None or not reduction.active:
         return model_flops(shape, directions=directions)
     schedule = [reduction.plan.num_kept(index, shape.tokens) for index in range(shape.depth)]
-    return model_flops(_placed(shape, reduction.config), schedule, reduction.plan.cost, directions)
+    shape = reduction.counted(_placed(shape, reduction.config))
+    return model_flops(shape, schedule, reduction.plan.cost, directions)
 
 
 def list_methods() -> list[str]:
-    """Names of the reduction methods, in natural order."""
+    """Names of the reduction methods that need no training, in natural order."""
     return METHODS.names()
 
 
@@ -237,7 +258,7 @@ def _prepare(
     _check_signals(chosen.name, config.reads, adapter)
     _check_blocks(chosen.name, config, adapter)
     size = tuple(input_size) if input_size is not None else adapter.input_size(host)
-    shape = _placed(_shape(model, host, adapter, size), config)
+    shape = _placed(shape_of(model, host, adapter, size), config)
     plan = _plan(shape, chosen, config, adapter.any_length, ratio, layers, tokens, r)
     return Reduction(chosen, config, adapter, size, adapter.special_at(host), plan, host)
 
@@ -262,6 +283,30 @@ def _calibrated(
     reduction = _prepare(model, host, adapter, found.method, 0.0, size, None, tokens, None, found.options)
     reduction.correction = found.correction
     return reduction
+
+
+def _trained(
+    model: nn.Module,
+    host: nn.Module,
+    adapter: Adapter,
+    method: str | None,
+    checkpoint: DyVMCheckpoint | str | Path | None,
+    input_size: tuple[int, ...] | None,
+    given: dict[str, object],
+) -> Reduction:
+    """What a trained checkpoint says; ``given`` is what the user says beside it."""
+    if checkpoint is None:
+        raise OptionError("method 'dyvm' is trained for one model: give checkpoint=… of mtrkit.dyvm, or its file")
+    if method not in (None, DYVM.name):
+        raise OptionError(f"method {method!r} is not trained and takes no checkpoint; leave one of the two out")
+    beside = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+    if beside:
+        raise OptionError(
+            f"a checkpoint of 'dyvm' and {', '.join(beside)} were given; it says itself where and how much is reduced"
+        )
+    found = checkpoint if isinstance(checkpoint, DyVMCheckpoint) else DyVMCheckpoint.load(checkpoint)
+    found.check(host, adapter)
+    return prepare_trained(model, host, adapter, found.frozen_parts(host), input_size)
 
 
 def _plan(
@@ -350,14 +395,6 @@ def _shrinking(tokens: Sequence[int], shape: ModelShape) -> tuple[int, ...]:
     left = check_schedule(tokens, shape)
     entering = [shape.tokens, *left[:-1]]
     return tuple(i + 1 for i, (n, m) in enumerate(zip(entering, left, strict=True)) if m < n)
-
-
-def _shape(model: nn.Module, host: nn.Module, adapter: Adapter, input_size: tuple[int, ...]) -> ModelShape:
-    """Of the host, and of the head that ``model`` may have on top of it."""
-    mismatch = adapter.mismatch_of_size(host, tuple(input_size))
-    if mismatch is not None:
-        raise InputError(f"input_size={tuple(input_size)} does not fit {type(host).__name__}, which {mismatch}")
-    return adapter.shape_within(model, adapter.shape(host, tuple(input_size)))
 
 
 def _patched(model: nn.Module) -> list[tuple[nn.Module, Reduction]]:

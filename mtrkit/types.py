@@ -4,6 +4,7 @@ Letters: B batch, L tokens (special tokens included), L' tokens after a reductio
 D model width, E inner width, N state size, S special tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -116,6 +117,7 @@ class Signals(NamedTuple):
     y: Tensor | None = None  # (B, L, E): scan output with the skip term, before the gate
     keys: Tensor | None = None  # (B, L, D / heads): of an attention block, mean over the heads
     attention: Tensor | None = None  # (B, L, 1): the class token's attention to each token, mean over the heads
+    gates: Tensor | None = None  # (B, 2): 1 if the forward, the backward scan has run for a sample, otherwise 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +129,7 @@ class BlockState:
     size: Tensor  # (B, L, 1): how many of the original tokens each one stands for
     special: Tensor  # (B, S) int64: where the class, distillation and register tokens stand
     signals: Signals  # those that the method says it reads
+    layer: int = 0  # its number, counted from 1
 
     @property
     def num_tokens(self) -> int:
@@ -156,6 +159,27 @@ class Runs(NamedTuple):
     positions: int  # of a sample, at most
 
 
+class Gating(NamedTuple):
+    """What chooses, per sample, the scans of a mixer that run, and while training the tokens that count in them.
+
+    Dropped tokens that do not count stand behind all others, so that a scan in either direction sees what it would see
+    without them: the forward one meets them last, and the backward one meets them first, as if they were padding.
+    """
+
+    select: Callable[[Tensor], Tensor] | None  # in_proj's output (B, 2E) to gates (B, 2); None: every scan runs
+    tokens: Tensor  # (B, S) int64: the mean of in_proj's output at these is what it sees; at all that count if S is 0
+    mask: Tensor | None = None  # (B, L, 1): 0 for tokens that do not count; None: all do
+    trains: bool = False  # gradients pass through the gates, so that a scan runs for samples that do without it too
+
+
+class GatedPass(NamedTuple):
+    """What a pass with trained pruning remembers beside its tokens; M patches, S stages and blocks in their order."""
+
+    mask: Tensor | None = None  # (B, L, 1): 0 for tokens that are dropped and still there; None: there are none
+    kept: tuple[Tensor, ...] = ()  # (B, M) per stage while training: 1 for patches that it keeps, in their first order
+    gates: tuple[Tensor, ...] = ()  # (B, 2) of each block
+
+
 class Correction(NamedTuple):
     """What is added to the final features x (…, D) of a reduced model: ``x @ down @ up + bias``."""
 
@@ -180,12 +204,14 @@ class MixerCall:
     gaps: Gaps | None = None  # what the mixer's scan passes over
     runs: Runs | None = None  # how long the tokens last; None: one position each
     size: Tensor | None = None  # (B, L, 1): how many tokens each one stands for, by which attention to it is multiplied
+    gating: Gating | None = None  # which scans run; None: all
     signals: Signals | None = None
 
     @property
     def says_something(self) -> bool:
         """Whether a mixer that does not get it would be wrong."""
-        return bool(self.reads) or self.gaps is not None or self.runs is not None or self.size is not None
+        given = (self.gaps, self.runs, self.size, self.gating)
+        return bool(self.reads) or any(part is not None for part in given)
 
     def take(self) -> Signals | None:
         """The signals, which are let go here: a checkpoint holds its arguments until the backward pass."""
@@ -215,6 +241,7 @@ class ReducedStream(NamedTuple):
     records: bool  # whether gradients were recorded where it was made
     dropped_delta: Tensor | None = None  # (B, L, E): Δ of dropped tokens per direction, if a method wants it remembered
     lengths: Tensor | None = None  # (B, L') int64: how many positions each token lasts, if the method keeps time
+    gated: GatedPass | None = None  # of a model with trained pruning
 
     def runs(self) -> Runs | None:
         """What keeps time in the next block; no property, as torch 2.6's compiler evaluates none of a named tuple."""
@@ -229,6 +256,7 @@ class ReducedStream(NamedTuple):
         stages: tuple[Stage, ...] | None = None,
         dropped_delta: Tensor | None = None,
         lengths: Tensor | None = None,
+        gated: GatedPass | None = None,
     ) -> "ReducedStream":
         """The stream with what is given in place of its own; torch 2.6's compiler does not follow ``_replace``."""
         return ReducedStream(
@@ -239,6 +267,7 @@ class ReducedStream(NamedTuple):
             self.records,
             self.dropped_delta if dropped_delta is None else dropped_delta,
             self.lengths if lengths is None else lengths,
+            self.gated if gated is None else gated,
         )
 
     def __getitem__(self, index: Any) -> Any:

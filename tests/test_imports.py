@@ -24,6 +24,7 @@ FLOORS = {
     "api": 7,
     "measure": 8,
     "vis": 8,
+    "dyvm": 8,
     "calibration": 9,
     "finetune": 9,
     "cli": 10,

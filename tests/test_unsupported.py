@@ -107,7 +107,7 @@ REFUSED = [
     ("vim_dense", vim_for_segmentation, "features_only=True"),
     ("famba_v", forks.FambaV, "reads the first token"),
     ("r_meeto", forks.r_meeto, 'method="rmeeto"'),
-    ("dyvm", forks.dyvm, "three values"),
+    ("dyvm", forks.dyvm, "load_release"),
     ("audio_mamba", forks.audio_mamba, "spectrograms"),
     ("arm", arm, "columns of a square grid"),
     ("point_mamba", point_mamba, "every group of points twice"),

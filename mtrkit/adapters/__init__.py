@@ -2,7 +2,7 @@
 
 from mtrkit.adapters import hf_mamba, mamba_lm, mamba_vision, official, ours, vit
 from mtrkit.adapters.base import ADAPTERS, Adapter, register_adapter
-from mtrkit.adapters.host import find_adapter, find_host
+from mtrkit.adapters.host import find_adapter, find_host, shape_of
 from mtrkit.adapters.unsupported import UNSUPPORTED, Unsupported
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "official",
     "ours",
     "register_adapter",
+    "shape_of",
     "vit",
 ]

@@ -35,6 +35,7 @@ class Adapter(ABC):
     signals = frozenset({"delta", "delta_mean", "ssm_B", "ssm_C", "y"})  # a method may read these of its blocks
     directions = 2  # in which a mixer scans, if it does
     keeps_time = False  # its mixers mind ``call.runs``: tokens that last several positions
+    gates_scans = False  # its mixers mind ``call.gating``: scans that run for some samples only
     any_length = False  # inputs come in every length, the shortest ones too
     call_argument: str | None = "inference_params"  # argument of a block that it hands to its mixer as it is
     own_code_reads: tuple[str, ...] = ()  # layers of a mixer whose weights the family's code reads, uncalled
@@ -57,7 +58,8 @@ class Adapter(ABC):
     def run_mixer(self, mixer: nn.Module, hidden: Tensor, call: MixerCall) -> tuple[Tensor, Signals]:
         """Run the mixer on normalised tokens (B, L, D) and return its output with the signals in ``call.reads``.
 
-        A scan minds ``call.gaps`` and ``call.runs``, attention ``call.size``; see :class:`~mtrkit.types.MixerCall`.
+        A scan minds ``call.gaps``, ``call.runs`` and ``call.gating``, attention ``call.size``; see
+        :class:`~mtrkit.types.MixerCall`.
         """
 
     @abstractmethod

@@ -4,7 +4,8 @@ from torch import nn
 
 from mtrkit.adapters.base import ADAPTERS, Adapter
 from mtrkit.adapters.unsupported import known_refusal
-from mtrkit.errors import UnsupportedModelError
+from mtrkit.errors import InputError, UnsupportedModelError
+from mtrkit.schedule import ModelShape
 
 Host = tuple[nn.Module, Adapter]
 
@@ -43,6 +44,18 @@ def find_adapter(model: nn.Module) -> Adapter:
     if adapter is None:
         raise UnsupportedModelError(_why_none_fits(model))
     return adapter
+
+
+def shape_of(model: nn.Module, host: nn.Module, adapter: Adapter, input_size: tuple[int, ...]) -> ModelShape:
+    """Sizes of the host for inputs of this size, and of the head that ``model`` may have on top of it.
+
+    Raises:
+        InputError: The host takes no such input.
+    """
+    mismatch = adapter.mismatch_of_size(host, tuple(input_size))
+    if mismatch is not None:
+        raise InputError(f"input_size={tuple(input_size)} does not fit {type(host).__name__}, which {mismatch}")
+    return adapter.shape_within(model, adapter.shape(host, tuple(input_size)))
 
 
 def _fitting(module: nn.Module) -> Adapter | None:

@@ -26,6 +26,7 @@ class IsotropicMamba(Adapter):
 
     marks: tuple[str, ...] = STACK
     keeps_time = True
+    gates_scans = True
     own_code_reads = (*_LAYERS, *(f"{name}_b" for name in _LAYERS[1:-1]))
 
     @abstractmethod
@@ -53,9 +54,8 @@ class IsotropicMamba(Adapter):
         return block.mixer
 
     def run_mixer(self, mixer: Any, hidden: Tensor, call: MixerCall) -> tuple[Tensor, Signals]:
-        out, signals = mixer_forward(
-            hidden, mixer_parts(mixer, halve=self.averages_directions(mixer)), call.reads, call.gaps, call.runs
-        )
+        parts = mixer_parts(mixer, halve=self.averages_directions(mixer))
+        out, signals = mixer_forward(hidden, parts, call.reads, call.gaps, call.runs, call.gating)
         gamma = getattr(mixer, "gamma", None)
         return (out if gamma is None else out * gamma), signals
 

@@ -54,7 +54,7 @@ UNSUPPORTED: tuple[Unsupported, ...] = (
         "DyVM of the NUS-HPC-AI-Lab/DyVM repository",
         ("pruning_loc", "token_ratio"),
         "its predictors drop tokens and scan directions by themselves, image by image, and its blocks return three "
-        "values",
+        "values; load its file into the plain model by mtrkit.dyvm.load_release",
     ),
     Unsupported(
         "famba_v",

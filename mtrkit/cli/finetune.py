@@ -7,6 +7,7 @@ and --crops are for the held-out videos.
 """
 
 import argparse
+import copy
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -27,6 +28,8 @@ EPILOG = """examples:
     --out runs/r14
   mtrkit finetune vim_tiny_patch16_224 --checkpoint vim_t.pth --data imagenet/train --method runs --ratio 0.4 \\
     --out runs/r40 --epochs 1 --batch-size 256 --accumulate 4 --distill 0.5 --ema 0.996 --held-out 2000
+  mtrkit finetune vim_tiny_patch16_224 --checkpoint vim_t.pth --data imagenet/train --out runs/dyvm \\
+    --method dyvm:keep=0.9,block_target=0.8 --lr 3e-5 --weight-decay 1e-8 --epochs 30 --warmup-epochs 5
   mtrkit finetune videomamba_tiny_patch16_224_f8 --checkpoint FILE --data k400/train.csv --method rmeeto:layers=even \\
     --r 88 --out runs/k400 --epochs 30 --batch-size 64 --warmup-epochs 5 --weight-decay 0.1 --drop-path 0.1
   mtrkit finetune ... --dry-run
@@ -56,6 +59,7 @@ HELP = {
     "precision": "float32 ('no'), or autocast to 'bf16' or 'fp16'",
     "seed": "of everything that is drawn",
 }
+DYVM = "dyvm"  # is trained in a form of its own
 _TYPES: dict[str, Any] = {"auto_augment": str, "opt": str, "precision": str}
 _COUNTS = ("batch_size", "accumulate", "repeats", "seed")
 
@@ -87,16 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, and say what came of it."""
     accelerator, recipe, finetune = _prepare(args)
-    model = load_model(args)
-    if args.checkpointing:
-        cast(Any, model).set_grad_checkpointing(True)
-    if args.ratio or args.r is not None:
-        reduce_model(model, args.method, args)
+    model, objective = _to_train(args, recipe)
     images = open_data(args.data, model)
     held_out = images.spread(args.held_out) if args.held_out else None
     used = images if held_out is None else images.without(held_out)
     if args.dry_run:
-        say(*str(finetune.estimate(model, used, recipe, accelerator=accelerator)).splitlines())
+        plan = finetune.estimate(model, used, recipe, objective=objective, accelerator=accelerator)
+        say(*str(plan).splitlines())
         return 0
     result = finetune.retrain(
         model,
@@ -105,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
         recipe,
         held_out=held_out,
         preprocess=preprocess_from(args, model),
+        objective=objective,
         save_every=args.save_every,
         workers=args.workers,
         skip_unreadable=args.skip_unreadable,
@@ -112,9 +114,29 @@ def run(args: argparse.Namespace) -> int:
         accelerator=accelerator,
     )
     if accelerator.is_main_process:
-        info = reduction_info(model)
+        info = reduction_info(model.model if args.method.name == DYVM else model)
         say("dense" if info is None else str(info).splitlines()[0], *str(result).splitlines())
     return 0
+
+
+def _to_train(args: argparse.Namespace, recipe: "Recipe") -> tuple[Any, Any]:
+    """The model as it is trained, and by what."""
+    from mtrkit.dyvm import DyVMObjective, DyVMTraining
+    from mtrkit.finetune import CrossEntropy
+
+    model = load_model(args)
+    if args.checkpointing:
+        cast(Any, model).set_grad_checkpointing(True)
+    if args.method.name == DYVM:
+        teacher = copy.deepcopy(model)
+        options = {"layers": args.layers} | dict(args.option) | args.method.options
+        try:
+            return DyVMTraining(model, **options), DyVMObjective(teacher)
+        except TypeError as error:
+            raise OptionError(f"{DYVM} takes keep, block_target and layers ({error})") from error
+    if args.ratio or args.r is not None:
+        reduce_model(model, args.method, args)
+    return model, CrossEntropy(recipe)
 
 
 def _prepare(args: argparse.Namespace) -> tuple[Any, "Recipe", Any]:

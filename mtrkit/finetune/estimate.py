@@ -8,14 +8,13 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from mtrkit.adapters import find_adapter
 from mtrkit.api import count_flops, reduction_info
 from mtrkit.finetune.draws import Draws, check_cut
 from mtrkit.finetune.objective import CrossEntropy, Objective
 from mtrkit.finetune.recipe import Recipe
 from mtrkit.finetune.run import accelerator_for
 from mtrkit.finetune.trainer import augmentation, check_images
-from mtrkit.measure import ImageSet, peak_memory, twin
+from mtrkit.measure import ImageSet, model_input, peak_memory, twin
 
 _TRIALS = 3
 
@@ -95,7 +94,7 @@ def _time_a_pass(
     model: nn.Module, objective: Objective, per_pass: int, classes: int, accelerator: Accelerator
 ) -> tuple[float, int]:
     """Seconds of a forward and backward pass, and on a GPU the most memory that it takes."""
-    device, size = accelerator.device, find_adapter(model).input_size(model)
+    device, size = accelerator.device, model_input(model)
     trial = twin(model).to(device).train()
     images = torch.randn(per_pass, *size, device=device)
     targets = torch.full((per_pass, classes), 1 / classes, device=device)

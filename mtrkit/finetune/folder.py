@@ -28,6 +28,11 @@ class RunFolder:
         """Where the result is written."""
         return self.path / "model.safetensors"
 
+    @property
+    def added(self) -> Path:
+        """Where DyVM's parts are written, for ``apply_reduction(model, checkpoint=…)``."""
+        return self.path / "dyvm.safetensors"
+
     def claim(self, identity: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         """Write what the run is, or check that the folder is of the same run.
 

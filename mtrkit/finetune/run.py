@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from mtrkit.api import reduction_info
+from mtrkit.dyvm import DyVMTraining
 from mtrkit.errors import CheckpointError, OptionError
 from mtrkit.finetune.chance import seeded
 from mtrkit.finetune.curve import Curve
@@ -245,12 +246,18 @@ class Run:
         if curve is not None:
             curve.close()
             about = self.identity | {"held-out accuracy": None if accuracy is None else str(accuracy)}
-            whole = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-            save_file(whole, self.folder.weights, {"about": json.dumps(about, default=str)})
+            self._write({name: value.detach().cpu().contiguous() for name, value in weights.items()}, about)
         self.accelerator.wait_for_everyone()
         self.bare.eval()
         loss = sum(self.recent) / len(self.recent) if self.recent else math.nan
         return Result(self.step, loss, accuracy, self.skipped, self.folder.weights, took)
+
+    def _write(self, weights: dict[str, Tensor], about: dict[str, Any]) -> None:
+        """The model's weights, and beside them what DyVM adds to a model."""
+        if isinstance(self.bare, DyVMTraining):
+            self.bare.checkpoint().save(self.folder.added)
+            weights = {name.removeprefix("model."): weights[name] for name in weights if name.startswith("model.")}
+        save_file(weights, self.folder.weights, {"about": json.dumps(about, default=str)})
 
     def _identity(self) -> dict[str, Any]:
         """What decides the result."""

@@ -8,7 +8,6 @@ from accelerate import Accelerator
 from timm.data import create_transform
 from torch import nn
 
-from mtrkit.adapters import find_adapter
 from mtrkit.errors import InputError
 from mtrkit.finetune.clips import AugmentClip
 from mtrkit.finetune.draws import Draws
@@ -16,7 +15,7 @@ from mtrkit.finetune.folder import RunFolder
 from mtrkit.finetune.objective import CrossEntropy, Objective
 from mtrkit.finetune.recipe import Recipe
 from mtrkit.finetune.run import Result, Run, accelerator_for
-from mtrkit.measure import ClipPreprocess, ImageSet, Preprocess, check_classes, preprocess_of
+from mtrkit.measure import ClipPreprocess, ImageSet, Preprocess, check_classes, model_input, preprocess_of
 
 
 def retrain(
@@ -87,7 +86,7 @@ def check_images(model: nn.Module, images: ImageSet) -> None:
 def _outputs(model: nn.Module) -> int:
     """How many classes the logits are for."""
     weight = next(model.parameters())
-    return int(model(weight.new_zeros(1, *find_adapter(model).input_size(model))).shape[-1])
+    return int(model(weight.new_zeros(1, *model_input(model))).shape[-1])
 
 
 def augmentation(model: nn.Module, recipe: Recipe) -> Any:

@@ -13,7 +13,7 @@ from mtrkit.measure.parity import Parity, check_backend
 from mtrkit.measure.precision import PRECISIONS, Precision
 from mtrkit.measure.preprocess import INTERPOLATIONS, Preprocess, preprocess_for
 from mtrkit.measure.shards import image_shards
-from mtrkit.measure.sources import open_data, open_images, preprocess_of, takes_clips
+from mtrkit.measure.sources import model_input, open_data, open_images, preprocess_of, takes_clips
 from mtrkit.measure.statistics import Difference, paired_difference, wilson_interval
 from mtrkit.measure.throughput import Pass, Timing, forward_pass, interleave, peak_memory, summarise
 from mtrkit.measure.video import read_clip, read_frames
@@ -41,6 +41,7 @@ __all__ = [
     "image_shards",
     "interleave",
     "keep_freed_memory",
+    "model_input",
     "open_clips",
     "open_data",
     "open_images",

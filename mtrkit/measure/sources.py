@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from mtrkit.adapters import find_adapter
+from mtrkit.adapters import find_host
 from mtrkit.errors import OptionError
 from mtrkit.measure.clips import Average, ClipPreprocess, open_clips
 from mtrkit.measure.images import BUNDLED, ImageSet, bundled_set, image_folder
@@ -36,7 +36,13 @@ def open_data(source: str | Path, model: nn.Module) -> ImageSet:
 
 def takes_clips(model: nn.Module) -> bool:
     """Whether a model's input is (B, C, T, H, W)."""
-    return len(find_adapter(model).input_size(model)) == 4
+    return len(model_input(model)) == 4
+
+
+def model_input(model: nn.Module) -> tuple[int, ...]:
+    """Channels, frames of a clip, height and width that the model, or the one that it has inside, was built for."""
+    host, adapter = find_host(model)
+    return adapter.input_size(host)
 
 
 def preprocess_of(
@@ -54,8 +60,8 @@ def preprocess_of(
     Raises:
         OptionError: Several segments or crops for a model of images.
     """
-    _, *frames, height, width = find_adapter(model).input_size(model)
-    config = getattr(model, "pretrained_cfg", {})
+    _, *frames, height, width = model_input(model)
+    config = getattr(model, "pretrained_cfg", None) or getattr(find_host(model)[0], "pretrained_cfg", {})
     if not frames:
         if segments * crops > 1:
             raise OptionError(f"{segments} segments × {crops} crops are for models of clips; this one takes images")

@@ -40,7 +40,11 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, ema: Ema = "auto", ne
     Raises:
         CheckpointError: Unreadable, or it does not belong to the model.
     """
-    state = load_state_dict(path, ema)
+    load_state(model, load_state_dict(path, ema), path, new_head)
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path, new_head: bool = False) -> None:
+    """:func:`load_checkpoint` of a state dict that was read from ``path``, or from a part of it."""
     try:
         adapt = getattr(model, "adapt_state_dict", None)
         state = state if adapt is None else adapt(state)

@@ -47,7 +47,7 @@ class MambaMixer(nn.Module):
         """Normalised tokens (B, L, D) to (B, L, D); what a ``call`` asks for is left in it."""
         call = MixerCall() if call is None else call
         parts = mixer_parts(self, halve=self.halve)
-        out, call.signals = mixer_forward(hidden_states, parts, call.reads, call.gaps, call.runs)
+        out, call.signals = mixer_forward(hidden_states, parts, call.reads, call.gaps, call.runs, call.gating)
         return out
 
     def extra_repr(self) -> str:

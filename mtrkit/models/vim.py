@@ -70,7 +70,7 @@ class Block(nn.Module):
         """Norm and mixer as one call; ``None`` if something has to see what is between them."""
         if self.training or residual.dtype is not hidden_states.dtype or not no_tracing(hidden_states):
             return None
-        if call is not None and (call.reads or call.gaps is not None):
+        if call is not None and (call.reads or call.gaps is not None or call.gating is not None):
             return None
         modules: Any = self._modules  # attributes of modules are slow to look up, which a small batch would notice
         norm, mixer = modules["norm"], modules["mixer"]

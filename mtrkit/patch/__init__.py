@@ -6,10 +6,12 @@ from mtrkit.patch.info import ReductionInfo
 from mtrkit.patch.journal import Journal
 from mtrkit.patch.plan import Plan
 from mtrkit.patch.trace import Trace, TraceStage
+from mtrkit.patch.trained import DyVMCheckpoint, prepare_trained
 
 __all__ = [
     "RECORD",
     "Calibration",
+    "DyVMCheckpoint",
     "Journal",
     "Plan",
     "Reduction",
@@ -18,5 +20,6 @@ __all__ = [
     "TraceStage",
     "fingerprint",
     "install",
+    "prepare_trained",
     "uninstall",
 ]

@@ -7,7 +7,7 @@ during a pass. The first reducing block decides whether the pass is reduced: the
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -31,11 +31,14 @@ from mtrkit.ops import (
     sum_gaps,
 )
 from mtrkit.patch.journal import Journal
-from mtrkit.patch.patched import Patched, Replication
+from mtrkit.patch.patched import Companion, Patched, Replication
 from mtrkit.patch.plan import Plan
+from mtrkit.schedule import MambaShape, ModelShape
 from mtrkit.types import BlockState, Correction, Decision, Gaps, MixerCall, ReducedStream, Signals
 
 Observer = Callable[[int, BlockState, Decision, ReducedStream], None]
+Recorder = Callable[[Tensor, ReducedStream], None]
+"""Sees the stream of a two-tensor family after the last block, before anything is put back."""
 
 
 @dataclass
@@ -50,9 +53,14 @@ class Reduction:
     plan: Plan
     host: nn.Module = field(repr=False)
     correction: Correction | None = None  # of the features after the last block
+    trained: nn.Module | None = field(default=None, repr=False)  # what a trained method has beside the model
+    kind: "type[PatchedBlock] | None" = (
+        None  # what stands in the place of the blocks' forward; None: as they are called
+    )
     disabled: int = 0  # by how many who are not done
     removed: bool = False  # what others still hold of the patch then runs as if there were none
     observers: list[Observer] = field(default_factory=list)
+    recorders: list[Recorder] = field(default_factory=list)
     journal: Journal = field(default_factory=Journal, repr=False)
     blocks: tuple[nn.Module, ...] = field(init=False, repr=False)  # as they were when the patch was made
     _seen: tuple[nn.Module, ...] = field(init=False, repr=False)  # what was last found in their place, and is in order
@@ -69,13 +77,31 @@ class Reduction:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state of a copy: enabled, and without observers."""
-        return vars(self) | {"disabled": 0, "observers": []}
+        """The state of a copy: enabled, and without those who watch."""
+        return vars(self) | {"disabled": 0, "observers": [], "recorders": []}
+
+    @property
+    def first(self) -> int:
+        """The block, counted from 1, with which a reduced pass begins; beyond the last if none is reduced.
+
+        What is trained may act in every block.
+        """
+        return 1 if self.trained is not None else min(self.plan.layers, default=len(self.blocks) + 1)
 
     @property
     def active(self) -> bool:
         """Whether passes that begin now are reduced."""
         return not self.disabled and not self.removed
+
+    @property
+    def scan_share(self) -> float | None:
+        """Measured share of the scans that run; ``None`` if all do, or it was not measured."""
+        return getattr(self.trained, "scan_share", None)
+
+    def counted(self, shape: ModelShape) -> ModelShape:
+        """The shape, with as many scans as run."""
+        share = self.scan_share
+        return replace(shape, scan_share=share) if share is not None and isinstance(shape, MambaShape) else shape
 
     def check_model(self) -> None:
         """Raise :class:`UnsupportedModelError` if the model has changed in ways that the patch cannot follow.
@@ -111,7 +137,7 @@ class Reduction:
         return ""
 
     def _fault_of_patch(self) -> str:
-        for index in range(min(self.plan.layers, default=len(self.blocks) + 1) - 1, len(self.blocks)):
+        for index in range(self.first - 1, len(self.blocks)):
             block = self.blocks[index]
             current = vars(block).get("forward")
             others = isinstance(current, PatchedBlock) and current.reduction is not self
@@ -174,8 +200,8 @@ class PatchedBlock(Patched):
         plan, adapter, config = reduction.plan, reduction.adapter, reduction.config
         self.reduces = index + 1 in plan.layers
         self.reduces_inside = self.reduces and config.place == "before_mlp"
-        self.opens = index + 1 == min(plan.layers, default=0)
-        last = index + 1 == plan.shape.depth
+        self.opens = index + 1 == reduction.first
+        self.last = last = index + 1 == plan.shape.depth
         self.restores = last and not adapter.restores_itself
         self.correction = reduction.correction if last else None
         self.weighs = config.proportional_attention and not self.opens
@@ -186,8 +212,8 @@ class PatchedBlock(Patched):
 
     def _is_read(self) -> bool:
         """Whether the block's mixer has to give its signals, or to mind what was dropped or merged before."""
-        plan, adapter = self.reduction.plan, self.reduction.adapter
-        config, later = self.reduction.config, self.index + 1 > min(plan.layers)
+        adapter = self.reduction.adapter
+        config, later = self.reduction.config, self.index + 1 > self.reduction.first
         aligned = later and (config.alignment != "carry" or config.lengths != "one")
         called = self.reduces_inside or (self.reduces and adapter.splits)
         return aligned or called or self.weighs or bool(self.reads)
@@ -228,8 +254,9 @@ class PatchedBlock(Patched):
                 "place; return stream._replace(residual=...), or call the model inside mtrkit.reduction_disabled(model)"
             )
 
-    def _call_mixer(self, stream: ReducedStream | None) -> MixerCall:
+    def _call_mixer(self, tokens: Tensor, stream: ReducedStream | None) -> MixerCall:
         """What is handed to the mixer, which has to be one that was patched if it is to read the call."""
+        del tokens
         if self.needs_readable and not _is_readable(self.reduction.adapter.mixer(self.module)):
             raise UnsupportedModelError(
                 f"the mixer of block {self.index + 1} was replaced since the model was patched; call "
@@ -256,7 +283,7 @@ class PatchedBlock(Patched):
         if num_kept >= hidden.shape[1]:
             return None
         special = self.reduction.special_at(began_with)
-        state = BlockState(hidden, residual, stream.size, _columns(stream.slot, special), signals)
+        state = BlockState(hidden, residual, stream.size, columns(stream.slot, special), signals, self.index + 1)
         return self.reduction.decide(self.index, state, num_kept, stream)
 
     def _keep_time(self, stream: ReducedStream) -> ReducedStream:
@@ -269,7 +296,7 @@ class PatchedBlock(Patched):
         if self.correction is None:
             return stream
         special = self.reduction.special_at(stream.slot.shape[1])
-        return correct_stream(hidden, stream, self.correction, _columns(stream.slot, special))
+        return correct_stream(hidden, stream, self.correction, columns(stream.slot, special))
 
 
 class TwoTensorBlock(PatchedBlock):
@@ -280,15 +307,16 @@ class TwoTensorBlock(PatchedBlock):
         reduced, stream = self._enter(hidden_states, residual)
         if not reduced:
             return self.hidden(hidden_states, residual, *args, **kwargs)
-        call = self._call_mixer(stream)
+        call = self._call_mixer(hidden_states, stream)
         call.gaps = None if stream is None else self._gaps(stream)
         args, kwargs = self._handed(call, args, kwargs)
         hidden, inner = self.hidden(hidden_states, residual if stream is None else stream.residual, *args, **kwargs)
         stream = open_stream(inner) if stream is None else stream.updated(residual=inner)
         signals = self._signals(call)
-        if self.reduces:
-            hidden, stream = self._reduce(hidden, signals, stream)
+        hidden, stream = self._end(hidden, signals, stream)
         stream = self._correct(hidden, stream)
+        for recorder in self.reduction.recorders if self.last else ():
+            recorder(hidden, stream)
         return restore_stream(hidden, stream) if self.restores else (hidden, stream)
 
     def _handed(
@@ -305,6 +333,10 @@ class TwoTensorBlock(PatchedBlock):
             )
         handed = {name: call} if call.says_something else {}
         return args[1:], {**kwargs, **handed}
+
+    def _end(self, hidden: Tensor, signals: Signals, stream: ReducedStream) -> tuple[Tensor, ReducedStream]:
+        """What happens to the tokens behind the block."""
+        return self._reduce(hidden, signals, stream) if self.reduces else (hidden, stream)
 
     def _reduce(self, hidden: Tensor, signals: Signals, stream: ReducedStream) -> tuple[Tensor, ReducedStream]:
         decision = self._decide(hidden, stream.residual, signals, stream)
@@ -333,7 +365,8 @@ class OneTensorBlock(PatchedBlock):
         reduced, stream = self._enter(x, x)
         if not reduced:
             return self.hidden(x, *args, **kwargs)
-        tokens, call = x if stream is None else stream.residual, self._call_mixer(stream)
+        tokens = x if stream is None else stream.residual
+        call = self._call_mixer(tokens, stream)
         hidden, residual, signals = self._run(tokens, call, *args, **kwargs)
         tokens = hidden if residual is None else residual + hidden
         stream = open_stream(tokens) if stream is None else stream.updated(residual=tokens)
@@ -401,11 +434,10 @@ def uninstall(reduction: Reduction) -> None:
 
 
 def _install(model: nn.Module, reduction: Reduction) -> None:
-    journal, adapter, plan = reduction.journal, reduction.adapter, reduction.plan
-    first = min(plan.layers, default=plan.shape.depth + 1)
-    kind: type[PatchedBlock] = OneTensorBlock if adapter.single_stream else TwoTensorBlock
+    journal, adapter = reduction.journal, reduction.adapter
+    kind = reduction.kind or (OneTensorBlock if adapter.single_stream else TwoTensorBlock)
     for index, block in enumerate(reduction.blocks):
-        if index + 1 < first:
+        if index + 1 < reduction.first:
             continue
         other = vars(block).get("forward")
         if isinstance(other, PatchedBlock) and not other.reduction.removed:
@@ -422,9 +454,11 @@ def _install(model: nn.Module, reduction: Reduction) -> None:
         journal.set(block, "forward", patched)
         journal.set(block, "extra_repr", patched.extra_repr)
         journal.set(block, Replication.name, Replication(block))
-    for entry in adapter.entries if plan.layers else ():
+    for entry in adapter.entries if reduction.first <= len(reduction.blocks) else ():
         journal.set(model, entry, GuardedEntry(model, entry, reduction))
         journal.set(model, Replication.name, Replication(model))
+    if reduction.trained is not None:
+        journal.set(model, Companion.name, Companion(model, reduction.trained))
     journal.set(model, RECORD, reduction)
 
 
@@ -464,8 +498,14 @@ def _make_readable(mixer: nn.Module, reduction: Reduction) -> None:
 RECORD = "_mtrkit_reduction"
 
 
-def _columns(slot: Tensor, positions: tuple[int, ...]) -> Tensor:
+def columns(slot: Tensor, positions: tuple[int, ...]) -> Tensor:
     """(B, S) slots of the tokens at ``positions``, without moving an index list to the device."""
     if not positions:
         return slot[:, :0]
     return torch.stack([slot[:, position] for position in positions], dim=1)
+
+
+def columns_without(slot: Tensor, positions: tuple[int, ...]) -> Tensor:
+    """(B, L − S) slots of all tokens but those at ``positions``, which rise."""
+    starts, ends = (0, *(position + 1 for position in positions)), (*positions, slot.shape[1])
+    return torch.cat([slot[:, start:end] for start, end in zip(starts, ends, strict=True)], dim=1)

@@ -25,6 +25,8 @@ class ReductionInfo:
         flops_reduced: The count of the reduced one.
         scan_backend: Selective-scan backend for the model's device, and why that one.
         corrected: Whether a calibration corrects the final features.
+        scan_share: Measured share of the scans that run, in a model that chooses them per sample. ``None`` if all run,
+            or if it was not measured: the FLOPs then count all.
     """
 
     method: str
@@ -40,6 +42,7 @@ class ReductionInfo:
     flops_reduced: FlopsReport
     scan_backend: str
     corrected: bool = False
+    scan_share: float | None = None
 
     @property
     def directions(self) -> Directions:
@@ -60,10 +63,11 @@ class ReductionInfo:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         places = ", ".join(f"{layer}: {self.tokens[layer - 1]}" for layer in self.layers)
         corrected = "; the final features are corrected" if self.corrected else ""
+        share = "" if self.scan_share is None else f"; {self.scan_share:.1%} of the scans run, as measured"
         return (
             f"{self.method}({options}) on {self.adapter}, input {'×'.join(map(str, self.input_size))}\n"
             f"tokens: {self.num_tokens}, then after block {places or 'none'}\n"
             f"FLOPs: {self.flops_dense.gflops:.3f} → {self.flops_reduced.gflops:.3f} G "
             f"(ratio {self.ratio_reached:.3f}{asked}), speed-up promised ×{self.promised_speedup:.2f}\n"
-            f"scan: {self.scan_backend}{corrected}"
+            f"scan: {self.scan_backend}{corrected}{share}"
         )

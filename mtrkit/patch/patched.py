@@ -50,3 +50,22 @@ class Replication(Patched):
         own = vars(replica)
         own |= {name: value.on(replica) for name, value in own.items() if isinstance(value, Patched)}
         return replica
+
+
+class Companion(Patched):
+    """``_apply``, through which ``to``, ``half`` and the like go: moves a module beside the model along with it.
+
+    It is not a submodule, as the names of the model's parameters stay as they are.
+    """
+
+    name = "_apply"
+
+    def __init__(self, module: nn.Module, companion: nn.Module) -> None:
+        super().__init__(module)
+        self.companion = companion
+
+    def __call__(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> nn.Module:
+        """Move both, and return the model."""
+        self.companion._apply(fn)
+        moved: nn.Module = self.hidden(fn, *args, **kwargs)
+        return moved

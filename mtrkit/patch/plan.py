@@ -4,14 +4,14 @@ from dataclasses import dataclass, field, replace
 
 from mtrkit.dynamo import constant_result
 from mtrkit.errors import ScheduleError
-from mtrkit.schedule import ModelShape, ReductionCost, check_schedule, solve_ratio, solve_removal
+from mtrkit.schedule import ModelShape, ReductionCost, check_schedule, solve_keep, solve_ratio, solve_removal
 
 
 @dataclass
 class Plan:
     """The requested reduction, and the schedule it gives for each sequence length.
 
-    Exactly one of ``ratio``, ``r`` and ``tokens`` says how much to remove.
+    Exactly one of ``ratio``, ``r``, ``tokens`` and ``keep`` says how much to remove.
 
     Attributes:
         shape: Sizes of the model at the input size the plan was made for.
@@ -21,6 +21,7 @@ class Plan:
         ratio: Share of the forward FLOPs to remove.
         r: Tokens to remove after each of the layers.
         tokens: Tokens left after each block.
+        keep: Share of the patches that each of the layers keeps.
         any_length: Whether inputs come in every length, so that one too short for ``ratio`` loses what it can.
     """
 
@@ -31,6 +32,7 @@ class Plan:
     ratio: float | None = None
     r: int | None = None
     tokens: tuple[int, ...] | None = None
+    keep: float | None = None
     any_length: bool = False
     schedule: tuple[int, ...] = field(init=False)  # tokens after each block at the input size the plan was made for
     _others: dict[int, tuple[int, ...]] = field(default_factory=dict, repr=False)  # the same at other lengths
@@ -68,6 +70,8 @@ class Plan:
             return tuple(check_schedule(self.tokens, shape, self.max_share))
         if self.r is not None:
             return tuple(solve_removal(shape, self.layers, self.r, max_share=self.max_share))
+        if self.keep is not None:
+            return tuple(solve_keep(shape, self.layers, self.keep))
         ratio = 0.0 if self.ratio is None else self.ratio
         schedule = solve_ratio(
             shape, self.layers, ratio, reduction_cost=self.cost, max_share=self.max_share, at_most=at_most

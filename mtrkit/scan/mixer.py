@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from mtrkit.native.weights import DirectionWeights, MixerWeights
-from mtrkit.scan import fused, steps
+from mtrkit.scan import fused, gates, steps
 from mtrkit.scan.dispatch import length_last
 from mtrkit.scan.fastpath import are_plain, can_mix, plain_tensors
 from mtrkit.scan.steps import DirectionLayers, MixerLayers, Parts
-from mtrkit.types import Gaps, Runs, Signals
+from mtrkit.types import Gaps, Gating, Runs, Signals
 
 _CACHE_BYTES = 5 << 19  # of x and z at a time: what the second-level caches of two cores hold
 
@@ -36,6 +36,7 @@ def mixer_forward(
     reads: frozenset[str] = frozenset(),
     gaps: Gaps | None = None,
     runs: Runs | None = None,
+    gating: Gating | None = None,
 ) -> tuple[Tensor, Signals]:
     """Run a mixer on normalised tokens.
 
@@ -48,10 +49,15 @@ def mixer_forward(
             given. Default: the state is carried on.
         runs: How many positions each token lasts: convolution and scan run as if it were written out as often, and
             give the mean over these copies; not together with ``gaps``. Default: one position each.
+        gating: What chooses the scans that run, and the tokens that count in them; not together with the other three.
+            Without a mask a scan is left out for the samples that do without it, unless something traces the pass:
+            it then runs for all of them, and counts for nothing. Default: all scans run.
 
     Returns:
         The mixer output (B, L, D) and the signals.
     """
+    if gating is not None:
+        return _mix_gated(hidden, parts, gating)
     if gaps is None and can_mix(parts, hidden):
         return fused.mixer(hidden, parts, reads, runs)
     pieces = _pieces(hidden, parts)
@@ -67,6 +73,13 @@ def mixer_forward(
         outputs.append(out)
         signals.append(found)
     return torch.cat(outputs), Signals(*(_join(found) for found in zip(*signals, strict=True)))
+
+
+def _mix_gated(hidden: Tensor, parts: Parts, gating: Gating) -> tuple[Tensor, Signals]:
+    if not isinstance(parts, MixerWeights) or not gates.can_leave_out(hidden, gating):
+        return steps.mix_gated(hidden, parts, gating)
+    chosen = gates.choose_early(hidden, parts, gating)
+    return gates.run_chosen(hidden, parts, chosen, lambda x, some: mixer_forward(x, some)[0]), Signals(gates=chosen)
 
 
 def mixer_parts(mixer: Any, suffixes: tuple[str, ...] = ("", "_b"), halve: bool = False) -> Parts:

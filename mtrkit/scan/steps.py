@@ -14,10 +14,11 @@ from mtrkit.errors import InputError
 from mtrkit.native.weights import DirectionWeights, MixerWeights, decay_rates, wide
 from mtrkit.scan.dispatch import length_last, steps_through_runs, under_transform
 from mtrkit.scan.fastpath import are_plain, plain_tensors
+from mtrkit.scan.gates import choose
 from mtrkit.scan.interface import causal_conv1d, delta_softplus, selective_scan
 from mtrkit.scan.run_operators import convolve_runs, scan_runs
 from mtrkit.scan.runs import Written, write_out
-from mtrkit.types import Gaps, Runs, Scan, Signals
+from mtrkit.types import Gaps, Gating, Runs, Scan, Signals
 
 _DELTAS = frozenset({"delta", "delta_mean"})
 
@@ -43,6 +44,28 @@ class MixerLayers(NamedTuple):
 
 Parts = MixerWeights | MixerLayers
 Direction = DirectionWeights | DirectionLayers
+
+
+def mix_gated(hidden: Tensor, parts: Parts, gating: Gating) -> tuple[Tensor, Signals]:
+    """Run all scans of a mixer, and count those outputs and tokens that ``gating`` says.
+
+    x is multiplied by the mask before the convolution, and what the convolution makes of it again, as its bias and its
+    reach would fill the masked places; z, norm and projections are not.
+
+    Source: DyVM, arXiv:2504.04787.
+    """
+    projected = _project_in(hidden, parts)
+    gates = choose(projected.transpose(1, 2), gating)
+    mask = None if gating.mask is None else gating.mask.transpose(1, 2).to(projected.dtype)
+    x, z = projected.chunk(2, dim=1)
+    x = x if mask is None else x * mask
+    total = None
+    for number in range(len(parts.directions)):
+        y, _ = _scan_direction(x, z, parts.directions[number], number == 1, frozenset(), None, None, mask)
+        y = y if gates is None else y * gates[:, number, None, None].to(y.dtype)
+        total = y if total is None else total + y
+    assert total is not None
+    return _project_out(total.transpose(1, 2), parts), Signals(gates=gates)
 
 
 def mix(
@@ -93,9 +116,11 @@ def _scan_direction(
     reads: frozenset[str],
     gap: Tensor | None,
     time: Written | Tensor | None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Signals]:
     """One direction on x (B, E, L): the scan's output (B, E, L) and this direction's signals."""
     state, u = parts.A_log.shape[1], _convolve(x, parts, reverse, time)
+    u = u if mask is None else u * mask
     projected = _call(parts.x_proj, u.transpose(1, 2))  # (B, L, R + 2N)
     dt, ssm_B, ssm_C = projected.split([projected.shape[-1] - 2 * state, state, state], dim=-1)
     delta, bias = _expand_delta(dt, parts)

@@ -13,7 +13,7 @@ from mtrkit.schedule.cost import (
     model_flops,
 )
 from mtrkit.schedule.place import EveryNth, FromTheFirst, Place, Placement, default_layers, resolve_layers
-from mtrkit.schedule.solve import solve_ratio, solve_removal
+from mtrkit.schedule.solve import solve_keep, solve_ratio, solve_removal
 
 __all__ = [
     "Directions",
@@ -33,6 +33,7 @@ __all__ = [
     "model_flops",
     "reduction_ratio",
     "resolve_layers",
+    "solve_keep",
     "solve_ratio",
     "solve_removal",
 ]

@@ -30,7 +30,7 @@ class Widths:
     keys: int = 0  # D / heads, if the blocks have attention
 
 
-_NOT_SIZES = ("place", "keeps_time")
+_NOT_SIZES = ("place", "keeps_time", "scan_share")
 _MAY_BE_ZERO = ("special", "patches", "patch_macs", "head_macs", "head_token_macs")
 
 
@@ -110,6 +110,8 @@ class MambaShape(ModelShape):
         keeps_time: Whether a merged token lasts several positions: the convolution then computes all positions of the
             full sequence, and the scan goes on by a multiply-add and an addition per state at every position beyond
             a token's first.
+        scan_share: Share of the scans, with their convolutions and small projections, that run: of samples, blocks and
+            directions in the mean, in [0, 1].
     """
 
     inner: int
@@ -118,9 +120,12 @@ class MambaShape(ModelShape):
     conv: int
     directions: int = 2
     keeps_time: bool = False
+    scan_share: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.scan_share <= 1:
+            raise OptionError(f"MambaShape.scan_share must be from 0 to 1, not {self.scan_share!r}")
         if self.directions > 2:
             raise OptionError(f"MambaShape.directions must be 1 or 2, not {self.directions}")
 
@@ -142,7 +147,8 @@ class MambaShape(ModelShape):
         scan = num_tokens * inner * (9 * state + 2)  # 2: the skip D and the gate
         scan += (positions - num_tokens) * inner * 2 * state  # the state goes on, and is added to its mean
         counted = self.directions if check_directions(directions) == "all" else 1
-        return linear + counted * (conv + small + scan)
+        beside = counted * (conv + small + scan)
+        return linear + (beside if self.scan_share == 1 else round(self.scan_share * beside))
 
 
 @dataclass(frozen=True, kw_only=True)

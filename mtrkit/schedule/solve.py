@@ -181,3 +181,28 @@ def solve_removal(shape: ModelShape, layers: Sequence[int], r: int, max_share: f
         now -= min(r, most_removed(now - shape.special, max_share))
         left.append(now)
     return _spread(left, places, shape)
+
+
+def solve_keep(shape: ModelShape, layers: Sequence[int], keep: float) -> list[int]:
+    """Keep the share ``keep`` of the patches at the first layer, of the first sequence ``keep``² at the second, and on.
+
+    Args:
+        shape: The model and its input.
+        layers: Reducing blocks, counted from 1.
+        keep: In (0, 1]; the numbers are rounded down, and at least one patch stays.
+
+    Returns:
+        Tokens left after each block, special ones included, length depth.
+
+    Raises:
+        OptionError: ``keep`` or ``layers`` is out of range.
+
+    Source: DyVM, arXiv:2504.04787.
+    """
+    places = resolve_layers(layers, shape.depth, shape.last_layer)
+    if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep <= 1:
+        raise OptionError(f"keep is the share of patches that one layer keeps, a number above 0 and up to 1: {keep!r}")
+    patches = shape.tokens - shape.special
+    exact = (keep**stage * patches for stage in range(1, len(places) + 1))
+    left = [shape.special + max(1, int(number + 1e-9)) for number in exact]  # 0.7² of 100 is 49, not 48.999…
+    return _spread(left, places, shape)

@@ -67,3 +67,19 @@ def test_mistakes_are_said_in_words(ten_classes, tmp_path, capsys):
     assert main(["finetune", MODEL, "--data", str(ten_classes), "--out", str(out), *QUICK, "--batch-size", "64"]) == 2
     assert "40 images are fewer than one batch of 64" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_trains_dyvm_and_writes_what_it_adds(ten_classes, tmp_path, capsys):
+    out = tmp_path / "run"
+    quick = QUICK[: QUICK.index("--ratio")]
+    method = ["--method", "dyvm:keep=0.9,block_target=0.8", "--held-out", "10"]
+    assert main(["finetune", MODEL, "--data", str(ten_classes), "--out", str(out), *quick, *method]) == 0
+    assert "dyvm(" in capsys.readouterr().out
+    model = mtrkit.create_model(MODEL, out / "model.safetensors").eval()
+    mtrkit.apply_reduction(model, "dyvm", checkpoint=out / "dyvm.safetensors")
+    held = open_images(ten_classes).spread(10)
+    found = score(predict(model, held, preprocess_for(model.pretrained_cfg)), held).share
+    assert found == read_curve(out / "log.csv")[-1]["held_out"]
+    other = tmp_path / "other"
+    wrong = ["finetune", MODEL, "--data", str(ten_classes), "--out", str(other), *quick, "--method", "dyvm:share=0.9"]
+    assert main(wrong) == 2 and "keep, block_target and layers" in capsys.readouterr().err
