@@ -2,7 +2,8 @@
 
 The same command goes on where an interrupted run stopped. Several processes or machines train together if
 `accelerate launch` or `torchrun` starts the command: `accelerate launch -m mtrkit finetune ...`. Of a video, each draw
-takes other frames, one of each of as many equal parts as a clip has frames, and augments all of them alike.
+takes other frames, one of each of as many equal parts as a clip has frames, and augments all of them alike; --segments
+and --crops are for the held-out videos.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mtrkit.api import reduction_info
 from mtrkit.cli.console import say
+from mtrkit.cli.inputs import add_views, preprocess_from
 from mtrkit.cli.loading import load_model, reduce_model
 from mtrkit.cli.options import add_data, add_model, add_reduction, positive, whole
 from mtrkit.errors import OptionError
@@ -78,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: what accelerate chooses")
     parser.add_argument("--threads", type=positive, help="CPU threads (default: torch's choice)")
     parser.add_argument("--dry-run", action="store_true", help="say what the run would be and take, and stop")
+    add_views(parser)
     group = parser.add_argument_group("recipe", "the defaults are R-MeeTo's")
     for name, text in HELP.items():
         flag = "--" + name.replace("_", "-")
@@ -102,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         recipe,
         held_out=held_out,
+        preprocess=preprocess_from(args, model),
         objective=objective,
         save_every=args.save_every,
         workers=args.workers,

@@ -29,7 +29,7 @@ from mtrkit.finetune.draws import BatchPlan, Draws, check_cut
 from mtrkit.finetune.folder import RunFolder
 from mtrkit.finetune.objective import Objective
 from mtrkit.finetune.recipe import Recipe
-from mtrkit.measure import Accuracy, ImageSet, describe_machine, predict, preprocess_of, weights_digest
+from mtrkit.measure import Accuracy, ImageSet, Preprocess, describe_machine, predict, weights_digest
 from mtrkit.measure.progress import progress
 
 
@@ -71,9 +71,10 @@ class Run:
         recipe: Recipe,
         objective: Objective,
         accelerator: Accelerator,
+        preprocess: Preprocess,
     ) -> None:
         self.draws, self.folder, self.recipe, self.objective = draws, folder, recipe, objective
-        self.accelerator, self.bare = accelerator, model
+        self.accelerator, self.bare, self.preprocess = accelerator, model, preprocess
         self.cut = check_cut(recipe, accelerator.num_processes)
         self.step, self.steps = 0, max(1, round(recipe.epochs * draws.steps_per_epoch))
         self.skipped, self.recent = 0, []  # type: int, list[float]
@@ -211,7 +212,7 @@ class Run:
         mine, counted = images.share(accelerator.process_index, accelerator.num_processes)
         training = model.training
         model.eval()
-        predicted = predict(model, mine, preprocess_of(self.bare))
+        predicted = predict(model, mine, self.preprocess)
         model.train(training)
         right = (predicted == torch.tensor(mine.labels))[:counted].sum().to(accelerator.device)
         return Accuracy(int(accelerator.reduce(right, "sum")), len(images))

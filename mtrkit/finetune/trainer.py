@@ -15,7 +15,7 @@ from mtrkit.finetune.folder import RunFolder
 from mtrkit.finetune.objective import CrossEntropy, Objective
 from mtrkit.finetune.recipe import Recipe
 from mtrkit.finetune.run import Result, Run, accelerator_for
-from mtrkit.measure import ClipPreprocess, ImageSet, check_classes, input_size_of, preprocess_of
+from mtrkit.measure import ClipPreprocess, ImageSet, Preprocess, check_classes, input_size_of, preprocess_of
 
 
 def retrain(
@@ -25,6 +25,7 @@ def retrain(
     recipe: Recipe | None = None,
     *,
     held_out: ImageSet | None = None,
+    preprocess: Preprocess | None = None,
     objective: Objective | None = None,
     save_every: int = 100,
     workers: int = 2,
@@ -44,6 +45,8 @@ def retrain(
         out: The run's folder: ``run.json``, ``log.csv``, ``log.svg``, checkpoints, ``model.safetensors``.
         recipe: Default: R-MeeTo's.
         held_out: Images on which the accuracy is measured after every epoch; not trained on.
+        preprocess: How the held-out images are prepared, or at how many views of videos the model looks. Default: its
+            own, one view.
         objective: Default: :class:`~mtrkit.finetune.CrossEntropy` as the recipe says.
         save_every: Steps between checkpoints.
         workers: Processes that read images, for each process that trains; 0: none.
@@ -61,7 +64,8 @@ def retrain(
     accelerator = accelerator or accelerator_for(recipe)
     check_images(model, images)
     draws = Draws(images, augmentation(model, recipe), recipe, skip_unreadable)
-    run = Run(model, draws, RunFolder(out), recipe, objective or CrossEntropy(recipe), accelerator)
+    objective, preprocess = objective or CrossEntropy(recipe), preprocess or preprocess_of(model)
+    run = Run(model, draws, RunFolder(out), recipe, objective, accelerator, preprocess)
     run.begin({"held_out": None if held_out is None else held_out.digest})
     return run.through(held_out, save_every, workers, tensorboard, show_progress)
 

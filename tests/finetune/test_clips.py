@@ -20,7 +20,7 @@ from mtrkit.finetune.curve import read_curve
 from mtrkit.finetune.draws import BatchPlan, Draws
 from mtrkit.finetune.run import _mixing
 from mtrkit.finetune.trainer import augmentation
-from mtrkit.measure import open_clips
+from mtrkit.measure import open_clips, predict, preprocess_of, score
 from mtrkit.models import VideoMamba
 from tests.finetune.conftest import recipe
 from tests.finetune.test_retrain import Breaks, weights
@@ -104,9 +104,11 @@ def train(listed, out, **options):
 def test_trains_on_real_videos_and_goes_on_where_it_stopped(listed, tmp_path):
     held = open_clips(listed).spread(2)
     before = weights(reduced())
-    model, result = train(listed, tmp_path / "whole", held_out=held)
+    views = preprocess_of(reduced(), segments=2, crops=2)
+    model, result = train(listed, tmp_path / "whole", held_out=held, preprocess=views)
     rows = read_curve(tmp_path / "whole" / "log.csv")
     assert result.steps == 4 == len(rows) and result.accuracy.n == 2
+    assert result.accuracy == score(predict(model, held, views), held)
     still = [name for name, value in weights(model).items() if torch.equal(value, before[name])]
     assert still == [
         "layers.3.mixer.A_log"
@@ -155,3 +157,15 @@ def test_a_dry_run_of_the_command(listed, tmp_path, monkeypatch, capsys):
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "8 images, 4 steps" in printed and "tokens 65, 57, 49, 49" in printed
+
+
+def test_the_command_measures_by_several_views(listed, tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(loading, "create_model", lambda name, checkpoint, **options: tiny())
+    monkeypatch.setattr(
+        "mtrkit.finetune.run.predict", lambda model, images, how: asked.append(how) or predict(model, images, how)
+    )
+    command = ["finetune", "videomamba", "--data", str(listed), "--out", str(tmp_path / "run"), "--held-out", "2"]
+    command += ["--r", "8", "--layers", "1", "2", "--batch-size", "2", "--device", "cpu", "--epochs", "0.3"]
+    assert main([*command, "--segments", "2", "--crops", "3", "--repeats", "1", "--workers", "0"]) == 0
+    assert {how.views for how in asked} == {6} and "held-out accuracy" in capsys.readouterr().out
