@@ -246,7 +246,7 @@ class Run:
         if curve is not None:
             curve.close()
             about = self.identity | {"held-out accuracy": None if accuracy is None else str(accuracy)}
-            self._write({name: value.detach().cpu().contiguous() for name, value in weights.items()}, about)
+            self._write({_own_name(name): value.detach().cpu().contiguous() for name, value in weights.items()}, about)
         self.accelerator.wait_for_everyone()
         self.bare.eval()
         loss = sum(self.recent) / len(self.recent) if self.recent else math.nan
@@ -270,6 +270,11 @@ class Run:
             "recipe": self.recipe.as_dict(),
             "images": images.digest,
         }
+
+
+def _own_name(name: str) -> str:
+    """A weight's name in the model, without what torch.compile puts in front."""
+    return name.replace("_orig_mod.", "")
 
 
 def accelerator_for(recipe: Recipe, cpu: bool = False) -> Accelerator:

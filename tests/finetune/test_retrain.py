@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -148,8 +150,6 @@ def test_stops_at_a_loss_that_is_not_a_number(folder, tmp_path):
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(folder, tmp_path, monkeypatch):
-    from accelerate import Accelerator
-
     save, calls = Accelerator.save_state, []
 
     def fill_up(self, *args, **kwargs):
@@ -278,3 +278,15 @@ def test_autocast_stays_near_float32(folder, tmp_path):
     train(folder, tmp_path / "half", given=recipe(epochs=1, precision="bf16"))
     exact, near = ([row["loss"] for row in curve(tmp_path / name)] for name in ("float", "half"))
     assert exact != near and exact == pytest.approx(near, rel=0.02)
+
+
+def test_compiled_it_learns_the_same_and_keeps_the_names(folder, tmp_path):
+    train(folder, tmp_path / "plain", given=recipe(epochs=1))
+    AcceleratorState._reset_state()
+    compiling = Accelerator(cpu=True, dynamo_backend="aot_eager")
+    try:
+        train(folder, tmp_path / "compiled", given=recipe(epochs=1), accelerator=compiling)
+    finally:
+        AcceleratorState._reset_state()  # other tests do not compile
+    assert_alike(curve(tmp_path / "plain"), curve(tmp_path / "compiled"), rel=1e-4)
+    mtrkit.load_checkpoint(tiny_model(seed=1), tmp_path / "compiled" / "model.safetensors")
