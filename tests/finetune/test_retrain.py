@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import mtrkit
-from mtrkit.errors import CheckpointError, InputError
+from mtrkit.errors import CheckpointError, InputError, OptionError
 from mtrkit.finetune import CrossEntropy, retrain
 from mtrkit.finetune.curve import read_curve
 from mtrkit.measure import image_folder
@@ -290,3 +290,9 @@ def test_compiled_it_learns_the_same_and_keeps_the_names(folder, tmp_path):
         AcceleratorState._reset_state()  # other tests do not compile
     assert_alike(curve(tmp_path / "plain"), curve(tmp_path / "compiled"), rel=1e-4)
     mtrkit.load_checkpoint(tiny_model(seed=1), tmp_path / "compiled" / "model.safetensors")
+
+
+def test_tensorboard_that_is_missing_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(OptionError, match="pip install tensorboard"):
+        train(folder, tmp_path / "run", tensorboard=True)
