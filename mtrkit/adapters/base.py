@@ -179,4 +179,7 @@ def count_patches(patch: Any, input_size: tuple[int, ...]) -> int:
 
 def missing_name(module: Any, names: tuple[str, ...]) -> str | None:
     """The first of ``names`` that the module has no attribute of."""
-    return next((name for name in names if not hasattr(module, name)), None)
+    for name in names:  # a loop: torch 2.6's compiler does not follow `next` with a default
+        if not hasattr(module, name):
+            return name
+    return None

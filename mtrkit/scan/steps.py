@@ -170,7 +170,10 @@ def _convolve(x: Tensor, parts: Direction, reverse: bool, time: Written | Tensor
         # The module pads both ends; the tokens visited first come first.
         y = parts.conv(x.flip(-1) if reverse else x)[..., : x.shape[-1]]
         return F.silu(y.flip(-1) if reverse else y)
-    weight, bias = (parts.conv.weight, parts.conv.bias) if isinstance(parts, DirectionLayers) else parts[:2]
+    if isinstance(parts, DirectionLayers):
+        weight, bias = parts.conv.weight, parts.conv.bias
+    else:
+        weight, bias = parts.conv_weight, parts.conv_bias
     if time is not None:
         return convolve_runs(x, weight, bias, time, reverse)
     return causal_conv1d(x, weight, bias, reverse=reverse)
