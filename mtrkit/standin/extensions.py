@@ -69,7 +69,8 @@ def scan_backward(
     del x
 
     def run(*given: Any) -> Any:
-        return selective_scan_fn(*given, delta_softplus=delta_softplus)
+        tensors: tuple[Any, ...] = (*given, delta_softplus)
+        return selective_scan_fn(*tensors)
 
     *found, grad_z, grad_bias = _grads(run, (u, delta, A, B, C, D, z, delta_bias), dout)
     results = [*found, grad_bias]
