@@ -8,6 +8,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from types import ModuleType, TracebackType
 
 import torch
@@ -112,10 +113,12 @@ def _wanted(force: bool, handle: StandIns) -> Iterator[tuple[str, str]]:
 
 def _why_not(name: str, handle: StandIns) -> str:
     """Why the real module cannot be imported; empty if it can be."""
-    if sys.modules.get(name) is not None:
-        return "another call stands in for it" if is_stand_in(name) else ""
+    if is_stand_in(name):
+        return "another call stands in for it"
     if not _is_installed(name):
         return "it is not installed"
+    if name in sys.modules:
+        return ""
     known = set(sys.modules)
     try:
         importlib.import_module(name)
@@ -131,9 +134,16 @@ def _why_not(name: str, handle: StandIns) -> str:
 
 def _is_installed(name: str) -> bool:
     """Whether there is a real module of this name, which may still be broken."""
-    if name in sys.modules:
-        return sys.modules[name] is not None and not is_stand_in(name)
-    return importlib.util.find_spec(name) is not None
+    if name not in sys.modules:
+        spec = importlib.util.find_spec(name)
+        return spec is not None and not _is_folder(spec)
+    module = sys.modules[name]
+    return module is not None and not is_stand_in(name) and not _is_folder(getattr(module, "__spec__", None))
+
+
+def _is_folder(spec: ModuleSpec | None) -> bool:
+    """Whether all that was found is a folder of the name, without a package in it: a clone that lies about."""
+    return spec is not None and spec.origin is None and spec.submodule_search_locations is not None
 
 
 def _why_no_triton() -> str:
@@ -180,7 +190,7 @@ def _import_all(handle: StandIns) -> None:
 def _drop_remains(known: set[str]) -> None:
     """Forget what failed imports of the packages have left."""
     for name in (*EXTENSIONS, *PACKAGES):
-        if name not in sys.modules:
+        if name not in sys.modules or not _is_installed(name):
             for module in _modules_below(name):
                 if module not in known:
                     del sys.modules[module]
