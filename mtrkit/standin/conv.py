@@ -126,7 +126,7 @@ def convolve_packed(x: Tensor, weight: Tensor, bias: Maybe, seq_idx: Tensor, sil
         raise InputError(f"seq_idx has shape {tuple(seq_idx.shape)}; expected {(x.shape[0], x.shape[2])}")
     dtype, width, length = torch.promote_types(x.dtype, torch.float32), weight.shape[-1], x.shape[2]
     wide, taps = F.pad(x.to(dtype), (width - 1, 0)), weight.to(dtype)
-    names = F.pad(seq_idx, (width - 1, 0), value=-1)[:, None]
+    names = F.pad(seq_idx, (width - 1, 0))[:, None]  # whatever is in front is zero
     y = torch.zeros_like(x, dtype=dtype)
     for k in range(width):
         same = names[..., k : k + length] == seq_idx[:, None]

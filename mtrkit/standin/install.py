@@ -34,6 +34,7 @@ class StandIns:
     def __init__(self) -> None:
         self.reasons: dict[str, str] = {}
         self._probed: set[str] = set()
+        self._set_aside: dict[str, ModuleType] = {}
         self._active = True
 
     def remove(self) -> None:
@@ -46,6 +47,7 @@ class StandIns:
                 _forget(name)
             for name in self.reasons:
                 _release(name)
+            _restore(self._set_aside)
 
     def __enter__(self) -> "StandIns":
         return self
@@ -117,8 +119,9 @@ def _why_not(name: str, handle: StandIns) -> str:
         return "another call stands in for it"
     if not _is_installed(name):
         return "it is not installed"
-    if name in sys.modules:
+    if name in sys.modules and not _lacks_extension(name):
         return ""
+    handle._set_aside |= _take(name)
     known = set(sys.modules)
     try:
         importlib.import_module(name)
@@ -141,6 +144,12 @@ def _is_installed(name: str) -> bool:
     return module is not None and not is_stand_in(name) and not _is_folder(getattr(module, "__spec__", None))
 
 
+def _lacks_extension(name: str) -> bool:
+    """Whether the real mamba_ssm was imported without the extension that it scans by, as its plain wheel is."""
+    module = sys.modules.get(f"{name}.ops.selective_scan_interface")
+    return not is_stand_in(name) and getattr(module, "selective_scan_cuda", module) is None and module is not None
+
+
 def _is_folder(spec: ModuleSpec | None) -> bool:
     """Whether all that was found is a folder of the name, without a package in it: a clone that lies about."""
     return spec is not None and spec.origin is None and spec.submodule_search_locations is not None
@@ -159,8 +168,7 @@ def _hold(name: str) -> None:
     _holders[name] += 1
     if _holders[name] > 1:
         return
-    found = {module: sys.modules.pop(module) for module in _modules_below(name)}
-    _displaced[name] = {module: real for module, real in found.items() if not isinstance(real, StandInModule)}
+    _displaced[name] = {module: real for module, real in _take(name).items() if not isinstance(real, StandInModule)}
     if not _finder.names:
         sys.meta_path.insert(0, _finder)
     _finder.names.add(name)
@@ -175,9 +183,7 @@ def _release(name: str) -> None:
     if not _finder.names:
         sys.meta_path.remove(_finder)
     _forget(name)
-    for module, real in _displaced.pop(name).items():
-        sys.modules[module] = real
-        _bind(module, real)
+    _restore(_displaced.pop(name))
 
 
 def _import_all(handle: StandIns) -> None:
@@ -190,7 +196,7 @@ def _import_all(handle: StandIns) -> None:
 def _drop_remains(known: set[str]) -> None:
     """Forget what failed imports of the packages have left."""
     for name in (*EXTENSIONS, *PACKAGES):
-        if name not in sys.modules or not _is_installed(name):
+        if name not in sys.modules or not _is_installed(name) or _lacks_extension(name):
             for module in _modules_below(name):
                 if module not in known:
                     del sys.modules[module]
@@ -205,10 +211,18 @@ def _forget(name: str) -> None:
             delattr(sys.modules[parent], child)
 
 
-def _bind(module: str, real: ModuleType) -> None:
-    parent, _, child = module.rpartition(".")
-    if parent in sys.modules:
-        setattr(sys.modules[parent], child, real)
+def _take(name: str) -> dict[str, ModuleType]:
+    """Take a module and those below it out of the imported ones."""
+    return {module: sys.modules.pop(module) for module in _modules_below(name)}
+
+
+def _restore(modules: dict[str, ModuleType]) -> None:
+    """Put what was taken back in its places, in the parents too."""
+    sys.modules.update(modules)
+    for module, real in modules.items():
+        parent, _, child = module.rpartition(".")
+        if parent in sys.modules and real is not None:  # None stands for a module that must not be imported
+            setattr(sys.modules[parent], child, real)
 
 
 def _modules_below(name: str) -> list[str]:

@@ -30,6 +30,11 @@ MODULES: Mapping[str, Mapping[str, Any]] = {
     },
     "causal_conv1d": {"__version__": "1.4.0+mtrkit", **_CONV},
     "causal_conv1d.causal_conv1d_interface": _CONV,
+    "causal_conv1d.cpp_functions": {  # from 1.5.1, for what calls the extension in its form of before
+        "causal_conv1d_fwd_function": extensions.conv_forward,
+        "causal_conv1d_bwd_function": extensions.conv_backward,
+        "causal_conv1d_update_function": extensions.conv_update,
+    },
     "mamba_ssm": {
         "__version__": "1.2.2+mtrkit",  # tools compare it: Mamba-1 is here, Mamba-2 is not
         "Mamba": mamba.Mamba,

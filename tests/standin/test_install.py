@@ -228,3 +228,32 @@ def test_a_folder_of_the_name_is_no_package(install, tmp_path):
     install({"mamba_ssm/notes/__init__.py": ""})
     with mtrkit.as_mamba_ssm() as stand_ins:
         assert stand_ins.reasons["mamba_ssm"] == "it is not installed"
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_the_plain_wheel_gets_the_extension_that_it_lacks(install, imported):
+    """It imports without, and cannot scan then."""
+    guarded = "try:\n    import selective_scan_cuda\nexcept ImportError:\n    selective_scan_cuda = None\n"
+    install(
+        {
+            "mamba_ssm/__init__.py": "import mamba_ssm.ops.selective_scan_interface\n",
+            "mamba_ssm/ops/__init__.py": "",
+            "mamba_ssm/ops/selective_scan_interface.py": guarded,
+        }
+    )
+    mamba_ssm._find.cache_clear()
+    without = importlib.import_module(NAME) if imported else None
+    with mtrkit.as_mamba_ssm() as stand_ins:
+        assert "mamba_ssm" not in stand_ins.reasons
+        assert importlib.import_module(NAME).selective_scan_cuda.fwd is MODULES["selective_scan_cuda"]["fwd"]
+        assert next(status for status in mtrkit.scan_backends() if status.name == "mamba_ssm").available is False
+    assert sys.modules.get(NAME) is without
+    mamba_ssm._find.cache_clear()
+
+
+def test_a_module_that_must_not_be_imported_stays_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mamba_ssm", None)
+    with mtrkit.as_mamba_ssm():
+        assert importlib.import_module("mamba_ssm").Mamba is Mamba
+    assert sys.modules["mamba_ssm"] is None
+    monkeypatch.undo()
