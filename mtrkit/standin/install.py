@@ -15,7 +15,7 @@ import torch
 
 from mtrkit.scan import scan_backends
 from mtrkit.standin.finder import Finder, StandInModule, is_stand_in
-from mtrkit.standin.names import EXTENSIONS, MODULES, NORMS, PACKAGES
+from mtrkit.standin.names import EXTENSIONS, MODULES, PACKAGES, TRITON
 
 _logger = logging.getLogger(__name__)
 _lock = threading.RLock()
@@ -67,8 +67,8 @@ def as_mamba_ssm(force: bool = False) -> StandIns:
 
     A plain call stays in force until ``remove()`` of what it returns; ``with mtrkit.as_mamba_ssm():`` until the end of
     the block. What imports is left alone: the compiled extensions are tried first, then the packages over them, so that
-    the Python code of a fork that is installed runs as it is. Where Triton cannot run, its norms are stood in for too.
-    A name that mtrkit does not have raises an error that says so. Code that was imported meanwhile keeps what it has.
+    the Python code of a fork that is installed runs as it is. Where Triton cannot run, what needs it is replaced too. A
+    name that mtrkit does not have raises an error that says so. Code that was imported meanwhile keeps what it has.
 
     Args:
         force: Whether to stand in for all of it, even where it imports. Modules that code has imported before keep
@@ -107,7 +107,7 @@ def _wanted(force: bool, handle: StandIns) -> Iterator[tuple[str, str]]:
             yield name, reason
     reason = _why_no_triton()
     if reason and _is_installed("mamba_ssm"):
-        yield from ((name, reason) for name in NORMS)
+        yield from ((name, reason) for name in TRITON)
     for name in PACKAGES:
         if reason := _why_not(name, handle):
             yield name, reason
@@ -156,7 +156,7 @@ def _is_folder(spec: ModuleSpec | None) -> bool:
 
 
 def _why_no_triton() -> str:
-    """Why the Triton norms cannot run; empty if they can, on a GPU or in Triton's interpreter."""
+    """Why Triton cannot run; empty if it can, on a GPU or in Triton's interpreter."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if torch.cuda.is_available() or torch.xpu.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
@@ -187,7 +187,7 @@ def _release(name: str) -> None:
 
 
 def _import_all(handle: StandIns) -> None:
-    """Import the stand-ins at once, as the real packages import theirs; norms of a real package come when asked for."""
+    """Import the stand-ins at once, as the real packages import theirs; parts of a real package come when asked for."""
     for name in MODULES:
         if name.partition(".")[0] in handle.reasons:
             importlib.import_module(name)
@@ -226,4 +226,4 @@ def _restore(modules: dict[str, ModuleType]) -> None:
 
 
 def _modules_below(name: str) -> list[str]:
-    return [module for module in sys.modules if module == name or module.startswith(f"{name}.")]
+    return [module for module in list(sys.modules) if module == name or module.startswith(f"{name}.")]

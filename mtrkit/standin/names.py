@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mtrkit.standin import conv, extensions, mamba, norms, scan
+from mtrkit.standin import conv, extensions, mamba, norms, scan, state
 
 EXTENSIONS = ("selective_scan_cuda", "causal_conv1d_cuda")
 PACKAGES = ("causal_conv1d", "mamba_ssm")
-NORMS = ("mamba_ssm.ops.triton.layer_norm", "mamba_ssm.ops.triton.layernorm")
+TRITON = tuple(f"mamba_ssm.ops.triton.{name}" for name in ("layer_norm", "layernorm", "selective_state_update"))
 
 _CONV = {"causal_conv1d_fn": conv.causal_conv1d_fn, "causal_conv1d_update": conv.causal_conv1d_update}
 _SCAN = {
@@ -56,4 +56,5 @@ MODULES: Mapping[str, Mapping[str, Any]] = {
         "layer_norm_fn": norms.early_layer_norm_fn,
         "rms_norm_fn": norms.early_rms_norm_fn,
     },
+    "mamba_ssm.ops.triton.selective_state_update": {"selective_state_update": state.selective_state_update},
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mtrkit
-from mtrkit.standin import conv, extensions, norms, scan
+from mtrkit.standin import conv, extensions, norms, scan, state
 from mtrkit.standin.mamba import Mamba
 from tests.helpers.tolerances import SCAN_GRADIENTS, SCAN_VALUES, rms_error
 from tests.standin import plain
@@ -67,12 +67,30 @@ def inner_inputs():
 @pytest.mark.parametrize("function", [scan.selective_scan_fn, scan.selective_scan_ref])
 def test_scan(function):
     leaves = scan_inputs()
-    _, wanted, state = plain.scan(*leaves, softplus=True)
+    _, wanted, final = plain.scan(*leaves, softplus=True)
     ours, last = function(*leaves, True, True)
     assert_same(ours, wanted, leaves)
-    assert rms_error(last.detach(), state.detach()) < EXACT
+    assert rms_error(last.detach(), final.detach()) < EXACT
     u, delta, A, B, C, *_ = leaves
     assert_same(function(u, delta, A, B[:, 0], C[:, 0]), plain.scan(u, delta, A, B[:, :1], C[:, :1])[1], (u, delta, A))
+
+
+@pytest.mark.parametrize("optional", [True, False])
+def test_scan_token_by_token(optional):
+    u, delta, A, B, C, D, z, bias = scan_inputs(groups=1)
+    D, z, bias = (D, z, bias) if optional else (None, None, None)
+    _, wanted, last = plain.scan(u, delta, A, B, C, D, z, bias, optional)
+    memory, steps = torch.zeros(BATCH, CHANNELS, STATES, dtype=torch.float64), []
+    for t in range(LENGTH):
+        gate = None if z is None else z[..., t]
+        given = (u[..., t], delta[..., t], A, B[:, 0, :, t], C[:, 0, :, t], D, gate, bias, optional)
+        steps.append(state.selective_state_update(memory, *given).detach())
+    assert rms_error(torch.stack(steps, dim=2), wanted.detach()) < EXACT
+    assert rms_error(memory, last.detach()) < EXACT
+    with pytest.raises(mtrkit.InputError, match="as in Mamba-1"):
+        state.selective_state_update(memory[None], *given)
+    with pytest.raises(mtrkit.InputError, match="B has shape"):
+        state.selective_state_update(memory, *given[:3], B[:, :, :, 0], *given[4:])
 
 
 @pytest.mark.parametrize("activation", [None, "silu", "swish"])
@@ -105,15 +123,15 @@ def test_packed_sequences():
 @torch.no_grad()
 def test_convolution_token_by_token(kept):
     x, weight, bias = tensors((BATCH, CHANNELS, LENGTH), (CHANNELS, 4), (CHANNELS,))
-    state = torch.zeros(BATCH, CHANNELS, kept, dtype=torch.float64)
-    steps = [conv.causal_conv1d_update(x[..., t], state, weight, bias, "silu") for t in range(7)]
-    steps += list(conv.causal_conv1d_update(x[..., 7:], state, weight, bias, "silu").unbind(2))
+    seen = torch.zeros(BATCH, CHANNELS, kept, dtype=torch.float64)
+    steps = [conv.causal_conv1d_update(x[..., t], seen, weight, bias, "silu") for t in range(7)]
+    steps += list(conv.causal_conv1d_update(x[..., 7:], seen, weight, bias, "silu").unbind(2))
     assert rms_error(torch.stack(steps, dim=2), plain.conv(x, weight, bias)) < EXACT
-    assert torch.equal(state, x[..., -kept:])
+    assert torch.equal(seen, x[..., -kept:])
     with pytest.raises(mtrkit.OptionError, match="cache_seqlens"):
-        conv.causal_conv1d_update(x[..., 0], state, weight, cache_seqlens=torch.zeros(BATCH))
+        conv.causal_conv1d_update(x[..., 0], seen, weight, cache_seqlens=torch.zeros(BATCH))
     with pytest.raises(mtrkit.InputError, match="conv_state has shape"):
-        conv.causal_conv1d_update(x[..., 0], state[..., :2], weight)
+        conv.causal_conv1d_update(x[..., 0], seen[..., :2], weight)
 
 
 @pytest.mark.parametrize("function", [scan.mamba_inner_fn, scan.mamba_inner_ref])
@@ -192,11 +210,11 @@ def test_scan_extension(gate, optional):
     u, delta, A, B, C, D, z, bias = scan_inputs()
     D, bias, z = D if optional else None, bias if optional else None, z if gate else None
     inputs = (u, delta, A, B, C, D, z, bias)
-    ungated, wanted, state = plain.scan(*inputs, softplus=True)
+    ungated, wanted, final = plain.scan(*inputs, softplus=True)
     out, states, *gated = extensions.scan_forward(*(x if x is None else x.detach() for x in inputs), True)
     assert rms_error(out, ungated.detach()) < EXACT
     assert states.shape == (BATCH, CHANNELS, 1, 2 * STATES)
-    assert rms_error(states[:, :, -1, 1::2], state.detach()) < EXACT
+    assert rms_error(states[:, :, -1, 1::2], final.detach()) < EXACT
     dout = torch.randn(u.shape, dtype=u.dtype)
     dz = torch.empty(BATCH, 2 * CHANNELS, LENGTH, dtype=u.dtype).chunk(2, dim=1)[1] if gate else None
     found = extensions.scan_backward(*inputs, dout, states, out if gate else None, dz, True, gate)
@@ -264,10 +282,10 @@ def test_update_extension_in_every_form():
     x, weight, bias, before = tensors((BATCH, CHANNELS, 2), (CHANNELS, 4), (CHANNELS,), (BATCH, CHANNELS, 3))
     wanted, out = plain.conv(x, weight, bias, before=before), torch.empty_like(x)
     for rest in ([True], [True, None], [True, None, None], [out, True, None, None]):
-        state = before.clone()
-        y = extensions.conv_update(x, state, weight, bias, *rest)
+        seen = before.clone()
+        y = extensions.conv_update(x, seen, weight, bias, *rest)
         assert rms_error(out if y is None else y, wanted) < EXACT
-        assert torch.equal(state, torch.cat([before, x], dim=2)[..., -3:])
+        assert torch.equal(seen, torch.cat([before, x], dim=2)[..., -3:])
 
 
 KEYS = {

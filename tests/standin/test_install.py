@@ -14,7 +14,7 @@ import mtrkit
 from mtrkit.scan import dispatch, mamba_ssm
 from mtrkit.standin import scan
 from mtrkit.standin.mamba import Mamba
-from mtrkit.standin.names import EXTENSIONS, MODULES, NORMS, PACKAGES
+from mtrkit.standin.names import EXTENSIONS, MODULES, PACKAGES, TRITON
 
 NAMES = (*EXTENSIONS, *PACKAGES)
 pytestmark = pytest.mark.skipif(
@@ -159,14 +159,14 @@ def test_a_fork_runs_its_own_code_over_our_extensions(install, before):
         fork = importlib.import_module("mamba_ssm")
         assert fork.__file__ and "mamba_ssm" not in stand_ins.reasons
         assert fork.kernels.fwd is MODULES["selective_scan_cuda"]["fwd"]
-        assert fork.RMSNorm is MODULES[NORMS[0]]["RMSNorm"] and set(NORMS) < set(stand_ins.reasons)
+        assert fork.RMSNorm is MODULES[TRITON[0]]["RMSNorm"] and set(TRITON) < set(stand_ins.reasons)
     assert "mamba_ssm" not in sys.modules and "mamba_ssm.ops.triton" not in sys.modules
     with pytest.raises(ModuleNotFoundError, match="selective_scan_cuda"):
         importlib.import_module("mamba_ssm")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-def test_norms_stay_the_forks_own_where_triton_runs(install, monkeypatch):
+def test_norms_stay_the_own_of_a_fork_where_triton_runs(install, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     install({"mamba_ssm/__init__.py": "", "mamba_ssm/ops/__init__.py": ""})
     with mtrkit.as_mamba_ssm() as stand_ins:
@@ -201,17 +201,17 @@ def test_what_imports_is_left_alone_unless_forced(install):
             "mamba_ssm/ops/triton/layer_norm.py": "",
         }
     )
-    real = {name: importlib.import_module(name) for name in (*NAMES, NORMS[0])}
+    real = {name: importlib.import_module(name) for name in (*NAMES, TRITON[0])}
     parent = sys.modules["mamba_ssm.ops.triton"]
     with mtrkit.as_mamba_ssm(force=True):
         assert all(sys.modules[name] is not module for name, module in real.items())
         assert importlib.import_module("mamba_ssm").Mamba is Mamba
     assert all(sys.modules[name] is module for name, module in real.items())
     with mtrkit.as_mamba_ssm() as stand_ins:
-        assert set(stand_ins.reasons) == set(NORMS)
-        assert importlib.import_module(NORMS[0]) is parent.layer_norm is not real[NORMS[0]]
+        assert set(stand_ins.reasons) == set(TRITON)
+        assert importlib.import_module(TRITON[0]) is parent.layer_norm is not real[TRITON[0]]
         assert all(sys.modules[name] is real[name] for name in NAMES)
-    assert sys.modules[NORMS[0]] is parent.layer_norm is real[NORMS[0]]
+    assert sys.modules[TRITON[0]] is parent.layer_norm is real[TRITON[0]]
 
 
 def test_a_stand_in_is_not_taken_for_the_kernels_of_mamba_ssm():
