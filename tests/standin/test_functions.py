@@ -231,6 +231,19 @@ def test_scan_extension(gate, optional):
         assert rms_error(gated[0], wanted.detach()) < EXACT
 
 
+def test_extensions_in_half_precision():
+    """Parameters are float32, as the kernels want them; gradients have the dtypes of what they belong to."""
+    inputs = [x.detach().float() if x.dim() < 3 else x.detach().bfloat16() for x in scan_inputs()]
+    wide = [x.double() for x in inputs]
+    out, states, gated = extensions.scan_forward(*inputs, True)
+    assert out.dtype == gated.dtype == torch.bfloat16 and states.dtype == torch.float32
+    assert rms_error(gated, plain.scan(*wide, softplus=True)[1]) < 2 * SCAN_VALUES[torch.bfloat16]  # rounded twice
+    *found, out_z = extensions.scan_backward(*inputs, torch.ones_like(out), states, out, None, True, True)
+    u, delta, A, B, C, D, z, bias = inputs
+    assert [grad.dtype for grad in found] == [x.dtype for x in (u, delta, A, B, C, D, bias, z)]
+    assert torch.equal(out_z, gated)
+
+
 def test_scan_extension_marks_what_it_does_not_compute():
     u = torch.zeros(1, 1, 4100)
     rows = torch.zeros(1, 1, 2, 4100)

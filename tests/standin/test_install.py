@@ -211,7 +211,9 @@ def test_what_imports_is_left_alone_unless_forced(install):
         assert set(stand_ins.reasons) == set(TRITON)
         assert importlib.import_module(TRITON[0]) is parent.layer_norm is not real[TRITON[0]]
         assert all(sys.modules[name] is real[name] for name in NAMES)
+        assert importlib.import_module(TRITON[1]) is parent.layernorm
     assert sys.modules[TRITON[0]] is parent.layer_norm is real[TRITON[0]]
+    assert TRITON[1] not in sys.modules and not hasattr(parent, "layernorm")
 
 
 def test_a_stand_in_is_not_taken_for_the_kernels_of_mamba_ssm():
