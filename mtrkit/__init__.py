@@ -30,6 +30,8 @@ from mtrkit.errors import (
     OptionError,
     ScheduleError,
     SmallModelWarning,
+    StandInError,
+    StandInNameError,
     UnknownNameError,
     UnsupportedModelError,
 )
@@ -37,6 +39,7 @@ from mtrkit.methods import MethodConfig, register_method
 from mtrkit.patch import Calibration, ReductionInfo, Trace
 from mtrkit.scan import scan_backends, selective_scan, use_scan_backend
 from mtrkit.schedule import EveryNth, FlopsReport
+from mtrkit.standin import StandIns, as_mamba_ssm
 from mtrkit.types import BlockState, Decision, TokenMap
 
 if TYPE_CHECKING:
@@ -61,12 +64,16 @@ __all__ = [
     "ReductionInfo",
     "ScheduleError",
     "SmallModelWarning",
+    "StandInError",
+    "StandInNameError",
+    "StandIns",
     "TokenMap",
     "Trace",
     "UnknownNameError",
     "UnsupportedModelError",
     "VisionMamba",
     "apply_reduction",
+    "as_mamba_ssm",
     "calibrate",
     "count_flops",
     "create_model",

@@ -45,3 +45,11 @@ class CheckpointError(MtrkitError, RuntimeError):
 
 class SmallModelWarning(UserWarning):
     """The model is of a size that is known to lose much accuracy to methods that do not keep time."""
+
+
+class StandInError(MtrkitError, ImportError):
+    """A part of mamba_ssm or causal_conv1d is imported that mtrkit, which stands in for them, does not have."""
+
+
+class StandInNameError(MtrkitError, AttributeError):
+    """The same for a name that is looked up in one of their modules."""

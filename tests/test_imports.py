@@ -17,6 +17,7 @@ FLOORS = {
     "schedule": 2,
     "scan": 3,
     "ops": 4,
+    "standin": 4,
     "models": 5,
     "methods": 5,
     "adapters": 5,

@@ -1,9 +1,7 @@
 """MambaVision is reduced inside its third stage, and everything outside of that stage sees the whole grid."""
 
 import copy
-import importlib.util
 import sys
-import types
 import warnings
 
 import pytest
@@ -149,17 +147,25 @@ def test_another_form_is_named(model, part):
 
 
 @pytest.fixture
-def package(monkeypatch):
+def package():
     """The package of its authors, over our scan where mamba_ssm, which builds for CUDA only, is not installed."""
-    if importlib.util.find_spec("mamba_ssm") is None:
-        name = "mamba_ssm.ops.selective_scan_interface"
-        interface = types.ModuleType(name)
-        interface.selective_scan_fn = mtrkit.selective_scan
-        for module in (types.ModuleType("mamba_ssm"), types.ModuleType("mamba_ssm.ops"), interface):
-            monkeypatch.setitem(sys.modules, module.__name__, module)
-    with warnings.catch_warnings():
+    with mtrkit.as_mamba_ssm(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pytest.importorskip("mambavision", reason="pip install --no-deps mambavision einops")
+
+
+@torch.no_grad()
+def test_the_package_runs_on_our_scan(package, monkeypatch):
+    model, images = package.create_model("mamba_vision_T", pretrained=False).eval(), torch.randn(1, 3, 224, 224)
+    code, logits, calls = sys.modules[type(model).__module__], model(images), []
+
+    def by_loops(*arguments, **options):
+        calls.append(len(arguments))
+        return mtrkit.selective_scan(*arguments, **options | {"backend": "reference"})
+
+    monkeypatch.setattr(code, "selective_scan_fn", by_loops)
+    torch.testing.assert_close(logits, model(images), rtol=1e-4, atol=1e-5)
+    assert calls
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from mtrkit.types import Scan
 _SCAN_MODULE = "mamba_ssm.ops.selective_scan_interface"
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def _find(module: str, name: str) -> tuple[Callable[..., Any] | None, str]:
     """A function of an optional package, or None and why it is not there."""
     try:
@@ -33,7 +33,7 @@ def _status() -> tuple[bool, str]:
     found, reason = _find(_SCAN_MODULE, "selective_scan_fn")
     if found is None:
         return False, reason
-    if getattr(importlib.import_module(_SCAN_MODULE), "selective_scan_cuda", None) is None:
+    if _find(_SCAN_MODULE, "selective_scan_cuda")[0] is None:
         return False, "mamba_ssm is installed without its CUDA extension selective_scan_cuda"
     conv, why = _find("causal_conv1d", "causal_conv1d_fn")
     return True, "CUDA kernels for scan and convolution" if conv else f"CUDA kernel for the scan only: {why}"

@@ -1,0 +1,226 @@
+"""``mamba_ssm.ops.selective_scan_interface`` on our scan: its functions under their own names and arguments.
+
+Gradients come from torch autograd through our operators. The fused functions are what they compute, step by step:
+convolution, projections, scan, gate, projection.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtrkit.errors import InputError
+from mtrkit.scan import causal_conv1d, selective_scan
+from mtrkit.standin.conv import refuse
+
+Maybe = Tensor | None
+
+
+def selective_scan_fn(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Maybe = None,
+    z: Maybe = None,
+    delta_bias: Maybe = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """:func:`mtrkit.selective_scan`, by the best backend that can run."""
+    return _scan("auto", u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+
+
+def selective_scan_ref(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Maybe = None,
+    z: Maybe = None,
+    delta_bias: Maybe = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """:func:`mtrkit.selective_scan`, by the plain loop over tokens."""
+    return _scan("reference", u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+
+
+def mamba_inner_fn(
+    xz: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Maybe,
+    x_proj_weight: Tensor,
+    delta_proj_weight: Tensor,
+    out_proj_weight: Tensor,
+    out_proj_bias: Maybe,
+    A: Tensor,
+    B: Maybe = None,
+    C: Maybe = None,
+    D: Maybe = None,
+    delta_bias: Maybe = None,
+    B_proj_bias: Maybe = None,
+    C_proj_bias: Maybe = None,
+    delta_softplus: bool = True,
+    checkpoint_lvl: int = 1,
+    b_rms_weight: Maybe = None,
+    c_rms_weight: Maybe = None,
+    dt_rms_weight: Maybe = None,
+    b_c_dt_rms_eps: float = 1e-6,
+) -> Tensor:
+    """A mixer from behind its input projection to the end.
+
+    Args:
+        xz: (B, 2E, L): the inputs of the convolution, then those of the gate.
+        conv1d_weight: (E, 1, K).
+        conv1d_bias: (E,) or ``None``.
+        x_proj_weight: (R + 2N, E), rows in the order Δ, B, C.
+        delta_proj_weight: (E, R).
+        out_proj_weight: (D, E).
+        out_proj_bias: (D,) or ``None``.
+        A: (E, N), as in :func:`mtrkit.selective_scan`.
+        B: As there. Default: from the input.
+        C: As there. Default: from the input.
+        D: (E,). Default: no skip.
+        delta_bias: (E,). Default: none.
+        B_proj_bias: (N,), added to the B that come from the input. Default: none.
+        C_proj_bias: (N,), the same for C.
+        delta_softplus: Whether softplus is applied to Δ.
+        checkpoint_lvl: Has no effect: what is kept for the backward pass is mtrkit's affair.
+        b_rms_weight: Not supported, like the next two; give ``None``.
+        c_rms_weight: See above.
+        dt_rms_weight: See above.
+        b_c_dt_rms_eps: Of those norms.
+
+    Returns:
+        (B, L, D).
+
+    Raises:
+        OptionError: An argument that is not supported.
+        InputError: Shapes, dtypes or devices do not fit together.
+    """
+    del checkpoint_lvl, b_c_dt_rms_eps
+    refuse("mamba_inner_fn", b_rms_weight=b_rms_weight, c_rms_weight=c_rms_weight, dt_rms_weight=dt_rms_weight)
+    scan = (A, B, C, D, delta_bias, B_proj_bias, C_proj_bias, delta_softplus)
+    y = mamba_inner_fn_no_out_proj(xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, *scan)
+    return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
+
+
+def mamba_inner_fn_no_out_proj(
+    xz: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Maybe,
+    x_proj_weight: Tensor,
+    delta_proj_weight: Tensor,
+    A: Tensor,
+    B: Maybe = None,
+    C: Maybe = None,
+    D: Maybe = None,
+    delta_bias: Maybe = None,
+    B_proj_bias: Maybe = None,
+    C_proj_bias: Maybe = None,
+    delta_softplus: bool = True,
+    checkpoint_lvl: int = 1,
+) -> Tensor:
+    """:func:`mamba_inner_fn` without the last projection, as Vim's and VideoMamba's forks have it: (B, E, L)."""
+    del checkpoint_lvl
+    x, z = _halves(xz)
+    u = _convolved(x, conv1d_weight, conv1d_bias, "auto")
+    delta, B, C = _project(u, x_proj_weight, delta_proj_weight, A, B, C, B_proj_bias, C_proj_bias)
+    return selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+
+
+def bimamba_inner_fn(
+    xz: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Maybe,
+    x_proj_weight: Tensor,
+    delta_proj_weight: Tensor,
+    out_proj_weight: Tensor,
+    out_proj_bias: Maybe,
+    A: Tensor,
+    A_b: Tensor,
+    B: Maybe = None,
+    C: Maybe = None,
+    D: Maybe = None,
+    delta_bias: Maybe = None,
+    B_proj_bias: Maybe = None,
+    C_proj_bias: Maybe = None,
+    delta_softplus: bool = True,
+) -> Tensor:
+    """:func:`mamba_inner_fn` with a second scan from the last token to the first, by ``A_b``; the forks have it."""
+    x, z = _halves(xz)
+    u = _convolved(x, conv1d_weight, conv1d_bias, "auto")
+    delta, B, C = _project(u, x_proj_weight, delta_proj_weight, A, B, C, B_proj_bias, C_proj_bias)
+    y = selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    y = y + selective_scan(u, delta, A_b, B, C, D, z, delta_bias, delta_softplus, reverse=True)
+    return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
+
+
+def mamba_inner_ref(
+    xz: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Maybe,
+    x_proj_weight: Tensor,
+    delta_proj_weight: Tensor,
+    out_proj_weight: Tensor,
+    out_proj_bias: Maybe,
+    A: Tensor,
+    B: Maybe = None,
+    C: Maybe = None,
+    D: Maybe = None,
+    delta_bias: Maybe = None,
+    B_proj_bias: Maybe = None,
+    C_proj_bias: Maybe = None,
+    delta_softplus: bool = True,
+) -> Tensor:
+    """:func:`mamba_inner_fn` by the plain loops."""
+    x, z = _halves(xz)
+    u = _convolved(x, conv1d_weight, conv1d_bias, "reference")
+    delta, B, C = _project(u, x_proj_weight, delta_proj_weight, A, B, C, B_proj_bias, C_proj_bias)
+    y = selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend="reference")
+    return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
+
+
+def _scan(backend: str, *arguments: object) -> Tensor | tuple[Tensor, Tensor]:
+    *inputs, return_last_state = arguments
+    y, last = selective_scan(*inputs, return_last_state=True, backend=backend)  # type: ignore[call-overload]
+    return (y, last) if return_last_state else y
+
+
+def _halves(xz: Tensor) -> tuple[Tensor, Tensor]:
+    if xz.dim() != 3 or xz.shape[1] % 2:
+        raise InputError(f"xz has shape {tuple(xz.shape)}; expected (batch, twice the channels, tokens)")
+    x, z = xz.chunk(2, dim=1)
+    return x, z
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Maybe, backend: str) -> Tensor:
+    return causal_conv1d(x, weight, bias, backend=backend)
+
+
+def _project(
+    u: Tensor,
+    x_proj: Tensor,
+    delta_proj: Tensor,
+    A: Tensor,
+    B: Maybe,
+    C: Maybe,
+    B_bias: Maybe,
+    C_bias: Maybe,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Δ before its bias (B, E, L), and B and C (B, N, L) where they are not given."""
+    rank, states, rows = delta_proj.shape[1], A.shape[1], x_proj.shape[0]
+    wanted = rank + states * ((B is None) + (C is None))
+    if rows not in (wanted, rank + 2 * states):
+        raise InputError(f"x_proj_weight has {rows} rows; expected {wanted}: {rank} of Δ, {states} of each of B and C")
+    projected = F.linear(u.transpose(1, 2), x_proj)
+    steps, rows_B, rows_C = projected[..., :rank], projected[..., rank : rank + states], projected[..., -states:]
+    delta = F.linear(steps, delta_proj).transpose(1, 2)
+    return delta, _rows(B, rows_B, B_bias), _rows(C, rows_C, C_bias)
+
+
+def _rows(given: Maybe, computed: Tensor, bias: Maybe) -> Tensor:
+    if given is not None:
+        return given
+    return (computed if bias is None else computed + bias.to(computed.dtype)).transpose(1, 2)
