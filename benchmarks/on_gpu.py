@@ -14,6 +14,7 @@ there. The exit status is 1 if any part failed.
 | parity | every backend that runs here: scan and its gradients against the float64 reference on the CPU |
 | models | logits of dense and reduced models here against the CPU |
 | throughput | dense and reduced Vim-Ti, -S and -B: batch sizes, precisions, methods, ratios, timed in turns |
+| training | images per second of a forward and backward pass, dense and reduced, for every backend that runs |
 | profile | where the time of a dense and a reduced pass goes, by kernel |
 """
 
@@ -126,7 +127,7 @@ def models(device: torch.device, sizes: Sizes) -> Rows:
         torch.manual_seed(0)
         model = mtrkit.create_model(name).eval()
         images = torch.randn(4, *model.patch_embed.input_size)
-        for method, ratio in (("random", 0.0), ("random", 0.3), ("mtr", 0.3)):
+        for method, ratio in (("random", 0.0), ("random", 0.3), ("mtr", 0.3), ("runs", 0.3)):
             reduced = mtrkit.apply_reduction(twin(model), method, ratio=ratio)
             with torch.inference_mode():
                 wanted = reduced(images)
@@ -158,7 +159,7 @@ def timed(model: Any, x: torch.Tensor, precision: Precision, metadata: dict[str,
     """One batch and precision: all models in turns."""
     candidates = {("dense", 0.0): model} | {
         (method, ratio): mtrkit.apply_reduction(twin(model), method, ratio=ratio)
-        for method in ("mtr", "rmeeto")
+        for method in ("mtr", "runs", "rmeeto")
         for ratio in sizes.ratios
     }
     passes = {f"{method}@{ratio}": forward_pass(m, x, precision) for (method, ratio), m in candidates.items()}
@@ -174,6 +175,35 @@ def timed(model: Any, x: torch.Tensor, precision: Precision, metadata: dict[str,
             "peak_memory": peak_memory(passes[key], x.device),
             **asdict(summarise(rounds, key, "dense@0.0", len(x))),
         }
+
+
+def training(device: torch.device, sizes: Sizes) -> Rows:
+    """Forward and backward, in turns; gradients go through merging and through convolution and scan of runs."""
+    for name in sizes.models[:2]:
+        model = mtrkit.create_model(name).train().to(device)
+        x = torch.randn(sizes.batches[0], *model.patch_embed.input_size, device=device)
+        models = {"dense": model}
+        models |= {method: mtrkit.apply_reduction(twin(model), method, ratio=0.4) for method in ("mtr", "runs")}
+        for precision in map(Precision, sizes.precisions):
+            for backend in usable(device):
+                with use_scan_backend(backend):
+                    passes = {key: training_pass(found, x, precision) for key, found in models.items()}
+                    rounds = list(interleave(passes, device, rounds=sizes.rounds, seconds=sizes.seconds))
+                about = {"model": name, "backend": backend, "precision": precision.name, "batch_size": len(x)}
+                for key in models:
+                    yield about | {"method": key, **asdict(summarise(rounds, key, "dense", len(x)))}
+
+
+def training_pass(model: Any, x: torch.Tensor, precision: Precision) -> Callable[[], None]:
+    """A pass that leaves nothing behind."""
+    weights = [*model.parameters()]
+
+    def run() -> None:
+        with precision.context(x.device):
+            loss = model(x).float().square().mean()
+        torch.autograd.grad(loss, weights, allow_unused=True)
+
+    return run
 
 
 def profile(device: torch.device, sizes: Sizes) -> Rows:
@@ -196,7 +226,8 @@ PARTS: dict[str, tuple[Callable[[torch.device, Sizes], Rows], int]] = {  # with 
     "tests": (tests, 80),
     "parity": (parity, 80),
     "models": (models, 60),
-    "throughput": (throughput, 240),
+    "throughput": (throughput, 230),
+    "training": (training, 60),
     "profile": (profile, 40),
 }
 
