@@ -376,3 +376,13 @@ def test_scenes_name_an_annotation_that_does_not_fit(scenes, fault):
         file.unlink()
     with pytest.raises(mtrkit.InputError, match=r"500\.png"):
         reading.Scenes(scenes, "validation", 2)[0]
+
+
+def test_the_table_of_retraining_is_that_of_its_rows(run, monkeypatch, tmp_path):
+    pytest.importorskip("accelerate", exc_type=ImportError)
+    retrain = importlib.import_module("retrain")
+    monkeypatch.setattr(retrain, "DOCS", tmp_path)
+    monkeypatch.chdir(ROOT)
+    run("retrain", "--training-data", "none", "--work", str(tmp_path), "--table-only")
+    file = "vim_micro_patch4_stride2_32/retrain.md"
+    assert (tmp_path / file).read_text() == (ROOT / "docs" / "laboratory" / file).read_text()
