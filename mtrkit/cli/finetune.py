@@ -52,7 +52,7 @@ HELP = {
     "mixup": "α of Mixup, 0 for none",
     "cutmix": "α of CutMix, 0 for none",
     "auto_augment": "timm's name of a policy, or 'none'",
-    "color_jitter": "strength, used if there is no policy",
+    "color_jitter": "strength; used without a policy only",
     "erase": "probability of random erasing",
     "crop_scale": "least share of an image in a random crop",
     "repeats": "augmentations of each image that is drawn",

@@ -61,12 +61,13 @@ def loss_terms(
         terms["blocks"] = block_weight * (outputs.gates.float().mean() - outputs.block_target).square()
     if teacher is not None:
         _check_teacher(outputs, teacher)
-        terms["logits"] = _DISTILL * _divergence(outputs.logits, teacher.logits)
+        terms["logits"] = _DISTILL * divergence(outputs.logits, teacher.logits)
         terms["features"] = _DISTILL * _difference(outputs, teacher.features)
     return terms
 
 
-def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of the answers to logits (B, K) from a teacher's, in nats, the mean over images."""
     own, theirs = student.float().log_softmax(dim=1), teacher.float().log_softmax(dim=1)
     return F.kl_div(own, theirs, reduction="batchmean", log_target=True)
 

@@ -38,8 +38,8 @@ def load_release(model: nn.Module, path: str | Path, *, keep: float = 0.7, block
     trained, base = _split(state)
     if not trained:
         raise CheckpointError(
-            f"{path} has neither `{_PREDICTOR}…` nor `layers.….mixer.block_head.…`, so it is no file of DyVM; load the "
-            "weights of a model without by mtrkit.load_checkpoint"
+            f"{path} has neither `{_PREDICTOR}…` nor `layers.….mixer.block_head.…`, so it is not a file of DyVM; "
+            "load the weights of a model without by mtrkit.load_checkpoint"
         )
     host, adapter = find_host(model)
     shape = adapter.shape(host, adapter.input_size(host))

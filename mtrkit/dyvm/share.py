@@ -28,7 +28,7 @@ def measure_scan_share(model: nn.Module, images: Tensor | Iterable[Tensor], batc
         :meth:`~mtrkit.dyvm.DyVMTraining.checkpoint` that is made afterwards holds it.
 
     Raises:
-        InputError: The model has no selectors, is in training mode, or there are no images.
+        InputError: The model has no selectors or is in training mode, or no images were given.
     """
     reduction, parts = _gated(model)
     total, count = 0.0, 0

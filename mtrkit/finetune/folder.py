@@ -90,7 +90,7 @@ class RunFolder:
     def last_good(self) -> str:
         """The last checkpoint, for a message."""
         found = self.checkpoints()
-        return f"{found[-1]} is the last good checkpoint" if found else "there is no checkpoint yet"
+        return f"{found[-1]} is the last good checkpoint" if found else "no checkpoint was written yet"
 
 
 def _read(file: Path) -> dict[str, Any]:

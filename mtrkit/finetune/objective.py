@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtrkit.api import reduction_disabled
+from mtrkit.dyvm.loss import divergence
 from mtrkit.finetune.recipe import Recipe
 
 
@@ -42,19 +43,19 @@ class CrossEntropy:
         logits = model(images).float()
         loss = F.cross_entropy(logits, targets)
         if lesson is not None:
-            divergence = F.kl_div(logits.log_softmax(-1), lesson, reduction="batchmean", log_target=True)
-            loss = loss + self.distill * divergence
+            loss = loss + self.distill * divergence(logits, lesson)
         return loss, logits
 
 
 @torch.no_grad()
 def _dense_answers(model: nn.Module, images: Tensor) -> Tensor:
-    """Log-probabilities (B, classes) without reduction, dropout and drop path."""
+    """Logits (B, classes) without reduction, dropout and drop path."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with reduction_disabled(model):
-            return model(images).float().log_softmax(-1)
+            answers: Tensor = model(images)
+            return answers
     finally:
         for module, training in modes:  # not train(): what was left in eval mode stays there
             module.training = training

@@ -29,7 +29,8 @@ from mtrkit.finetune.draws import BatchPlan, Draws, check_cut
 from mtrkit.finetune.folder import RunFolder
 from mtrkit.finetune.objective import Objective
 from mtrkit.finetune.recipe import Recipe
-from mtrkit.measure import Accuracy, ImageSet, Preprocess, describe_machine, predict, weights_digest
+from mtrkit.measure import Accuracy, ImageSet, Preprocess, describe_machine, predict, score, weights_digest
+from mtrkit.measure.processes import Processes
 from mtrkit.measure.progress import progress
 
 
@@ -209,13 +210,12 @@ class Run:
     def _accuracy(self, images: ImageSet) -> Accuracy:
         """Of the weights that would be saved now; each process takes its share of the images."""
         model, accelerator = self.bare if self.ema is None else self.ema.module, self.accelerator
-        mine, counted = images.share(accelerator.process_index, accelerator.num_processes)
+        processes = Processes(accelerator.process_index, accelerator.num_processes)
         training = model.training
         model.eval()
-        predicted = predict(model, mine, self.preprocess)
+        predicted = predict(model, images, self.preprocess, processes=processes)
         model.train(training)
-        right = (predicted == torch.tensor(mine.labels))[:counted].sum().to(accelerator.device)
-        return Accuracy(int(accelerator.reduce(right, "sum")), len(images))
+        return score(predicted, images)
 
     def _save(self) -> None:
         """Write a checkpoint; every process takes part."""

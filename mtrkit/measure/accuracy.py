@@ -11,6 +11,7 @@ from mtrkit.errors import InputError
 from mtrkit.measure.images import ImageSet
 from mtrkit.measure.precision import Precision
 from mtrkit.measure.preprocess import Preprocess
+from mtrkit.measure.processes import ONE, Processes
 from mtrkit.measure.statistics import wilson_interval
 
 
@@ -71,6 +72,7 @@ def predict(
     precision: Precision | None = None,
     workers: int = 2,
     progress: Callable[[int], object] = lambda done: None,
+    processes: Processes = ONE,
 ) -> Tensor:
     """Return the top-1 class of every image, (n,) int64 on the CPU.
 
@@ -82,15 +84,18 @@ def predict(
         precision: What the model's weights are in. Default: float32.
         workers: Threads that read images.
         progress: Told the images of each batch once it is done.
+        processes: That share the images; every one of them gets the answers for all.
     """
     device, precision = next(model.parameters()).device, precision or Precision("float32")
     classes = []
-    for batch in batches(images, preprocess, batch_size, workers):
+    mine, _ = images.share(processes.index, processes.count)
+    for batch in batches(mine, preprocess, batch_size, workers):
         with precision.context(device):
             logits = torch.cat([model(part.to(device, precision.weights)) for part in batch.split(batch_size)])
         classes.append(preprocess.combine(logits).argmax(dim=-1).cpu())
         progress(len(batch) // preprocess.views)
-    return torch.cat(classes)
+    # Image i is the (i // count)-th of process i % count, and what fills the shares up comes last.
+    return torch.stack(processes.gather(torch.cat(classes)), dim=1).flatten()[: len(images)]
 
 
 def score(predicted: Tensor, images: ImageSet) -> Accuracy:

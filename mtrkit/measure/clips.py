@@ -103,7 +103,7 @@ def open_clips(source: str | Path) -> ImageSet:
             if that is there; or a folder with a folder of videos per class.
 
     Raises:
-        InputError: There are no such videos, or the list is not as it should be; the message names the line.
+        InputError: A video is missing, or a line of the list is wrong; the message names it.
     """
     if Path(source).is_dir():
         return labelled_folder(source, SUFFIXES, partial(partial, Path), "videos")

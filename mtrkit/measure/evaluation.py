@@ -130,7 +130,17 @@ def pack_right(right: Tensor) -> str:
 
 
 def _measure(evaluation: Evaluation, candidate: Candidate, reference: Reference, advance: Advance) -> Row:
-    predicted, processes = _predict(evaluation, candidate.model, advance), evaluation.processes
+    processes = evaluation.processes
+    predicted = predict(
+        candidate.model,
+        evaluation.images,
+        evaluation.preprocess,
+        batch_size=evaluation.batch_size,
+        precision=evaluation.precision,
+        workers=evaluation.workers,
+        progress=advance,
+        processes=processes,
+    )
     timed = _speed(evaluation, candidate, reference) if evaluation.rounds and processes.main else {}
     return {
         **_description(evaluation, candidate),
@@ -140,23 +150,6 @@ def _measure(evaluation: Evaluation, candidate: Candidate, reference: Reference,
         **processes.agree(timed),
         "command": evaluation.command,
     }
-
-
-def _predict(evaluation: Evaluation, model: nn.Module, advance: Advance) -> Tensor:
-    """(n,) predicted classes of all images, each process having classified its share."""
-    processes = evaluation.processes
-    mine, _ = evaluation.images.share(processes.index, processes.count)
-    predicted = predict(
-        model,
-        mine,
-        evaluation.preprocess,
-        batch_size=evaluation.batch_size,
-        precision=evaluation.precision,
-        workers=evaluation.workers,
-        progress=advance,
-    )
-    # Image i is the (i // count)-th of process i % count, and what fills the shares up comes last.
-    return torch.stack(processes.gather(predicted), dim=1).flatten()[: len(evaluation.images)]
 
 
 def _description(evaluation: Evaluation, candidate: Candidate) -> Row:

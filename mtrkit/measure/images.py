@@ -123,7 +123,7 @@ def decode(source: str | Path | io.BytesIO, name: str) -> Image.Image:
 
 
 def class_names(folder: Path, labels: Sequence[int]) -> tuple[str, ...]:
-    """The lines of ``classes.txt`` in a folder; if there is no such file, the numbers up to the largest label."""
+    """The lines of ``classes.txt`` in a folder; without that file, the numbers up to the largest label."""
     file = folder / "classes.txt"
     if file.is_file():
         return tuple(file.read_text(encoding="utf-8").strip().splitlines())

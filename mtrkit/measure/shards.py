@@ -104,7 +104,7 @@ def read_member(shard: str, key: str, offset: int, size: int) -> Image.Image:
             file.seek(offset)
             found = file.read(size)
     except OSError as error:
-        raise InputError(f"{shard} cannot be read ({error}), so there is no image {key!r}") from error
+        raise InputError(f"{shard} cannot be read ({error}); image {key!r} is in it") from error
     return decode(io.BytesIO(found), f"{key!r} in {shard}")
 
 

@@ -22,7 +22,7 @@ def open_images(source: str | Path) -> ImageSet:
             ``train-{0000..0063}.tar``; or ``"bundled"``.
 
     Raises:
-        InputError: There are no images, or they are not as they should be.
+        InputError: No images were found, or the shards are damaged.
     """
     if str(source) == BUNDLED:
         return bundled_set()

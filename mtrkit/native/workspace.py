@@ -1,7 +1,7 @@
 """Memory for what lies between the steps of a mixer: each thread keeps one piece from call to call.
 
-Asked of the system anew at every call, it is a page fault per 4 KB, which took up to a third of a forward pass,
-depending on how the process's heap happened to lie.
+If every call asked the system for it, each 4 KB would cost a page fault. These took up to 40 % of a forward pass: how
+much depended on the state of the process's heap.
 """
 
 import threading

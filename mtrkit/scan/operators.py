@@ -185,15 +185,22 @@ def _scan_derivative(ctx: Any, grad_y: Tensor, grad_last: Tensor, _: Any) -> tup
     return (*only_present(grads, tensors), None, None, None)
 
 
-def _conv_keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, *ctx.flags = inputs
-    ctx.save_for_backward(x, weight, bias)
+def derive_convolution(name: str, tensors: int) -> None:
+    """Give the derivative of a convolution, by its backward operator, in x, weight and bias.
 
+    ``tensors`` is how many arguments are tensors, these three first.
+    """
 
-def _conv_derivative(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
-    grads = torch.ops.mtrkit.causal_conv1d_backward(grad_y, *tensors, *ctx.flags)
-    return (*only_present(grads, tensors), None, None)
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:tensors])
+        ctx.flags = inputs[tensors:]
+
+    def derive(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors  # read once: under activation checkpointing each read computes them again
+        grads = getattr(torch.ops.mtrkit, f"{name}_backward")(grad_y, *saved, *ctx.flags)
+        return (*only_present(grads, saved[:3]), *[None] * (len(saved) + len(ctx.flags) - 3))
+
+    torch.library.register_autograd(f"mtrkit::{name}", derive, setup_context=keep, lib=_lib)
 
 
 def only_present(grads: Any, tensors: Any) -> list[Tensor | None]:
@@ -210,7 +217,7 @@ for _name, _run, _shapes in (
     _lib.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mtrkit::{_name}", _shapes, lib=_lib)
 torch.library.register_autograd("mtrkit::selective_scan", _scan_derivative, setup_context=_scan_keep, lib=_lib)
-torch.library.register_autograd("mtrkit::causal_conv1d", _conv_derivative, setup_context=_conv_keep, lib=_lib)
+derive_convolution("causal_conv1d", tensors=3)
 torch.library.register_autograd("mtrkit::delta_softplus", _softplus_derivative, setup_context=_softplus_keep, lib=_lib)
 _lib.impl("nearest", tokens.nearest, "CPU")
 torch.library.register_fake("mtrkit::nearest", lambda metric, src, dst: torch.empty_like(src), lib=_lib)

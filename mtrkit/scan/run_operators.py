@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtrkit.native import scan as native
 from mtrkit.native.layout import empty_as
-from mtrkit.scan.operators import grad_templates, only_present, refuse_derivatives, settle
+from mtrkit.scan.operators import derive_convolution, grad_templates, only_present, refuse_derivatives, settle
 from mtrkit.types import Scan
 
 _lib = torch.library.Library("mtrkit", "FRAGMENT")
@@ -73,7 +73,7 @@ def _scan_keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
 
 
 def _scan_derivative(ctx: Any, grad_y: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors  # asked for once, as an activation checkpoint computes it anew
+    saved = ctx.saved_tensors  # read once: under activation checkpointing each read computes them again
     grads = torch.ops.mtrkit.scan_runs_backward(grad_y, *saved, *ctx.flags)
     return (*only_present(grads, saved[:8]), None, None, None, None)
 
@@ -97,18 +97,6 @@ def _convolve_backward_shapes(grad_y: Tensor, x: Tensor, weight: Tensor, *rest: 
     return empty_as(x), weight.new_empty(weight.shape), bias
 
 
-def _convolve_keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, silu, reverse = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.flags = (silu, reverse)
-
-
-def _convolve_derivative(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    grads = torch.ops.mtrkit.convolve_runs_backward(grad_y, *saved, *ctx.flags)
-    return (*only_present(grads, saved[:3]), None, None, None)
-
-
 for _name, _run, _shapes in (
     ("scan_runs", _scan, _scan_shapes),
     ("scan_runs_backward", _scan_backward, _scan_backward_shapes),
@@ -118,6 +106,6 @@ for _name, _run, _shapes in (
     _lib.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mtrkit::{_name}", _shapes, lib=_lib)
 torch.library.register_autograd("mtrkit::scan_runs", _scan_derivative, setup_context=_scan_keep, lib=_lib)
-torch.library.register_autograd("mtrkit::convolve_runs", _convolve_derivative, setup_context=_convolve_keep, lib=_lib)
+derive_convolution("convolve_runs", tensors=4)
 for _name in ("scan_runs_backward", "convolve_runs_backward"):
     refuse_derivatives(_name)

@@ -124,10 +124,8 @@ def mamba_inner_fn_no_out_proj(
 ) -> Tensor:
     """:func:`mamba_inner_fn` without the last projection, as Vim's and VideoMamba's forks have it: (B, E, L)."""
     del checkpoint_lvl
-    x, z = _halves(xz)
-    u = _convolved(x, conv1d_weight, conv1d_bias, "auto")
-    delta, B, C = _project(u, x_proj_weight, delta_proj_weight, A, B, C, B_proj_bias, C_proj_bias)
-    return selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    weights = (conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight)
+    return _inner(xz, *weights, A, B, C, D, delta_bias, B_proj_bias, C_proj_bias, delta_softplus)
 
 
 def bimamba_inner_fn(
@@ -149,11 +147,8 @@ def bimamba_inner_fn(
     delta_softplus: bool = True,
 ) -> Tensor:
     """:func:`mamba_inner_fn` with a second scan from the last token to the first, by ``A_b``; the forks have it."""
-    x, z = _halves(xz)
-    u = _convolved(x, conv1d_weight, conv1d_bias, "auto")
-    delta, B, C = _project(u, x_proj_weight, delta_proj_weight, A, B, C, B_proj_bias, C_proj_bias)
-    y = selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    y = y + selective_scan(u, delta, A_b, B, C, D, z, delta_bias, delta_softplus, reverse=True)
+    weights = (conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight)
+    y = _inner(xz, *weights, A, B, C, D, delta_bias, B_proj_bias, C_proj_bias, delta_softplus, A_b)
     return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
 
 
@@ -175,10 +170,9 @@ def mamba_inner_ref(
     delta_softplus: bool = True,
 ) -> Tensor:
     """:func:`mamba_inner_fn` by the plain loops."""
-    x, z = _halves(xz)
-    u = _convolved(x, conv1d_weight, conv1d_bias, "reference")
-    delta, B, C = _project(u, x_proj_weight, delta_proj_weight, A, B, C, B_proj_bias, C_proj_bias)
-    y = selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend="reference")
+    weights = (conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight)
+    biases = (delta_bias, B_proj_bias, C_proj_bias)
+    y = _inner(xz, *weights, A, B, C, D, *biases, delta_softplus, backend="reference")
     return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
 
 
@@ -188,15 +182,38 @@ def _scan(backend: str, *arguments: object) -> Tensor | tuple[Tensor, Tensor]:
     return (y, last) if return_last_state else y
 
 
+def _inner(
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Maybe,
+    x_proj: Tensor,
+    delta_proj: Tensor,
+    A: Tensor,
+    B: Maybe,
+    C: Maybe,
+    D: Maybe,
+    delta_bias: Maybe,
+    B_bias: Maybe,
+    C_bias: Maybe,
+    softplus: bool,
+    A_back: Maybe = None,
+    backend: str = "auto",
+) -> Tensor:
+    """A mixer between its outer projections, (B, E, L); with ``A_back`` a scan from the last token is added."""
+    x, z = _halves(xz)
+    u = causal_conv1d(x, conv_weight, conv_bias, backend=backend)
+    delta, B, C = _project(u, x_proj, delta_proj, A, B, C, B_bias, C_bias)
+    y = selective_scan(u, delta, A, B, C, D, z, delta_bias, softplus, backend=backend)
+    if A_back is None:
+        return y
+    return y + selective_scan(u, delta, A_back, B, C, D, z, delta_bias, softplus, backend=backend, reverse=True)
+
+
 def _halves(xz: Tensor) -> tuple[Tensor, Tensor]:
     if xz.dim() != 3 or xz.shape[1] % 2:
         raise InputError(f"xz has shape {tuple(xz.shape)}; expected (batch, twice the channels, tokens)")
     x, z = xz.chunk(2, dim=1)
     return x, z
-
-
-def _convolved(x: Tensor, weight: Tensor, bias: Maybe, backend: str) -> Tensor:
-    return causal_conv1d(x, weight, bias, backend=backend)
 
 
 def _project(

@@ -107,7 +107,7 @@ def test_a_published_file_loads(release):
         (lambda state: state.update({"score_predictors.0.in_conv.1.weight": torch.zeros(8, 8)}), "size mismatch"),
         (lambda state: state.update({"layers.0.mixer.block_head.bias": torch.tensor([1.0, torch.nan])}), "NaN"),
         (lambda state: state.pop("norm_f.weight"), "norm_f.weight"),
-        (lambda state: [state.pop(n) for n in list(state) if "block_head" in n or "score" in n], "no file of DyVM"),
+        (lambda state: [state.pop(n) for n in list(state) if "block_head" in n or "score" in n], "not a file of DyVM"),
     ],
 )
 def test_a_file_that_does_not_fit_changes_nothing(release, change, says):

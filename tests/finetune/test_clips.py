@@ -162,9 +162,12 @@ def test_a_dry_run_of_the_command(listed, tmp_path, monkeypatch, capsys):
 def test_the_command_measures_by_several_views(listed, tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(loading, "create_model", lambda name, checkpoint, **options: tiny())
-    monkeypatch.setattr(
-        "mtrkit.finetune.run.predict", lambda model, images, how: asked.append(how) or predict(model, images, how)
-    )
+
+    def watched(model, images, how, **options):
+        asked.append(how)
+        return predict(model, images, how, **options)
+
+    monkeypatch.setattr("mtrkit.finetune.run.predict", watched)
     command = ["finetune", "videomamba", "--data", str(listed), "--out", str(tmp_path / "run"), "--held-out", "2"]
     command += ["--r", "8", "--layers", "1", "2", "--batch-size", "2", "--device", "cpu", "--epochs", "0.3"]
     assert main([*command, "--segments", "2", "--crops", "3", "--repeats", "1", "--workers", "0"]) == 0

@@ -32,7 +32,7 @@ def test_workers_and_what_was_drawn_before_change_nothing(folder):
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     for a, b in zip(first, seen(draws, 2), strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-    assert not torch.equal(first[0][0], first[6][0])  # the next epoch is another order, augmented anew
+    assert not torch.equal(first[0][0], first[6][0])  # the next epoch has another order and other augmentations
 
 
 def test_shards_are_drawn_as_a_folder_is(folder, tmp_path):

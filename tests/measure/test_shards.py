@@ -132,7 +132,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(InputError, match=r"'dir/a' in .*x.tar cannot be read as an image"):
         opener()
     shard.unlink()
-    with pytest.raises(InputError, match=r"x.tar cannot be read .* no image 'dir/a'"):
+    with pytest.raises(InputError, match=r"x.tar cannot be read .* image 'dir/a' is in it"):
         opener()
 
 
