@@ -1,7 +1,6 @@
 """Two processes measure what one does, and the main one alone prints and writes."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ from mtrkit.cli.main import main
 from mtrkit.measure import evaluation
 from mtrkit.measure.processes import Processes
 from tests.cli.conftest import MODEL
-from tests.helpers.running import ROOT
+from tests.helpers.running import HOME, environment
 
 LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mtrkit")
 CHANGES = ("images_per_second", "quartiles", "speedup", "speedup_quartiles", "time", "command")
@@ -19,9 +18,10 @@ CHANGES = ("images_per_second", "quartiles", "speedup", "speedup_quartiles", "ti
 
 def two(*arguments, launch=LAUNCH):
     """What two processes print that run a command together."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    settings = environment(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     command = [sys.executable, *map(str, (*launch, *arguments)), "--device", "cpu", "--threads", "1"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    # Not in the checkout: `python -m` would take its mtrkit before the one that the tests import.
+    done = subprocess.run(command, cwd=HOME, env=settings, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

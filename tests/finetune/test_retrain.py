@@ -24,7 +24,7 @@ from mtrkit.finetune import CrossEntropy, retrain
 from mtrkit.finetune.curve import read_curve
 from mtrkit.measure import image_folder
 from tests.finetune.conftest import recipe, reduced, tiny_model
-from tests.helpers.running import ROOT
+from tests.helpers.running import HOME, environment
 
 
 def train(folder, out, model=None, given=None, **options):
@@ -216,11 +216,10 @@ retrain(reduced(drop_path_rate=0.2), images, out, given, held_out=images.spread(
 
 
 def start(*arguments, launcher=(), **settings):
-    settings |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    environment = os.environ | settings
+    variables = environment(OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true", **settings)
     script = ["-c", SCRIPT] if not launcher else [*launcher]
     command = [sys.executable, *script, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=HOME, env=variables, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process):
