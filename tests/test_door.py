@@ -110,6 +110,18 @@ def test_positions_of_a_match():
         tokens.nearest(metric, src.int(), dst)
 
 
+def test_positions_of_pairs():
+    metric, a, b = torch.randn(2, 9, 5), torch.tensor([[0, 2], [1, 3]]), torch.tensor([[4, 6], [5, 7]])
+    for bad in ((a + 9, b), (a, b + 9), (a - 1, b)):
+        with pytest.raises(InputError, match="outside of 0 … 8"):
+            tokens.cosines(metric, *bad)
+    for bad in ((a[:1], b), (a, b[:, :1]), (a[0], b[0])):
+        with pytest.raises(InputError, match="expected"):
+            tokens.cosines(metric, *bad)
+    with pytest.raises(InputError, match="positions are"):
+        tokens.cosines(metric, a.int(), b)
+
+
 def test_sizes_of_a_mixer():
     parts = mixer_parts(FAMILIES["vim"]().layers[0].mixer)
     for bad in (torch.randn(5, 32), torch.randn(2, 5, 31)):

@@ -39,30 +39,23 @@ INLINE void FN(convolve)(const float *x, int64_t sx, const float *w, int64_t wid
 }
 
 /* The mean over the positions that each token lasts: as many different values as taps at most, of which the last, with
- * every tap inside of the token, counts for all that follow. The first token is number `i` of `p`. */
+ * every tap inside of the token, counts for all that follow. Taps inside of it see the same, so that their weights are
+ * added up. The first token is number `i` of `p`. */
 INLINE void FN(convolve_runs)(const float *x, int64_t sx, const float *w, int64_t width, int silu, const past *p,
                               int64_t i, int64_t steps, float *out, int64_t so) {
-    for (int64_t t = 0; t < steps; t++, i++) {
-        int64_t count = p->token[i].lasts, values = count < width ? count : width;
-        const int64_t *back = p->token[i].back;
-        const float *own = x + (t + width - 1) * sx;
-        if (!p->token[i].sees_runs) {
-            PARTS(v) {
-                vf value = FN(filter)(x + t * sx, sx, w, width, v);
-                STORE(out + t * so + v, silu ? value * FN(sigmoid)(value) : value);
-            }
-            continue;
+    PARTS(v) for (int64_t t = 0; t < steps; t++) {
+        int64_t count = p->token[i + t].lasts;
+        const int64_t *back = p->token[i + t].back;
+        const float *own = x + (t + width - 1) * sx + v;
+        vf total = FN(splat)(0.0f), inside = total;
+        for (int64_t n = 0; n < width && n < count; n++) {
+            inside += LOAD(w + (width - 1 - n) * BLOCK + v);
+            vf value = LOAD(w + width * BLOCK + v) + inside * LOAD(own);
+            for (int64_t k = 0; k < width - 1 - n; k++) value += LOAD(w + k * BLOCK + v) * LOAD(own - back[n + k] * sx);
+            if (silu) value *= FN(sigmoid)(value);
+            total += n == width - 1 ? value * (float)(count - n) : value;
         }
-        PARTS(v) {
-            vf total = FN(splat)(0.0f);
-            for (int64_t n = 0; n < values; n++) {
-                vf value = LOAD(w + width * BLOCK + v);
-                for (int64_t k = 0; k < width; k++) value += LOAD(w + k * BLOCK + v) * LOAD(own - back[n + k] * sx + v);
-                if (silu) value *= FN(sigmoid)(value);
-                total += n == width - 1 ? value * (float)(count - n) : value;
-            }
-            STORE(out + t * so + v, total * (1.0f / (float)count));
-        }
+        STORE(out + t * so + v, total * (1.0f / (float)count));
     }
 }
 

@@ -25,13 +25,14 @@ PACK = struct.Struct("3qd2q")
 NORM = struct.Struct("2qd5q")
 MIXER = struct.Struct("10qd11q14qq")  # of mixer.h
 MATCH = struct.Struct("10q")
+COSINES = struct.Struct("9q")
 SLOTS = struct.Struct("11q")
 MERGE = struct.Struct("10q")
 SUM = struct.Struct("5q")
 SOFTPLUS = struct.Struct("3q8qq")
 
 # In the order in which mtr_layout of native.c gives the sizes of its structs.
-LAYOUT = (HEADER, SCAN, CONV, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, SLOTS, MERGE, MIXER)
+LAYOUT = (HEADER, SCAN, CONV, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, MIXER)
 
 NO_VIEW = (0, 0, 0, 0)
 _TAKES_NOTHING_OVER = Tensor.__torch_dispatch__

@@ -12,7 +12,7 @@ typedef int32_t FN(vi) __attribute__((vector_size(LANES * 4)));
 #define LOAD(p) ((vf)*(const FN(uf) *)(p))
 #define STORE(p, v) (*(FN(uf) *)(p) = (FN(uf))(v))
 #define PARTS(v) for (int v = 0; v < BLOCK; v += LANES)
-#define RUN_STATES (LANES == 16 ? 4 : 2) /* that share one look at how long each token lasts, for which registers do */
+#define TOGETHER (LANES == 16 ? 4 : 2) /* states that go through a tile together, as many as registers do for */
 #define STEPS(t) for (int t = 0; t < TILE; t++)
 
 #include "vectors.h"
@@ -30,7 +30,7 @@ typedef int32_t FN(vi) __attribute__((vector_size(LANES * 4)));
 #undef LOAD
 #undef STORE
 #undef PARTS
-#undef RUN_STATES
+#undef TOGETHER
 #undef STEPS
 #undef SUFFIX
 #undef LANES

@@ -106,6 +106,15 @@ typedef struct {
     int64_t *wrong;             /* set to 1 if an index is out of range */
 } match_job;
 
+/* The cosine of each token `a` of a sample to its token `b`. */
+typedef struct {
+    int64_t batch, length, channels, pairs;
+    float *metric;   /* (batch, length, channels), contiguous */
+    int64_t *a, *b;  /* (batch, pairs), contiguous */
+    float *found;    /* (batch, pairs) */
+    int64_t *wrong;  /* as above */
+} cosines_job;
+
 /* The tokens that stay, numbered in their order in the sequence if `ordered`; those that merge get their target's
  * number, all others -1. */
 typedef struct {
@@ -140,7 +149,7 @@ typedef struct {
     int64_t kind, bytes; /* of the job */
 } header;
 
-enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, SLOTS, MERGE };
+enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE };
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t blocks_per_group(const scan_job *j) { return ceil_div(j->channels / j->groups, BLOCK); }
@@ -337,7 +346,7 @@ EXPORT int mtr_best_level(void) {
 EXPORT void mtr_layout(int64_t *sizes) {
     const int64_t own[] = {TILE, BLOCK, TEAM_BLOCKS, MIXER_PACKS, MIXER_STEPS, sizeof(header), sizeof(scan_job), sizeof(conv_job),
                            sizeof(sum_job), sizeof(softplus_job), sizeof(project_job), sizeof(pack_job),
-                           sizeof(norm_job), sizeof(match_job), sizeof(slots_job), sizeof(merge_job), sizeof(mixer_job)};
+                           sizeof(norm_job), sizeof(match_job), sizeof(cosines_job), sizeof(slots_job), sizeof(merge_job), sizeof(mixer_job)};
     memcpy(sizes, own, sizeof own);
 }
 
@@ -390,6 +399,11 @@ static work_size match_size(const void *job) {
     return (work_size){j->batch, (columns + BLOCK) * j->channels + columns * BLOCK};
 }
 
+static work_size cosines_size(const void *job) {
+    const cosines_job *j = job;
+    return (work_size){j->batch, 0};
+}
+
 static work_size slots_size(const void *job) {
     const slots_job *j = job;
     return (work_size){j->batch, 0};
@@ -427,6 +441,7 @@ static const job_kind kinds[] = {
     [PACK] = {LEVELS(pack), pack_size},
     [NORM] = {LEVELS(norm), norm_size},
     [MATCH] = {LEVELS(match), match_size},
+    [COSINES] = {LEVELS(cosines), cosines_size},
     [SLOTS] = {LEVELS(slots), slots_size},
     [MERGE] = {LEVELS(merge), merge_size},
 };

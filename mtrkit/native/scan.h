@@ -115,7 +115,7 @@ INLINE int FN(all_short)(const float *dt, int64_t steps, const float *longest) {
 INLINE void FN(advance_states)(int count, int small, int64_t n, int v, int64_t steps, const float *A2, float *h,
                                const float *dt, const float *du, const float *B, int64_t B_stride, const float *C,
                                int64_t C_stride, float *y) {
-    vf a[PAIR], state[PAIR];
+    vf a[TOGETHER], state[TOGETHER];
     for (int k = 0; k < count; k++) a[k] = LOAD(A2 + (n + k) * BLOCK + v), state[k] = LOAD(h + (n + k) * BLOCK + v);
     for (int64_t t = 0; t < steps; t++) {
         int64_t o = t * BLOCK + v;
@@ -134,11 +134,11 @@ INLINE void FN(advance_states)(int count, int small, int64_t n, int v, int64_t s
 INLINE void FN(advance_runs)(int count, int small, int64_t n, int v, int64_t steps, const int64_t *lengths,
                              const float *A2, float *h, const float *dt, const float *du, const float *B,
                              int64_t B_stride, const float *C, int64_t C_stride, float *y) {
-    vf a[RUN_STATES], state[(LANES == 16 ? 4 : 2)];
+    vf a[TOGETHER], state[TOGETHER];
     for (int k = 0; k < count; k++) a[k] = LOAD(A2 + (n + k) * BLOCK + v), state[k] = LOAD(h + (n + k) * BLOCK + v);
     for (int64_t t = 0; t < steps; t++) {
         int64_t o = t * BLOCK + v;
-        vf step = LOAD(dt + o), input = LOAD(du + o), sum = LOAD(y + o), decay[RUN_STATES], taken[(LANES == 16 ? 4 : 2)], total[(LANES == 16 ? 4 : 2)];
+        vf step = LOAD(dt + o), input = LOAD(du + o), sum = LOAD(y + o), decay[TOGETHER], taken[TOGETHER], total[TOGETHER];
         for (int k = 0; k < count; k++) {
             decay[k] = FN(decay)(step, a[k], small), taken[k] = input * B[t * B_stride + n + k];
             total[k] = state[k] = decay[k] * state[k] + taken[k];
@@ -170,8 +170,8 @@ INLINE void FN(advance)(int small, int64_t states, int64_t steps, const float *A
     memset(y, 0, TILE * BLOCK * sizeof(float));
     PARTS(v) {
         int64_t n = 0;
-        for (; n + PAIR <= states; n += PAIR)
-            FN(advance_states)(PAIR, small, n, v, steps, A2, h, dt, du, B, B_stride, C, C_stride, y);
+        for (; n + TOGETHER <= states; n += TOGETHER)
+            FN(advance_states)(TOGETHER, small, n, v, steps, A2, h, dt, du, B, B_stride, C, C_stride, y);
         for (; n < states; n++) FN(advance_states)(1, small, n, v, steps, A2, h, dt, du, B, B_stride, C, C_stride, y);
     }
 }
@@ -185,8 +185,8 @@ INLINE void FN(advance_all_runs)(int small, int64_t states, int64_t steps, const
     memset(y, 0, TILE * BLOCK * sizeof(float));
     PARTS(v) {
         int64_t n = 0;
-        for (; n + RUN_STATES <= states; n += (LANES == 16 ? 4 : 2))
-            FN(advance_runs)(RUN_STATES, small, n, v, steps, lengths, A2, h, dt, du, B, B_stride, C, C_stride, y);
+        for (; n + TOGETHER <= states; n += TOGETHER)
+            FN(advance_runs)(TOGETHER, small, n, v, steps, lengths, A2, h, dt, du, B, B_stride, C, C_stride, y);
         for (; n < states; n++)
             FN(advance_runs)(1, small, n, v, steps, lengths, A2, h, dt, du, B, B_stride, C, C_stride, y);
         for (int64_t t = 0; t < steps; t++)

@@ -51,6 +51,37 @@ static TARGET void FN(match_task)(const void *job, int64_t b, float *scratch) {
     }
 }
 
+/* Added up in the same order for every pair, so that equal pairs are equally alike wherever they stand. */
+INLINE float FN(cosine)(const float *x, const float *y, int64_t count) {
+    float parts[3][LANES], sum[3] = {0};
+    vf xy = FN(splat)(0.0f), xx = xy, yy = xy;
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        vf a = LOAD(x + i), b = LOAD(y + i);
+        xy += a * b, xx += a * a, yy += b * b;
+    }
+    STORE(parts[0], xy), STORE(parts[1], xx), STORE(parts[2], yy);
+    for (int k = 0; k < LANES; k++)
+        for (int s = 0; s < 3; s++) sum[s] += parts[s][k];
+    for (; i < count; i++) sum[0] += x[i] * y[i], sum[1] += x[i] * x[i], sum[2] += y[i] * y[i];
+    float one = sqrtf(sum[1]), other = sqrtf(sum[2]);
+    return sum[0] / ((one > 1e-12f ? one : 1e-12f) * (other > 1e-12f ? other : 1e-12f));
+}
+
+static TARGET void FN(cosines_task)(const void *job, int64_t b, float *scratch) {
+    const cosines_job *j = job;
+    const float *rows = j->metric + b * j->length * j->channels;
+    const int64_t *first = j->a + b * j->pairs, *second = j->b + b * j->pairs;
+    (void)scratch;
+    if (!FN(all_within)(first, j->pairs, j->length) || !FN(all_within)(second, j->pairs, j->length)) {
+        *j->wrong = 1;
+        return;
+    }
+    for (int64_t i = 0; i < j->pairs; i++)
+        j->found[b * j->pairs + i] =
+            FN(cosine)(rows + first[i] * j->channels, rows + second[i] * j->channels, j->channels);
+}
+
 /* Needs no vectors; here beside its siblings. */
 static TARGET void FN(slots_task)(const void *job, int64_t b, float *scratch) {
     const slots_job *j = job;

@@ -23,6 +23,18 @@ def nearest(metric: Tensor, src: Tensor, dst: Tensor) -> Tensor:
     return found
 
 
+def cosines(metric: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """The cosine (B, n) of each token ``a`` (B, n) to its token ``b`` (B, n), by ``metric`` (B, L, D)."""
+    if a.dim() != 2 or a.shape != b.shape or metric.dim() != 3 or len(metric) != len(a):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (metric, a, b))
+        raise InputError(f"metric, a and b have shapes {shapes}; expected (B, L, D), (B, n) and (B, n)")
+    metric, a, b = jobs.dense(metric), jobs.positions(a), jobs.positions(b)
+    found, wrong = metric.new_empty(a.shape), a.new_zeros(1)
+    job = jobs.COSINES.pack(*metric.shape, a.shape[1], *map(jobs.address, (metric, a, b, found, wrong)))
+    _run(library.COSINES, job, wrong, metric.shape[1])
+    return found
+
+
 def merge(tokens: Tensor, slot: Tensor, slots: int, weight: Tensor | None = None, mean: bool = True) -> Tensor:
     """(B, slots, D): at each slot the mean, or the sum, of the tokens (B, L, D) whose ``slot`` (B, L) it is.
 

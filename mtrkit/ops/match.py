@@ -66,8 +66,7 @@ def match_neighbors(
         The partner (B, s) of each source and how similar it is. A source takes a blocked neighbour only if it
         has no other; the link then gets the lowest possible similarity.
     """
-    tokens = _units_if_cosine(take(comparable(metric), sequence), similarity)
-    between = _alike(tokens[:, :-1], tokens[:, 1:], similarity)
+    between = pair_similarity(metric, sequence[:, :-1], sequence[:, 1:], similarity)
     between = between.masked_fill(blocked, torch.finfo(between.dtype).min)
     beyond = torch.full_like(between[:, :1], -torch.inf)  # the ends have one neighbour, which stands for both
     similar_before = torch.cat([beyond, between], dim=1)[:, 0::2]
@@ -84,8 +83,14 @@ def pair_similarity(metric: Tensor, a: Tensor, b: Tensor, similarity: Similarity
     Equal pairs get equal numbers, bit for bit, wherever they stand; a matrix product, which works in tiles,
     does not promise that.
     """
-    metric = _units_if_cosine(comparable(metric), similarity)
-    return _alike(take(metric, a), take(metric, b), similarity)
+    metric = comparable(metric)
+    if similarity == "cosine":
+        if can_match(metric):
+            return operators.cosines(metric.detach(), a, b)
+        metric = F.normalize(metric, dim=-1)
+        return (take(metric, a) * take(metric, b)).sum(dim=-1)
+    apart = take(metric, a) - take(metric, b)
+    return -apart.abs().sum(dim=-1) if similarity == "l1" else -apart.square().sum(dim=-1)
 
 
 def strongest_links(src: Tensor, target: Tensor, strength: Tensor, r: int) -> Links:
@@ -93,17 +98,6 @@ def strongest_links(src: Tensor, target: Tensor, strength: Tensor, r: int) -> Li
     order = torch.sort(strength, dim=1, descending=True, stable=True).indices
     ranked, best = src.gather(1, order), order[:, :r]
     return Links(ranked[:, :r], target.gather(1, best), ranked[:, r:])
-
-
-def _units_if_cosine(tokens: Tensor, similarity: Similarity) -> Tensor:
-    return F.normalize(tokens, dim=-1) if similarity == "cosine" else tokens
-
-
-def _alike(x: Tensor, y: Tensor, similarity: Similarity) -> Tensor:
-    """The similarity of each pair of rows; cosines of units."""
-    if similarity == "cosine":
-        return (x * y).sum(dim=-1)
-    return -(x - y).abs().sum(dim=-1) if similarity == "l1" else -(x - y).square().sum(dim=-1)
 
 
 def _first_best(scores: Tensor, scale: Tensor | float) -> Tensor:

@@ -78,7 +78,7 @@ def _functions_are_watched() -> bool:
 
 
 def can_match(metric: Tensor) -> bool:
-    """Whether :func:`mtrkit.scan.operators.nearest` takes this tensor; it has no derivative, as its answer has none."""
+    """Whether the operators that match take this tensor; they have no derivatives, as what they find only ranks."""
     if metric.dtype != torch.float32 or not native_can_run(metric.device.type) or under_transform():
         return False
     return torch.compiler.is_compiling() or has_memory(metric)

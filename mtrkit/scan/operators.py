@@ -76,6 +76,7 @@ _lib.define(
 )
 _lib.define("delta_softplus(Tensor delta, Tensor? bias) -> Tensor")
 _lib.define("nearest(Tensor metric, Tensor src, Tensor dst) -> Tensor")
+_lib.define("cosines(Tensor metric, Tensor a, Tensor b) -> Tensor")
 
 
 def _scan(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -221,10 +222,13 @@ derive_convolution("causal_conv1d", tensors=3)
 torch.library.register_autograd("mtrkit::delta_softplus", _softplus_derivative, setup_context=_softplus_keep, lib=_lib)
 _lib.impl("nearest", tokens.nearest, "CPU")
 torch.library.register_fake("mtrkit::nearest", lambda metric, src, dst: torch.empty_like(src), lib=_lib)
+_lib.impl("cosines", tokens.cosines, "CPU")
+torch.library.register_fake("mtrkit::cosines", lambda metric, a, b: metric.new_empty(a.shape), lib=_lib)
 
 causal_conv1d = torch.ops.mtrkit.causal_conv1d.default
 delta_softplus = torch.ops.mtrkit.delta_softplus.default
 nearest = torch.ops.mtrkit.nearest.default
+cosines = torch.ops.mtrkit.cosines.default
 
 
 def refuse_derivatives(name: str) -> None:

@@ -1,12 +1,12 @@
-"""The operator that matches finds what the plain operators find, on every code path."""
+"""The operators that match find what the plain operators find, on every code path."""
 
 import pytest
 import torch
 
 from mtrkit.native import library as lib
-from mtrkit.ops import match_nearest
+from mtrkit.ops import match_nearest, pair_similarity
 from mtrkit.scan.fastpath import can_match
-from mtrkit.scan.operators import nearest
+from mtrkit.scan.operators import cosines, nearest
 
 
 @pytest.fixture(params=lib.LEVELS)
@@ -53,6 +53,26 @@ def test_odd_numbers_stay_in_their_sample_and_decide_as_before(level, odd):
     assert torch.equal(found, match_nearest(metric.double(), src, dst))
 
 
+@pytest.mark.parametrize("width", [1, 7, 16, 24, 33])
+@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e-14, 1e15])
+def test_cosines_are_those_of_float64(level, width, scale):
+    metric, a, b = case(3, 40, 20, 20, width)
+    metric = metric * scale
+    metric[0, 3] = 0.0
+    expected = pair_similarity(metric.double(), a, b).float()
+    torch.testing.assert_close(cosines(metric, a, b), expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(cosines(metric, a, b), cosines(metric, b, a))
+    assert torch.equal(cosines(metric, a, b), pair_similarity(metric, a, b))
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_odd_numbers_make_their_own_cosines_odd(level, odd):
+    metric, a, b = case(3, 20, 8, 8, 16)
+    metric[1, 5] = odd
+    expected = pair_similarity(metric.double(), a, b).float()
+    torch.testing.assert_close(cosines(metric, a, b), expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
 def test_threads_and_strides_change_nothing(level):
     metric, src, dst = case(5, 30, 10, 15, 12)
     expected = nearest(metric, src, dst)
@@ -71,3 +91,4 @@ def test_only_where_it_can():
 @pytest.mark.filterwarnings("ignore")
 def test_is_a_well_formed_operator(level):
     torch.library.opcheck(torch.ops.mtrkit.nearest.default, case(2, 20, 5, 8, 8))
+    torch.library.opcheck(torch.ops.mtrkit.cosines.default, case(2, 20, 8, 8, 8))
