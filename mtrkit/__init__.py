@@ -25,6 +25,7 @@ from mtrkit.api import (
 from mtrkit.errors import (
     BackendError,
     CheckpointError,
+    ExportError,
     InputError,
     MtrkitError,
     OptionError,
@@ -44,6 +45,7 @@ from mtrkit.types import BlockState, Decision, TokenMap
 
 if TYPE_CHECKING:
     from mtrkit.calibration import calibrate
+    from mtrkit.exporting import export
     from mtrkit.models import VisionMamba, create_model, list_models, load_checkpoint
 
 __version__ = "0.1.0"
@@ -56,6 +58,7 @@ __all__ = [
     "CheckpointError",
     "Decision",
     "EveryNth",
+    "ExportError",
     "FlopsReport",
     "InputError",
     "MethodConfig",
@@ -77,6 +80,7 @@ __all__ = [
     "calibrate",
     "count_flops",
     "create_model",
+    "export",
     "list_adapters",
     "list_methods",
     "list_models",
@@ -105,6 +109,10 @@ def __getattr__(name: str) -> Any:
         from mtrkit import calibration
 
         return calibration.calibrate
+    if name == "export":
+        from mtrkit import exporting
+
+        return exporting.export
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

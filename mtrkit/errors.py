@@ -43,6 +43,10 @@ class CheckpointError(MtrkitError, RuntimeError):
     """A checkpoint is unreadable, unsafe, or does not belong to the model."""
 
 
+class ExportError(MtrkitError, RuntimeError):
+    """The model cannot be exported to this format, or the file would not give what the model gives."""
+
+
 class SmallModelWarning(UserWarning):
     """The model is of a size that is known to lose much accuracy to methods that do not keep time."""
 
