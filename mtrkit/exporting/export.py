@@ -118,21 +118,21 @@ def _describe(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, str]:
     return found
 
 
-_RUN: dict[str, Callable[[Path, tuple[Tensor, ...]], tuple[Tensor, ...]]] = {
-    "onnx": onnx_file.run,
-    "pt2": programs.run,
-    "aotinductor": programs.run_compiled,
+_LOAD: dict[str, Callable[[Path], Callable[..., object]]] = {
+    "onnx": onnx_file.load,
+    "pt2": programs.load,
+    "aotinductor": programs.load_compiled,
 }
 
 
 def _compare(model: nn.Module, inputs: tuple[Tensor, ...], path: Path, kind: str) -> float:
     """Run the file with one sample and with several; how far it is from the model at most."""
-    worst = 0.0
+    worst, written = 0.0, _LOAD[kind](path)
     several = at_least_two(inputs)
     for given in (tuple(x[:1] for x in several), several):
         with torch.no_grad():
-            wanted = programs.as_tuple(Answers(model)(*given))
-        for number, (found, right) in enumerate(zip(_RUN[kind](path, given), wanted, strict=True)):
+            answers, wanted = (programs.as_tuple(run(*given)) for run in (written, Answers(model)))
+        for number, (found, right) in enumerate(zip(answers, wanted, strict=True)):
             error = float((found - right).abs().max()) if found.shape == right.shape else float("inf")
             if not error <= TOLERANCE * max(1.0, float(right.abs().max())):
                 raise ExportError(

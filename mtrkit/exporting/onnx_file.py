@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,16 +25,16 @@ def check_installed() -> None:
 
 def write(program: torch.export.ExportedProgram, path: Path, opset: int, metadata: dict[str, str]) -> None:
     """Translate a captured program, in which the recurrence is one operator, and save it."""
-    from mtrkit.exporting.onnx_recurrence import recurrence
-
-    table = {torch.ops.mtrkit.recurrence.default: recurrence}
     try:
         with _quietly():
+            from mtrkit.exporting.onnx_operators import translations
+
             found = torch.onnx.export(
-                program, dynamo=True, opset_version=opset, custom_translation_table=table, verbose=False
+                program, dynamo=True, opset_version=opset, custom_translation_table=translations(), verbose=False
             )
     except Exception as error:
-        raise ExportError(f"the program cannot be written in ONNX opset {opset}: {first_line(error)}") from error
+        reason = first_line(_innermost(error))
+        raise ExportError(f"the program cannot be written in ONNX opset {opset}: {reason}") from error
     assert found is not None
     model = found.model
     for number, value in enumerate(model.graph.inputs):
@@ -45,27 +45,40 @@ def write(program: torch.export.ExportedProgram, path: Path, opset: int, metadat
     found.save(str(path), external_data=False)
 
 
-def run(path: Path, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What onnxruntime finds for the file."""
+def load(path: Path) -> Callable[..., tuple[Tensor, ...]]:
+    """The file in onnxruntime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    given = {value.name: x.numpy() for value, x in zip(session.get_inputs(), inputs, strict=True)}
-    return tuple(torch.from_numpy(x) for x in session.run(None, given))
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        given = {value.name: x.numpy() for value, x in zip(session.get_inputs(), inputs, strict=True)}
+        return tuple(torch.from_numpy(x) for x in session.run(None, given))
+
+    return run
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The error that the others were raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without the exporter's remarks on its own workings."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

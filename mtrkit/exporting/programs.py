@@ -1,6 +1,7 @@
 """Files of torch: programs of standard operators, and programs that AOTInductor has compiled."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,10 +27,9 @@ def read_metadata(path: Path) -> dict[str, str]:
     return found
 
 
-def run(path: Path, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What the saved program finds."""
-    with torch.no_grad():
-        return as_tuple(torch.export.load(path).module()(*inputs))
+def load(path: Path) -> Callable[..., object]:
+    """The saved program."""
+    return torch.export.load(path).module()
 
 
 def compile_ahead(program: torch.export.ExportedProgram, path: Path, metadata: dict[str, str]) -> None:
@@ -49,10 +49,12 @@ def compile_ahead(program: torch.export.ExportedProgram, path: Path, metadata: d
         raise ExportError(f"AOTInductor cannot compile the program: {first_line(error)}") from error
 
 
-def run_compiled(path: Path, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What the compiled program finds."""
-    with torch.no_grad():
-        return as_tuple(torch._inductor.aoti_load_package(str(path))(*inputs))
+def load_compiled(path: Path) -> Callable[..., object]:
+    """The compiled program."""
+    from torch._inductor import aoti_load_package
+
+    loaded: Callable[..., object] = aoti_load_package(str(path))
+    return loaded
 
 
 def as_tuple(found: object) -> tuple[Tensor, ...]:

@@ -7,6 +7,7 @@ translates. Decays are at most one and are multiplied, never divided, so that fl
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from mtrkit.scan.backend import Backend
 from mtrkit.types import Scan
+
+Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _lib = torch.library.Library("mtrkit", "FRAGMENT")
 _lib.define("recurrence(Tensor step, Tensor x, Tensor A, Tensor B, Tensor C) -> (Tensor, Tensor)")
@@ -86,7 +89,7 @@ def scan_as_operator(scan: Scan) -> tuple[Tensor, Tensor]:
     return _scan(scan, recurrence)
 
 
-def _scan(scan: Scan, run: "type[recurrence_in_chunks] | object") -> tuple[Tensor, Tensor]:
+def _scan(scan: Scan, run: Recurrence) -> tuple[Tensor, Tensor]:
     dtype, groups = torch.promote_types(scan.u.dtype, torch.float32), scan.B.shape[1]
     u, step = scan.u.to(dtype), scan.delta.to(dtype)
     step = step if scan.bias is None else step + scan.bias.to(dtype)[:, None]
@@ -95,7 +98,7 @@ def _scan(scan: Scan, run: "type[recurrence_in_chunks] | object") -> tuple[Tenso
     rows = (_visit(part.to(dtype), scan.reverse) for part in (scan.B, scan.C))
     B, C = next(rows).unsqueeze(-1), next(rows).unsqueeze(-2)
     wide = (_visit(part, scan.reverse).unflatten(2, (groups, 1, -1)) for part in (step, step * u))
-    y, last = run(*wide, A, B, C)  # type: ignore[operator]
+    y, last = run(next(wide), next(wide), A, B, C)
     y = _flip(y.flatten(2), scan.reverse).permute(1, 2, 0)
     y = y if scan.D is None else y + scan.D.to(dtype)[:, None] * u
     y = y if scan.z is None else y * F.silu(scan.z.to(dtype))

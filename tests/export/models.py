@@ -6,15 +6,15 @@ import mtrkit
 from tests.helpers.families import FAMILIES, _spread
 
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(5))
-SHAPE = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_classes": 5}
+SHAPE = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_classes": 5}
 
 
 def vim(method=None, **options):
-    """A Vim of 17 tokens and three blocks, of which the first two reduce."""
+    """A Vim of 17 tokens and two blocks, of which the first reduces."""
     torch.manual_seed(0)
     model = _spread(mtrkit.VisionMamba(**SHAPE).eval())
     if method:
-        mtrkit.apply_reduction(model, method, **({"ratio": 0.3, "layers": [1, 2]} | options))
+        mtrkit.apply_reduction(model, method, **({"ratio": 0.15, "layers": [1]} | options))
     return model
 
 
