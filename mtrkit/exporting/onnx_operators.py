@@ -15,14 +15,9 @@ _SORTED_BY_RUNTIMES = (DataType.FLOAT, DataType.DOUBLE, DataType.INT32, DataType
 
 
 @script(_DOMAIN, default_opset=op)
-def recurrence(step: FLOAT, x: FLOAT, A: FLOAT, B: FLOAT, C: FLOAT) -> tuple[FLOAT, FLOAT]:
-    """Arguments and results of :func:`mtrkit.scan.standard.recurrence_in_chunks`.
-
-    ONNX has an operator of its own for loops over a sequence: six nodes, for any number of tokens.
-    """
-    zero = op.Constant(value_floats=[0.0])
-    first = op.Gather(x, op.Constant(value_int=0), axis=0)
-    start = op.Mul(op.Mul(first, A), zero)
+def _forward(step: FLOAT, x: FLOAT, A: FLOAT, B: FLOAT, C: FLOAT) -> tuple[FLOAT, FLOAT]:
+    """Token by token, from the first."""
+    start = op.Mul(op.Mul(op.Gather(x, op.Constant(value_int=0), axis=0), A), op.Constant(value_floats=[0.0]))
 
     @graph()
     def advance(state, step_now, x_now, B_now, C_now):  # type: ignore[no-untyped-def]
@@ -33,6 +28,57 @@ def recurrence(step: FLOAT, x: FLOAT, A: FLOAT, B: FLOAT, C: FLOAT) -> tuple[FLO
 
     last, y = op.Scan(start, step, x, B, C, body=advance, num_scan_inputs=4)
     return y, last
+
+
+@script(_DOMAIN, default_opset=op)
+def _backward(step: FLOAT, x: FLOAT, A: FLOAT, B: FLOAT, C: FLOAT) -> tuple[FLOAT, FLOAT]:
+    """The same from the last; a script is read as it is written, so nothing can be shared."""
+    start = op.Mul(op.Mul(op.Gather(x, op.Constant(value_int=0), axis=0), A), op.Constant(value_floats=[0.0]))
+
+    @graph()
+    def advance(state, step_now, x_now, B_now, C_now):  # type: ignore[no-untyped-def]
+        decay = op.Exp(op.Mul(step_now, A))
+        after = op.Add(op.Mul(decay, state), op.Mul(x_now, B_now))
+        y_now = op.MatMul(C_now, after)
+        return after, y_now
+
+    last, y = op.Scan(
+        start,
+        step,
+        x,
+        B,
+        C,
+        body=advance,
+        num_scan_inputs=4,
+        scan_input_directions=[1, 1, 1, 1],
+        scan_output_directions=[1],
+    )
+    return y, last
+
+
+def recurrence(step: FLOAT, x: FLOAT, A: FLOAT, B: FLOAT, C: FLOAT, reverse: bool = False) -> tuple[FLOAT, FLOAT]:
+    """Arguments and results of :func:`mtrkit.scan.standard.recurrence_in_chunks`.
+
+    ONNX has an operator of its own for loops over a sequence: six nodes, for any number of tokens.
+    """
+    found: tuple[FLOAT, FLOAT] = (_backward if reverse else _forward)(step, x, A, B, C)
+    return found
+
+
+def softplus(self: FLOAT, beta: float = 1.0, threshold: float = 20.0) -> FLOAT:
+    """``max(x, 0) + log1p(exp(-|x|))``: runtimes compute their ``Softplus`` number by number, ten times as slowly.
+
+    log1p(y) is log(1 + y) · y / ((1 + y) − 1), in which what is rounded away in 1 + y cancels. ``threshold`` changes
+    nothing: above it the second term is below the rounding of the first.
+    """
+    del threshold
+    x: Any = self if beta == 1.0 else op.Mul(self, op.Constant(value_float=beta))
+    one, tiny = op.Constant(value_float=1.0), op.Constant(value_float=1e-30)
+    small = op.Exp(op.Neg(op.Abs(x)))
+    whole = op.Add(small, one)
+    lost = op.Div(op.Add(small, tiny), op.Add(op.Sub(whole, one), tiny))
+    found: Any = op.Add(op.Relu(x), op.Mul(op.Log(whole), lost))
+    return found if beta == 1.0 else op.Div(found, op.Constant(value_float=beta))
 
 
 def stable_sort(
@@ -50,4 +96,8 @@ def stable_sort(
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any] | Sequence[Callable[..., Any]]]:
     """The table that ``torch.onnx.export`` takes."""
-    return {torch.ops.mtrkit.recurrence.default: recurrence, torch.ops.aten.sort.stable: stable_sort}
+    return {
+        torch.ops.mtrkit.recurrence.default: recurrence,
+        torch.ops.aten.softplus.default: softplus,
+        torch.ops.aten.sort.stable: stable_sort,
+    }

@@ -16,14 +16,16 @@ from torch import Tensor
 from mtrkit.scan.backend import Backend
 from mtrkit.types import Scan
 
-Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
 _lib = torch.library.Library("mtrkit", "FRAGMENT")
-_lib.define("recurrence(Tensor step, Tensor x, Tensor A, Tensor B, Tensor C) -> (Tensor, Tensor)")
+_lib.define("recurrence(Tensor step, Tensor x, Tensor A, Tensor B, Tensor C, bool reverse) -> (Tensor, Tensor)")
 
 
-def recurrence_in_chunks(step: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """The recurrence ``h = exp(Δ A) h + B x``, ``y = C · h``, from the first token to the last.
+def recurrence_in_chunks(
+    step: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor]:
+    """The recurrence ``h = exp(Δ A) h + B x``, ``y = C · h``.
 
     Args:
         step: Δ, time first: (L, batch, G, 1, F), for G groups of F channels.
@@ -31,11 +33,13 @@ def recurrence_in_chunks(step: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tenso
         A: Decay rates (G, N, F).
         B: (L, batch, G, N, 1).
         C: (L, batch, G, 1, N).
+        reverse: Whether it goes from the last token to the first.
 
     Returns:
-        y (L, batch, G, 1, F) and the last state (batch, G, N, F).
+        y (L, batch, G, 1, F) and the state after the token visited last (batch, G, N, F).
     """
     length = step.shape[0]
+    step, x, B, C = (part.flip(0) if reverse else part for part in (step, x, B, C))
     size = math.isqrt(length - 1) + 1
     steps, xs, Bs, Cs = (_chunks(part, size) for part in (step, x, B, C))  # (chunks, size, …)
     decays = torch.exp(steps * A).unbind(1)
@@ -48,7 +52,8 @@ def recurrence_in_chunks(step: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tenso
     for decay, enters, rows in zip(decays, inputs, Cs.unbind(1), strict=True):
         state = torch.addcmul(enters, decay, state)
         found.append(torch.matmul(rows, state))
-    return torch.stack(found, 1).flatten(0, 1)[:length], last
+    y = torch.stack(found, 1).flatten(0, 1)[:length]
+    return (y.flip(0) if reverse else y), last
 
 
 def _chunks(x: Tensor, size: int) -> Tensor:
@@ -69,8 +74,9 @@ def _carry(decays: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(starts), state
 
 
-def _recurrence_shapes(step: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    del A, C
+def _recurrence_shapes(
+    step: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty((*x.shape[1:3], B.shape[3], x.shape[4]))
 
 
@@ -91,27 +97,22 @@ def scan_as_operator(scan: Scan) -> tuple[Tensor, Tensor]:
 
 def _scan(scan: Scan, run: Recurrence) -> tuple[Tensor, Tensor]:
     dtype, groups = torch.promote_types(scan.u.dtype, torch.float32), scan.B.shape[1]
-    u, step = scan.u.to(dtype), scan.delta.to(dtype)
-    step = step if scan.bias is None else step + scan.bias.to(dtype)[:, None]
+    u, step = _as(scan.u, dtype), _as(scan.delta, dtype)
+    step = step if scan.bias is None else step + _as(scan.bias, dtype)[:, None]
     step = F.softplus(step) if scan.softplus else step
-    A = scan.A.to(dtype).unflatten(0, (groups, -1)).transpose(1, 2)
-    rows = (_visit(part.to(dtype), scan.reverse) for part in (scan.B, scan.C))
-    B, C = next(rows).unsqueeze(-1), next(rows).unsqueeze(-2)
-    wide = (_visit(part, scan.reverse).unflatten(2, (groups, 1, -1)) for part in (step, step * u))
-    y, last = run(next(wide), next(wide), A, B, C)
-    y = _flip(y.flatten(2), scan.reverse).permute(1, 2, 0)
-    y = y if scan.D is None else y + scan.D.to(dtype)[:, None] * u
-    y = y if scan.z is None else y * F.silu(scan.z.to(dtype))
-    return y.to(scan.u.dtype), last.transpose(2, 3).flatten(1, 2)
+    A = _as(scan.A, dtype).unflatten(0, (groups, -1)).transpose(1, 2)
+    wide = (part.movedim(-1, 0).unflatten(2, (groups, 1, -1)) for part in (step, step * u))
+    B, C = (_as(part, dtype).movedim(-1, 0) for part in (scan.B, scan.C))
+    y, last = run(next(wide), next(wide), A, B.unsqueeze(-1), C.unsqueeze(-2), scan.reverse)
+    y = y.flatten(2).permute(1, 2, 0)
+    y = y if scan.D is None else y + _as(scan.D, dtype)[:, None] * u
+    y = y if scan.z is None else y * F.silu(_as(scan.z, dtype))
+    return _as(y, scan.u.dtype), last.transpose(2, 3).flatten(1, 2)
 
 
-def _visit(x: Tensor, reverse: bool) -> Tensor:
-    """(B, …, L) to (L, B, …) in the order of the scan."""
-    return _flip(x.movedim(-1, 0), reverse)
-
-
-def _flip(x: Tensor, reverse: bool) -> Tensor:
-    return x.flip(0) if reverse else x
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """In that dtype; a conversion that does nothing would be captured all the same."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
@@ -121,18 +122,18 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     length, past = x.shape[2], weight.shape[1] - 1
-    rows = F.pad(x.to(dtype).transpose(1, 2), (0, 0, 0, past) if reverse else (0, 0, past, 0))
-    taps = weight.to(dtype).flip(1) if reverse else weight.to(dtype)
+    rows = F.pad(_as(x, dtype).transpose(1, 2), (0, 0, 0, past) if reverse else (0, 0, past, 0))
+    taps = _as(weight, dtype).flip(1) if reverse else _as(weight, dtype)
     y = rows[:, :length] * taps[:, 0]
     for lag in range(1, past + 1):
         y = y + rows[:, lag : lag + length] * taps[:, lag]
-    y = y if bias is None else y + bias.to(dtype)
-    return (F.silu(y) if silu else y).transpose(1, 2).to(x.dtype)
+    y = y if bias is None else y + _as(bias, dtype)
+    return _as((F.silu(y) if silu else y).transpose(1, 2), x.dtype)
 
 
 def soften(delta: Tensor, bias: Tensor | None) -> Tensor:
     """softplus(delta + bias) for Δ (B, E, L) and its bias (E,)."""
-    return F.softplus(delta if bias is None else delta + bias[:, None]).to(delta.dtype)
+    return _as(F.softplus(delta if bias is None else delta + bias[:, None]), delta.dtype)
 
 
 def _status() -> tuple[bool, str]:
