@@ -1,14 +1,16 @@
 """Turn a model into one graph of standard operators, for a batch of any size."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mtrkit.errors import ExportError, InputError
+from mtrkit.adapters import find_host
+from mtrkit.errors import ExportError, InputError, UnsupportedModelError
 from mtrkit.scan import use_scan_backend
 
+MOST_TOKENS = 64  # of texts, as the classes of language models write every step of a text into the graph
 _STANDARD = ("aten", "prims")  # namespaces of operators that torch has without any package
 
 
@@ -21,15 +23,14 @@ class Answers(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Whatever tensors the model takes."""
-        found = self.model(*inputs)
-        if isinstance(found, Mapping) or hasattr(found, "logits"):
-            found = getattr(found, "logits", None)
+        given = self.model(*inputs)
+        found = getattr(given, "logits", given)
         if isinstance(found, Tensor):
             return found
         if isinstance(found, Sequence) and found and all(isinstance(x, Tensor) for x in found):
             return tuple(found)
         raise ExportError(
-            f"{type(self.model).__name__} returns a {type(found).__name__}, and a file can return tensors, a tuple of "
+            f"{type(self.model).__name__} returns a {type(given).__name__}, and a file can return tensors, a tuple of "
             "them, or what an output calls `logits`; wrap the model in a module that returns the tensor you want"
         )
 
@@ -51,6 +52,19 @@ def check_model(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         )
     if any(x.device.type != "cpu" for x in tensors):
         raise ExportError(f"{type(model).__name__} or its input is not on a CPU; call model.cpu() and export that")
+    if reads_texts(model) and inputs[0].dim() > 1 and inputs[0].shape[1] > MOST_TOKENS:
+        raise ExportError(
+            f"{type(model).__name__} was given texts of {inputs[0].shape[1]} tokens, which its own code takes singly, "
+            f"so the graph would grow with the text; give at most {MOST_TOKENS} tokens"
+        )
+
+
+def reads_texts(model: nn.Module) -> bool:
+    """Whether the model, or the one inside of it, is a language model that mtrkit knows."""
+    try:
+        return find_host(model)[1].any_length
+    except UnsupportedModelError:
+        return False
 
 
 def at_least_two(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

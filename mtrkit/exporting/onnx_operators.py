@@ -17,7 +17,8 @@ _SORTED_BY_RUNTIMES = (DataType.FLOAT, DataType.DOUBLE, DataType.INT32, DataType
 @script(_DOMAIN, default_opset=op)
 def _forward(step: FLOAT, x: FLOAT, A: FLOAT, B: FLOAT, C: FLOAT) -> tuple[FLOAT, FLOAT]:
     """Token by token, from the first."""
-    start = op.Mul(op.Mul(op.Gather(x, op.Constant(value_int=0), axis=0), A), op.Constant(value_floats=[0.0]))
+    shape = op.Shape(op.Mul(op.Gather(x, op.Constant(value_int=0), axis=0), A))
+    start = op.Expand(op.Constant(value_floats=[0.0]), shape)
 
     @graph()
     def advance(state, step_now, x_now, B_now, C_now):  # type: ignore[no-untyped-def]
@@ -33,7 +34,8 @@ def _forward(step: FLOAT, x: FLOAT, A: FLOAT, B: FLOAT, C: FLOAT) -> tuple[FLOAT
 @script(_DOMAIN, default_opset=op)
 def _backward(step: FLOAT, x: FLOAT, A: FLOAT, B: FLOAT, C: FLOAT) -> tuple[FLOAT, FLOAT]:
     """The same from the last; a script is read as it is written, so nothing can be shared."""
-    start = op.Mul(op.Mul(op.Gather(x, op.Constant(value_int=0), axis=0), A), op.Constant(value_floats=[0.0]))
+    shape = op.Shape(op.Mul(op.Gather(x, op.Constant(value_int=0), axis=0), A))
+    start = op.Expand(op.Constant(value_floats=[0.0]), shape)
 
     @graph()
     def advance(state, step_now, x_now, B_now, C_now):  # type: ignore[no-untyped-def]
@@ -76,7 +78,8 @@ def softplus(self: FLOAT, beta: float = 1.0, threshold: float = 20.0) -> FLOAT:
     one, tiny = op.Constant(value_float=1.0), op.Constant(value_float=1e-30)
     small = op.Exp(op.Neg(op.Abs(x)))
     whole = op.Add(small, one)
-    lost = op.Div(op.Add(small, tiny), op.Add(op.Sub(whole, one), tiny))
+    # The greater, not the sum: optimisers take so small an addend for nothing, and 0 / 0 is left.
+    lost = op.Div(op.Max(small, tiny), op.Max(op.Sub(whole, one), tiny))
     found: Any = op.Add(op.Relu(x), op.Mul(op.Log(whole), lost))
     return found if beta == 1.0 else op.Div(found, op.Constant(value_float=beta))
 
