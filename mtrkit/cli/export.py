@@ -15,7 +15,8 @@ from mtrkit.cli.loading import count_parameters, load_model, reduce_model
 from mtrkit.cli.options import add_model, add_reduction, positive
 from mtrkit.errors import InputError
 from mtrkit.exporting import export
-from mtrkit.measure import BUNDLED, batches, open_images, takes_clips
+from mtrkit.measure import batches, open_images, takes_clips
+from mtrkit.measure.images import BUNDLED
 
 EPILOG = """examples:
   mtrkit export vim_tiny_patch16_224 --checkpoint vim_t.pth --ratio 0.3 --out vim_t_30.onnx

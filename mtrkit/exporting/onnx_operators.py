@@ -1,6 +1,6 @@
 """What torch's exporter does not translate: the recurrence, and sorts that keep the order of equal values."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -97,7 +97,7 @@ def stable_sort(
     return (op.Cast(values, to=source.dtype) if small else values), indices
 
 
-def translations() -> dict[Callable[..., Any], Callable[..., Any] | Sequence[Callable[..., Any]]]:
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The table that ``torch.onnx.export`` takes."""
     return {
         torch.ops.mtrkit.recurrence.default: recurrence,
