@@ -130,6 +130,7 @@ class BlockState:
     special: Tensor  # (B, S) int64: where the class, distillation and register tokens stand
     signals: Signals  # those that the method says it reads
     layer: int = 0  # its number, counted from 1
+    frame: Tensor | None = None  # (B, L) int64: of a clip, the frame that each patch is of
 
     @property
     def num_tokens(self) -> int:
