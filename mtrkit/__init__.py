@@ -37,7 +37,7 @@ from mtrkit.errors import (
 )
 from mtrkit.methods import MethodConfig, register_method
 from mtrkit.patch import Calibration, ReductionInfo, Trace
-from mtrkit.scan import scan_backends, selective_scan, use_scan_backend
+from mtrkit.scan import flop_handles, scan_backends, selective_scan, use_scan_backend
 from mtrkit.schedule import EveryNth, FlopsReport
 from mtrkit.standin import StandIns, as_mamba_ssm
 from mtrkit.types import BlockState, Decision, TokenMap
@@ -77,6 +77,7 @@ __all__ = [
     "calibrate",
     "count_flops",
     "create_model",
+    "flop_handles",
     "list_adapters",
     "list_methods",
     "list_models",

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtrkit.native.weights import MixerWeights
+from mtrkit.scan.backend import COUNTERS, dispatch_modes
 from mtrkit.scan.dispatch import under_transform
 from mtrkit.types import Gating
 
@@ -46,7 +47,7 @@ def can_leave_out(hidden: Tensor, gating: Gating) -> bool:
         return False
     if torch.compiler.is_compiling() or type(hidden) is not Tensor:
         return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None or under_transform():
+    if dispatch_modes() - COUNTERS or torch._C._get_tracing_state() is not None or under_transform():
         return False
     return not (hidden.is_cuda and torch.cuda.is_current_stream_capturing())
 
