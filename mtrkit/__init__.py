@@ -15,6 +15,7 @@ from mtrkit.adapters import Adapter, register_adapter
 from mtrkit.api import (
     apply_reduction,
     count_flops,
+    full_grid,
     list_adapters,
     list_methods,
     reduction_disabled,
@@ -78,6 +79,7 @@ __all__ = [
     "count_flops",
     "create_model",
     "flop_handles",
+    "full_grid",
     "list_adapters",
     "list_methods",
     "list_models",

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from mtrkit.adapters import ADAPTERS, Adapter, find_host, shape_of
+from mtrkit.adapters.grid import PatchGrid, patch_grid
 from mtrkit.errors import InputError, MtrkitError, OptionError, SmallModelWarning, UnsupportedModelError
 from mtrkit.methods import METHODS, Method, MethodConfig
 from mtrkit.methods.dyvm import DYVM
@@ -147,10 +149,16 @@ def reduction_disabled(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def trace_reduction(model: nn.Module) -> Iterator[Trace]:
+def trace_reduction(model: nn.Module, input_size: tuple[int, ...] | None = None) -> Iterator[Trace]:
     """Record where every token of every image goes in the passes inside the ``with`` block.
 
-    The output does not change by a bit. A compiled model is traced by running it uncompiled.
+    The output does not change by a bit. A compiled model is traced by running it uncompiled. With the trace,
+    :func:`full_grid` puts what a hook has seen back on the grid of the patches, inside the block or after it.
+
+    Args:
+        model: The reduced model, or a wrapper around it.
+        input_size: As in :func:`apply_reduction`, of the inputs inside the block. Default: the size that was reduced
+            for. It matters for the grid only.
 
     Raises:
         InputError: The model is not patched.
@@ -158,12 +166,56 @@ def trace_reduction(model: nn.Module) -> Iterator[Trace]:
     patched = _patched(model)
     if not patched:
         raise InputError("there is nothing to trace: call mtrkit.apply_reduction(model) first")
-    reduction, trace = patched[0][1], Trace()
+    host, reduction = patched[0]
+    size = input_size or reduction.input_size
+    trace = Trace(grid=_grid(host, size), num_tokens=shape_of(model, host, reduction.adapter, size).tokens)
     reduction.observers.append(trace.record)
     try:
         yield trace
     finally:
         reduction.observers.remove(trace.record)
+
+
+def full_grid(intermediate: Any, trace: Trace, fill: float = 0.0) -> Tensor:
+    """Put an intermediate of a reduced model back on the grid of its patches; gradients flow through.
+
+    Each patch of a merged token gets the merged token's numbers. Special tokens are left out:
+    :meth:`Trace.sequence` keeps them.
+
+    Args:
+        intermediate: (B, L', D) or (B, L'), something for each token of some block, special ones included; or what a
+            hook of a block sees, see :meth:`Trace.sequence`.
+        trace: Of the pass that it is from, which may still run: see :func:`trace_reduction`.
+        fill: What dropped patches get. What a block's hook sees has their last features instead.
+
+    Returns:
+        (B, D, rows, columns) or (B, rows, columns); of a clip, its frames side by side.
+
+    Raises:
+        InputError: The traced pass never had so many tokens, or was of inputs of another size than the trace.
+        UnsupportedModelError: The model's tokens are not one per patch.
+    """
+    sequence, grid = trace.sequence(intermediate, fill), trace.grid
+    if grid is None:
+        raise UnsupportedModelError(
+            "the tokens of this model are not one per patch of an image, so there is no grid; trace.sequence gives "
+            "the full sequence"
+        )
+    if sequence.shape[1] != grid.num_tokens:
+        raise InputError(
+            f"the pass had {sequence.shape[1]} tokens, and {grid.rows} × {grid.columns} patches make "
+            f"{grid.num_tokens}; call mtrkit.trace_reduction(model, input_size=...) with the size of its inputs"
+        )
+    patches = sequence[:, torch.tensor(grid.positions, device=sequence.device)]
+    maps = patches.unflatten(1, (grid.rows, grid.columns))
+    return maps.movedim(3, 1) if maps.dim() == 4 else maps
+
+
+def _grid(host: nn.Module, input_size: tuple[int, ...]) -> PatchGrid | None:
+    try:
+        return patch_grid(host, input_size)
+    except UnsupportedModelError:
+        return None
 
 
 def reduction_info(model: nn.Module, *, directions: Directions = "one") -> ReductionInfo | None:

@@ -1,8 +1,8 @@
 """What each operator of mtrkit costs, told to those who count: torch's FlopCounterMode and fvcore.
 
-A formula counts as :mod:`mtrkit.schedule.cost` does: one per multiply-add of a product, the scan as 9·L·E·N + 2·L·E, norms
-and activations as nothing. fvcore counts one per multiply-add too and gets these numbers; torch counts two and gets
-twice as much, so that its total is twice that of ``count_flops(directions="all")``. A backward operator counts as
+A formula counts as :mod:`mtrkit.schedule.cost` does: one per multiply-add of a product, the scan as 9·L·E·N + 2·L·E,
+norms and activations as nothing. fvcore counts one per multiply-add too and gets these numbers; torch counts two and
+gets twice as much, so that its total is twice that of ``count_flops(directions="all")``. A backward operator counts as
 twice the forward one, as for a product.
 
 Both learn of the formulas when they are imported, before mtrkit or after it: importing either takes longer than
