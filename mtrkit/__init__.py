@@ -44,7 +44,7 @@ from mtrkit.standin import StandIns, as_mamba_ssm
 from mtrkit.types import BlockState, Decision, TokenMap
 
 if TYPE_CHECKING:
-    from mtrkit.calibration import calibrate
+    from mtrkit.calibration import calibrate, find_thresholds
     from mtrkit.models import VisionMamba, create_model, list_models, load_checkpoint
 
 __version__ = "0.1.0"
@@ -78,6 +78,7 @@ __all__ = [
     "calibrate",
     "count_flops",
     "create_model",
+    "find_thresholds",
     "flop_handles",
     "full_grid",
     "list_adapters",
@@ -104,10 +105,10 @@ def __getattr__(name: str) -> Any:
         return getattr(models, name)
     if name == "dyvm":
         return importlib.import_module("mtrkit.dyvm")
-    if name == "calibrate":
+    if name in ("calibrate", "find_thresholds"):
         from mtrkit import calibration
 
-        return calibration.calibrate
+        return getattr(calibration, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
