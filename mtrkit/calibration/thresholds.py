@@ -52,8 +52,8 @@ def find_thresholds(
         OptionError: The method ranks no links, or ``ratio`` is 0.
         ScheduleError: ``ratio`` is out of reach.
 
-    Source: thresholds per layer are those of ATM, arXiv:2505.15160, which lowers them from layer to layer on ViTs; how
-    they are found here is mtrkit's own.
+    Source: that every layer has a threshold of its own is ATM's, arXiv:2505.15160, on ViTs; how they are found here is
+    mtrkit's own.
     """
     if ratio == 0:
         raise OptionError("ratio=0 removes nothing, so there are no thresholds to find; give a ratio above 0")
