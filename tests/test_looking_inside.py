@@ -51,7 +51,7 @@ def test_what_the_hook_of_a_block_sees(family, method):
     output, trace = seen(model, blocks[4])
     sequence = trace.sequence(output)
     assert sequence.shape == (2, trace.slot.shape[1], 32) and mtrkit.full_grid(output, trace).shape == (2, 32, 8, 8)
-    last = output[0] + output[1].residual if isinstance(output, tuple) else output.residual
+    last = output[0] + output[1].residual if type(output) is tuple else output.residual
     assert last.shape[1] < sequence.shape[1]
     kept = trace.slot >= 0
     assert torch.allclose(sequence[kept], trace.sequence(last)[kept], atol=1e-5)
