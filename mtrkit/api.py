@@ -110,18 +110,17 @@ def apply_reduction(
     Source: ``"mtr"`` is Ma et al., arXiv:2507.14042; :func:`list_methods` gives each method's paper.
     """
     host, adapter = find_host(model)
+    amount = Amount(ratio, tokens, r, threshold)
+    given: dict[str, object] = {**amount._asdict(), "layers": layers, **options}
     if method == DYVM.name or checkpoint is not None:
-        given = {"ratio": ratio, "layers": layers, "tokens": tokens, "r": r, "threshold": threshold}
-        given |= {"calibration": calibration, **options}
+        given = {**given, "calibration": calibration}
         reduction = _trained(model, host, adapter, method, checkpoint, input_size, given)
     elif calibration is None:
         method = "mtr" if method is None else method
-        amount = Amount(ratio, tokens, r, threshold)
         reduction = _prepare(model, host, adapter, method, amount, input_size, layers, options)
     else:
-        given = {"method": method, "ratio": ratio, "input_size": input_size, "layers": layers, "tokens": tokens, "r": r}
-        given["threshold"] = threshold
-        reduction = _calibrated(model, host, adapter, calibration, given | options)
+        given = {"method": method, "input_size": input_size, **given}
+        reduction = _calibrated(model, host, adapter, calibration, given)
     install(host, reduction)
     if reduction.plan.layers and reduction.trained is None:
         _warn_if_small(reduction.plan.shape, reduction.method.name)

@@ -126,7 +126,7 @@ class Limit(NamedTuple):
     threshold: float  # least strength of a link that leaves, in the unit of the method's similarity
     watch: Callable[[Tensor], None] | None = None  # is shown the strengths (B, s) of all links
 
-    def count(self, strength: Tensor, most: int) -> int:
+    def leaving(self, strength: Tensor, most: int) -> int:
         """Links (B, s) per sample that leave, ``most`` at most: one number for the batch, the mean, rounded.
 
         So every sample keeps as many tokens, and the host waits for the device.

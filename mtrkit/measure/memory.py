@@ -57,7 +57,7 @@ def _peak_on_cpu(run: Pass) -> int:
     def watched() -> list[tuple[int, int]]:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
             run()
-        events = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
+        events = recorded.profiler.kineto_results.events()
         return [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
 
     with ThreadPoolExecutor(max_workers=1) as thread:

@@ -54,5 +54,5 @@ def rank_links(state: BlockState, src: Tensor, target: Tensor, similarity: Tenso
     if config.importance_weight:
         score = importance(state, config.indicator, config.channels).gather(1, src)
         similarity = similarity - config.importance_weight * standardize(score)
-    r = r if state.limit is None else state.limit.count(similarity, r)
+    r = r if state.limit is None else state.limit.leaving(similarity, r)
     return strongest_links(src, target, similarity, r)
