@@ -47,7 +47,7 @@ def test_what_the_hook_of_a_block_sees(family, method):
     """Behind the last block but one it is, on the full sequence, what that block hands to the dense last block."""
     model = FAMILIES[family]()
     blocks = model.blocks if family == "timm_vit" else model.layers
-    mtrkit.apply_reduction(model, method, ratio=0.4, layers=[2, 4])
+    mtrkit.apply_reduction(model, method, ratio=0.3, layers=[2, 4])
     output, trace = seen(model, blocks[4])
     sequence = trace.sequence(output)
     assert sequence.shape == (2, trace.slot.shape[1], 32) and mtrkit.full_grid(output, trace).shape == (2, 32, 8, 8)
@@ -61,7 +61,7 @@ def test_what_the_hook_of_a_block_sees(family, method):
 
 def test_the_pass_that_runs_is_the_one_that_is_meant():
     """A hook inside of a pass sees the reductions so far, and those of the pass before do not count."""
-    model, grids = mtrkit.apply_reduction(FAMILIES["vim"](), "tome", ratio=0.4, layers=[2, 4]), []
+    model, grids = mtrkit.apply_reduction(FAMILIES["vim"](), "tome", ratio=0.3, layers=[2, 4]), []
     with torch.no_grad(), mtrkit.trace_reduction(model) as trace:
         for block in model.layers:
             block.mixer.register_forward_hook(lambda m, given, output: grids.append(mtrkit.full_grid(output, trace)))

@@ -23,7 +23,6 @@ class TraceStage:
             named by the position it stands for in the sequence.
         split: The method's groups, as indices into ``present``, or ``None``.
         slot: (B, L) token that each original position has become after the reduction, −1 if dropped.
-        num_kept: Tokens after the reduction.
     """
 
     layer: int
@@ -31,7 +30,11 @@ class TraceStage:
     present: Tensor
     split: Split | None
     slot: Tensor
-    num_kept: int
+
+    @property
+    def num_kept(self) -> int:
+        """Tokens after the reduction."""
+        return int(self.slot.max()) + 1 if self.slot.numel() else 0
 
 
 @dataclass
@@ -99,7 +102,8 @@ class Trace:
             (B, L) or (B, L, D).
         """
         if isinstance(intermediate, ReducedStream):
-            return restore_sum(intermediate)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and intermediate.records):
+                return restore_sum(intermediate)
         if isinstance(intermediate, tuple):
             hidden, residual = intermediate
             if isinstance(residual, ReducedStream):
@@ -127,6 +131,5 @@ class Trace:
                 original_positions(stream).cpu(),
                 None if decision.split is None else Split(*(group.cpu() for group in decision.split)),
                 decision.token_map.follow(stream.slot).cpu(),
-                decision.token_map.num_kept,
             )
         )
