@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import show_cam_on_image
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 import mtrkit
 from mtrkit.data import bundled_images
@@ -31,17 +32,20 @@ chosen = range(0, len(pixels), len(pixels) // args.images)
 normalise = preprocess_for(model.pretrained_cfg).tensor
 images = torch.stack([normalise(pixels[i]) for i in chosen])
 
-mtrkit.apply_reduction(model, ratio=0.3)
+with torch.inference_mode():
+    targets = [ClassifierOutputTarget(answer) for answer in model(images).argmax(dim=1).tolist()]
+
+mtrkit.apply_reduction(model, "runs", ratio=0.3)
 layer = model.layers[args.block].mixer
 
 
 def maps():
-    """(B, H, W) from 0 to 1: how much each place speaks for the class that the model gives."""
+    """(B, H, W) from 0 to 1: how much each place speaks for the class that the dense model gives."""
     with (
         mtrkit.trace_reduction(model) as trace,
         GradCAM(model, [layer], reshape_transform=lambda tokens: mtrkit.full_grid(tokens, trace)) as cam,
     ):
-        return cam(images)
+        return cam(images, targets)
 
 
 reduced = maps()

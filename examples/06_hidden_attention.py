@@ -75,7 +75,7 @@ def maps():
     return attention / attention.amax(dim=(1, 2), keepdim=True)
 
 
-mtrkit.apply_reduction(model, ratio=0.3)
+mtrkit.apply_reduction(model, "runs", ratio=0.3)
 reduced = maps()
 with mtrkit.reduction_disabled(model):
     dense = maps()
