@@ -1,6 +1,7 @@
 """Memory of a forward pass: how much it takes, and how to keep the operating system out of its time."""
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -53,6 +54,8 @@ def _peak_on_cpu(run: Pass) -> int:
     In a thread of its own, as each one keeps its workspace (:mod:`mtrkit.native.workspace`): a pass with a smaller one
     would take none after a pass with a larger one.
     """
+
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or torch's profiler writes lines of its own to the terminal
 
     def watched() -> list[tuple[int, int]]:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
