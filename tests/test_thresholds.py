@@ -150,6 +150,10 @@ def test_what_records_operators_is_refused():
         torch.jit.trace(model, IMAGES[:1])
     with pytest.raises(Exception, match="counts links by the data"):
         torch.export.export(model, (IMAGES[:1],), strict=False)
+    with pytest.raises(InputError, match="counts links by the data"):
+        torch.compile(model, backend="eager")(IMAGES[:1])
+    with pytest.raises(Exception, match="counts links by the data"):
+        torch.func.vmap(model)(IMAGES[:2, None])
 
 
 def test_thresholds_reach_the_ratio_on_other_images_of_the_kind():
