@@ -307,8 +307,8 @@ class PatchedBlock(Patched):
         """What stops the block from merging; :class:`InputError` while something records operators."""
         if not can_look(hidden):
             raise InputError(
-                "threshold= counts links by the data, so the model has no fixed shapes that torch.compile, torch.export, "
-                "torch.jit.trace or torch.func could record; reduce it by ratio= or tokens= for them"
+                "threshold= counts links by the data, so the model has no fixed shapes that torch.compile, "
+                "torch.export, torch.jit.trace or torch.func could record; reduce it by ratio= or tokens= for them"
             )
         watchers, layer = self.reduction.watchers, self.index + 1
 
