@@ -364,7 +364,7 @@ def _prepare(
     size = tuple(input_size) if input_size is not None else adapter.input_size(host)
     shape = _placed(shape_of(model, host, adapter, size), config)
     plan = _plan(shape, chosen, config, adapter.any_length, amount, layers)
-    return Reduction(chosen, config, adapter, size, adapter.special_at(host), plan, host)
+    return Reduction(chosen, config, adapter, size, adapter.special_at(host), plan, host, shape.frames)
 
 
 def _calibrated(

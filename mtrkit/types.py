@@ -147,6 +147,7 @@ class BlockState:
     special: Tensor  # (B, S) int64: where the class, distillation and register tokens stand
     signals: Signals  # those that the method says it reads
     layer: int = 0  # its number, counted from 1
+    frame: Tensor | None = None  # (B, L) int64: of a clip, the frame that each patch is of
     limit: Limit | None = None  # if fewer tokens may leave than are asked for
 
     @property

@@ -71,6 +71,7 @@ class IsotropicMamba(Adapter):
             patches=patches,
             patch_macs=macs(patch),
             head_macs=self.head_macs(model),
+            frames=input_size[1] // size_of(patch, "kernel_size")[0] if len(input_size) == 4 else 1,
         )
 
     def head_macs(self, model: Any) -> int:

@@ -22,6 +22,7 @@ from mtrkit.ops import (
     correct_stream,
     count_gaps,
     count_lengths,
+    frame_of,
     open_stream,
     reduce_stream,
     reduce_sum,
@@ -57,6 +58,7 @@ class Reduction:
     special_at: SpecialAt
     plan: Plan
     host: nn.Module = field(repr=False)
+    frames: int = 1  # of a clip
     correction: Correction | None = None  # of the features after the last block
     trained: nn.Module | None = field(default=None, repr=False)  # what a trained method has beside the model
     kind: "type[PatchedBlock] | None" = (
@@ -300,7 +302,9 @@ class PatchedBlock(Patched):
         if num_kept >= hidden.shape[1]:
             return None
         special = self.reduction.special_at(began_with)
-        state = BlockState(hidden, residual, stream.size, columns(stream.slot, special), signals, self.index + 1, limit)
+        frame = frame_of(stream, special, self.reduction.frames) if self.reduction.frames > 1 else None
+        slots = columns(stream.slot, special)
+        state = BlockState(hidden, residual, stream.size, slots, signals, self.index + 1, frame, limit)
         return self.reduction.decide(self.index, state, num_kept, stream)
 
     def _limit(self, hidden: Tensor, threshold: float) -> Limit:
