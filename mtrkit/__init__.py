@@ -15,6 +15,7 @@ from mtrkit.adapters import Adapter, register_adapter
 from mtrkit.api import (
     apply_reduction,
     count_flops,
+    full_grid,
     list_adapters,
     list_methods,
     reduction_disabled,
@@ -37,13 +38,13 @@ from mtrkit.errors import (
 )
 from mtrkit.methods import MethodConfig, register_method
 from mtrkit.patch import Calibration, ReductionInfo, Trace
-from mtrkit.scan import scan_backends, selective_scan, use_scan_backend
+from mtrkit.scan import flop_handles, scan_backends, selective_scan, use_scan_backend
 from mtrkit.schedule import EveryNth, FlopsReport
 from mtrkit.standin import StandIns, as_mamba_ssm
 from mtrkit.types import BlockState, Decision, TokenMap
 
 if TYPE_CHECKING:
-    from mtrkit.calibration import calibrate
+    from mtrkit.calibration import calibrate, find_thresholds
     from mtrkit.models import VisionMamba, create_model, list_models, load_checkpoint
 
 __version__ = "0.1.0"
@@ -77,6 +78,9 @@ __all__ = [
     "calibrate",
     "count_flops",
     "create_model",
+    "find_thresholds",
+    "flop_handles",
+    "full_grid",
     "list_adapters",
     "list_methods",
     "list_models",
@@ -101,10 +105,10 @@ def __getattr__(name: str) -> Any:
         return getattr(models, name)
     if name == "dyvm":
         return importlib.import_module("mtrkit.dyvm")
-    if name == "calibrate":
+    if name in ("calibrate", "find_thresholds"):
         from mtrkit import calibration
 
-        return calibration.calibrate
+        return getattr(calibration, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

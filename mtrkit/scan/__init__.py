@@ -2,7 +2,8 @@
 
 from mtrkit.native.weights import DirectionWeights, MixerWeights
 from mtrkit.scan.backend import BackendStatus
-from mtrkit.scan.dispatch import backend_for, length_last, scan_backends, use_scan_backend, writes_runs_out
+from mtrkit.scan.dispatch import backend_for, can_look, length_last, scan_backends, use_scan_backend, writes_runs_out
+from mtrkit.scan.flops import flop_handles
 from mtrkit.scan.interface import causal_conv1d, selective_scan
 from mtrkit.scan.mixer import mixer_forward, mixer_parts
 from mtrkit.types import Signals
@@ -13,7 +14,9 @@ __all__ = [
     "MixerWeights",
     "Signals",
     "backend_for",
+    "can_look",
     "causal_conv1d",
+    "flop_handles",
     "length_last",
     "mixer_forward",
     "mixer_parts",

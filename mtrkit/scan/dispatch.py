@@ -13,7 +13,7 @@ from mtrkit.dynamo import constant_result
 from mtrkit.errors import BackendError
 from mtrkit.registry import Registry
 from mtrkit.scan import mamba_ssm, operators, reference
-from mtrkit.scan.backend import Backend, BackendStatus
+from mtrkit.scan.backend import COUNTERS, Backend, BackendStatus, dispatch_modes
 
 _logger = logging.getLogger(__name__)
 
@@ -116,6 +116,13 @@ def under_transform() -> bool:
     if torch.compiler.is_compiling():
         return False
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def can_look(x: Tensor) -> bool:
+    """Whether the host may look at numbers: nothing records operators for other data, or stands for the data."""
+    if torch.compiler.is_compiling() or type(x) is not Tensor or x.is_meta or under_transform():
+        return False
+    return not (dispatch_modes() - COUNTERS) and torch._C._get_tracing_state() is None
 
 
 @constant_result  # compile takes the answer, not the import machinery behind it

@@ -115,7 +115,7 @@ def _scan_direction(
     reverse: bool,
     reads: frozenset[str],
     gap: Tensor | None,
-    time: Written | Tensor | None,
+    time: Written | Runs | None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Signals]:
     """One direction on x (B, E, L): the scan's output (B, E, L) and this direction's signals."""
@@ -145,16 +145,16 @@ def _scan_direction(
     return y, signals
 
 
-def _time(runs: Runs, parts: Parts, x: Tensor) -> Written | Tensor:
-    """The sequence written out, or, where convolution and scan step through runs, how long each token lasts."""
+def _time(runs: Runs, parts: Parts, x: Tensor) -> Written | Runs:
+    """The sequence written out, or, where convolution and scan step through runs, these."""
     plain = isinstance(parts, MixerWeights) or are_plain(tuple(way.conv for way in parts.directions))
-    return runs.lengths if plain and steps_through_runs(x) else write_out(runs)
+    return runs if plain and steps_through_runs(x) else write_out(runs)
 
 
-def _scan(scan: Scan, time: Written | Tensor | None) -> Tensor:
+def _scan(scan: Scan, time: Written | Runs | None) -> Tensor:
     """On the sequence as it is; or averaged over the positions that each token lasts."""
     u, delta, A, B, C, D, z, bias, softplus, reverse = scan
-    if isinstance(time, Tensor):
+    if isinstance(time, Runs):
         return scan_runs(scan._replace(B=B.unsqueeze(1), C=C.unsqueeze(1)), time)
     if time is None:
         return selective_scan(u, delta, A, B, C, D, z, bias, softplus, reverse=reverse)
@@ -163,7 +163,7 @@ def _scan(scan: Scan, time: Written | Tensor | None) -> Tensor:
     return time.average(selective_scan(u, delta, A, B, C, D, z, bias, softplus, reverse=reverse))
 
 
-def _convolve(x: Tensor, parts: Direction, reverse: bool, time: Written | Tensor | None) -> Tensor:
+def _convolve(x: Tensor, parts: Direction, reverse: bool, time: Written | Runs | None) -> Tensor:
     if isinstance(time, Written):
         return time.average(_convolve(time.repeat(x, blank=True), parts, reverse, None))
     if isinstance(parts, DirectionLayers) and not are_plain((parts.conv,)):
