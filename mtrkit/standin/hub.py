@@ -1,0 +1,47 @@
+"""``mamba_ssm.utils.hf``: configuration and weights of a published model, from a folder or the Hugging Face hub."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtrkit.errors import CheckpointError, StandInError
+
+CONFIG, WEIGHTS = "config.json", "pytorch_model.bin"
+Name = str | os.PathLike[str]
+
+
+def load_config_hf(model_name: Name) -> dict[str, Any]:
+    """The configuration of the model in a folder, or of that name on the hub."""
+    with open(_path(model_name, CONFIG), encoding="utf-8") as file:
+        found: dict[str, Any] = json.load(file)
+    return found
+
+
+def load_state_dict_hf(
+    model_name: Name, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> dict[str, torch.Tensor]:
+    """Its weights, on a device and in a dtype; nothing in the file is executed."""
+    weights = torch.load(_path(model_name, WEIGHTS), map_location="cpu", weights_only=True)
+    return {name: value.to(device=device, dtype=dtype) for name, value in weights.items()}
+
+
+def _path(model_name: Name, file: str) -> str:
+    """Where the file lies, fetched if need be.
+
+    Raises:
+        CheckpointError: The folder has no such file.
+        StandInError: It is no folder, and transformers, which fetches models, is not installed.
+    """
+    if Path(model_name).is_dir():
+        found = Path(model_name) / file
+        if not found.is_file():
+            raise CheckpointError(f"{model_name} has no {file}")
+        return str(found)
+    try:
+        from transformers.utils import cached_file
+    except ImportError as error:
+        raise StandInError(f"{model_name} is not a folder; install transformers to fetch it from the hub") from error
+    return str(cached_file(str(model_name), file))
