@@ -18,7 +18,7 @@ class AudioMambaAdapter(HustvlVimAdapter):
     name = "audio_mamba"
     summary = "AudioMamba (AuM) of the kaistmm/Audio-Mamba-AuM repository, on spectrograms"
     marks = (*HustvlVimAdapter.marks, "spectrogram_size")
-    arguments = (*HustvlVimAdapter.arguments[:-1], "patch_size", "strides")
+    arguments: tuple[str, ...] = (*HustvlVimAdapter.arguments[:-1], "patch_size", "strides")
 
     def mismatch(self, model: Any) -> str | None:
         return OfficialMamba.mismatch(self, model)

@@ -87,9 +87,9 @@ class CaduceusAdapter(LanguageMamba):
         )
 
     def refusal_of_call(
-        self, entry: str, inputs_embeds: Any = None, output_hidden_states: Any = None, **kwargs: Any
+        self, entry: str, inputs_embeds: Any = None, output_hidden_states: Any = None, *args: Any, **kwargs: Any
     ) -> str | None:
-        del entry, inputs_embeds, kwargs
+        del entry, inputs_embeds, args, kwargs
         if not output_hidden_states:
             return None
         return "output_hidden_states reads between the blocks, where a reduced model has fewer tokens"

@@ -54,8 +54,9 @@ class FastVimVimAdapter(IsotropicMamba):
         return middle if model.use_middle_cls_token else front
 
     def refusal_of_call(
-        self, entry: str, inference_params: Any = None, out_indices: Any = None, **kwargs: Any
+        self, entry: str, inference_params: Any = None, out_indices: Any = None, *args: Any, **kwargs: Any
     ) -> str | None:
+        del entry, inference_params, args, kwargs
         if out_indices is None:
             return None
         return "out_indices reads between the blocks, where a reduced model has fewer tokens"

@@ -23,7 +23,6 @@ from mtrkit.ops import restore_sum
 from mtrkit.scan import DirectionLayers, MixerLayers, Signals, direction_layers, mixer_forward
 from mtrkit.types import MixerCall, ReducedStream
 
-
 _NORMS = ("dt_layernorm", "b_layernorm", "c_layernorm")  # which have no weights
 
 

@@ -25,7 +25,6 @@ from mtrkit.adapters.stack import (
 )
 from mtrkit.adapters.unsupported import known_family
 
-
 _MOVES_THE_CLASS_TOKEN = ("if_random_cls_token_position", "if_random_token_rank")
 _BETWEEN_BLOCKS = "return_intermediate_output"  # of Vim4Path
 
@@ -66,7 +65,7 @@ class HustvlVimAdapter(OfficialMamba):
     marks = (*STACK, "if_cls_token", "final_pool_type", "if_rope")
     entries = ("forward_features",)
     switch, two_ways = "bimamba_type", "v2"
-    arguments = ("inference_params", *_MOVES_THE_CLASS_TOKEN, _BETWEEN_BLOCKS)  # of forward_features, behind the input
+    arguments: tuple[str, ...] = ("inference_params", *_MOVES_THE_CLASS_TOKEN, _BETWEEN_BLOCKS)  # of forward_features, behind the input
 
     def mismatch(self, model: Any) -> str | None:
         return super().mismatch(model) or ("has `spectrogram_size`" if hasattr(model, "spectrogram_size") else None)

@@ -29,6 +29,8 @@ class Block(nn.Module):
         OptionError: A norm that ``fused_add_norm`` does not take.
     """
 
+    layer_idx: int | None = None
+
     def __init__(
         self,
         dim: int,
@@ -63,7 +65,8 @@ class Block(nn.Module):
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
     ) -> Any:
         """The mixer's states of a generation that has not begun."""
-        return self.mixer.allocate_inference_cache(batch_size, max_seqlen, dtype=dtype, **kwargs)
+        mixer: Any = self.mixer
+        return mixer.allocate_inference_cache(batch_size, max_seqlen, dtype=dtype, **kwargs)
 
     def _add_norm(self, hidden: Tensor, residual: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
         if self.fused_add_norm:

@@ -123,7 +123,8 @@ def decode(
     del cg
     refuse("decode", enable_timing=enable_timing)
     state = InferenceParams(max_length, input_ids.shape[0])
-    text, new, scores = input_ids, input_ids, []
+    text, new = input_ids, input_ids
+    scores: list[Tensor] = []
     _stream(streamer, new)
     while True:
         position = torch.full_like(new, state.seqlen_offset) if state.seqlen_offset else None
@@ -132,9 +133,10 @@ def decode(
         if output_scores:
             scores.append(logits.clone())
         state.seqlen_offset += new.shape[1]
-        new = _given(teacher_outputs, state.seqlen_offset)
-        if new is None:
-            new = sample(_penalised(logits, text, repetition_penalty), top_k, top_p, min_p, temperature)[:, None]
+        given = _given(teacher_outputs, state.seqlen_offset)
+        if given is None:
+            given = sample(_penalised(logits, text, repetition_penalty), top_k, top_p, min_p, temperature)[:, None]
+        new = given
         text = torch.cat([text, new], dim=1)
         _stream(streamer, new)
         if state.seqlen_offset >= max_length - 1 or (eos_token_id is not None and bool((new == eos_token_id).all())):

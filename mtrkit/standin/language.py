@@ -151,15 +151,15 @@ class MixerModel(nn.Module):
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
     ) -> dict[int, Any]:
         """States of a generation that has not begun, by block."""
-        states = (layer.allocate_inference_cache(batch_size, max_seqlen, dtype, **kwargs) for layer in self.layers)
-        return dict(enumerate(states))
+        layers: Any = self.layers
+        return {i: layer.allocate_inference_cache(batch_size, max_seqlen, dtype, **kwargs) for i, layer in enumerate(layers)}
 
     def forward(self, input_ids: Tensor, inference_params: Any = None, **mixer_kwargs: Any) -> Tensor:
         """Ids (B, L) to features (B, L, D)."""
+        norm: Any = self.norm_f
         hidden, residual = self.embedding(input_ids), None
         for layer in self.layers:
             hidden, residual = layer(hidden, residual, inference_params=inference_params, **mixer_kwargs)
-        norm = self.norm_f
         if not self.fused_add_norm:
             total = hidden if residual is None else hidden + residual
             return norm(total.to(norm.weight.dtype))

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mtrkit.errors import InputError, OptionError
-from mtrkit.scan import mixer_forward, mixer_parts
+from mtrkit.scan import mixer_forward, mixer_parts, selective_scan
 from mtrkit.scan.fastpath import known_forward
-from mtrkit.standin.conv import causal_conv1d_fn, causal_conv1d_update, last_inputs
-from mtrkit.standin.scan import selective_scan_fn
+from mtrkit.standin.conv import causal_conv1d_update, convolve, last_inputs
 from mtrkit.standin.state import selective_state_update
 
 States = tuple[Tensor, Tensor]
@@ -130,7 +129,7 @@ class Mamba(nn.Module):
         states = inference_params.key_value_memory_dict
         if self.layer_idx not in states:
             states[self.layer_idx] = self.allocate_inference_cache(batch_size, 0)
-        found = states[self.layer_idx]
+        found: States = states[self.layer_idx]
         if found[0].shape[0] != batch_size:
             raise InputError(f"the states are of {found[0].shape[0]} samples, and {batch_size} came; begin a new one")
         return found
@@ -138,9 +137,10 @@ class Mamba(nn.Module):
     def _begin(self, hidden: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
         """A whole sequence, whose states are written down."""
         x, z = self.in_proj(hidden).transpose(1, 2).chunk(2, dim=1)
-        u = causal_conv1d_fn(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu")
+        u = convolve(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, None, silu=True)
         delta, B, C = (part.transpose(1, 2) for part in self._project(u.transpose(1, 2)))
-        y, last = selective_scan_fn(u, delta, self._decay(), B, C, self.D, z, self.dt_proj.bias, True, True)
+        scan = (u, delta, self._decay(), B, C, self.D, z, self.dt_proj.bias, True)
+        y, last = selective_scan(*scan, return_last_state=True)
         with torch.no_grad():
             conv_state.copy_(last_inputs(x, None, self.d_conv))
             ssm_state.copy_(last)

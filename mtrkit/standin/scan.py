@@ -259,4 +259,8 @@ def _rows(computed: Tensor, bias: Maybe, norm: Maybe, eps: float) -> Tensor:
 
 
 def _normed(values: Tensor, weight: Maybe, eps: float) -> Tensor:
-    return values if weight is None else F.rms_norm(values, weight.shape, weight.to(values.dtype), eps)
+    if weight is None:
+        return values
+    if weight.shape != values.shape[-1:]:
+        raise InputError(f"a norm of {weight.shape[0]} weights came for {values.shape[-1]} numbers of each token")
+    return F.rms_norm(values, weight.shape, weight.to(values.dtype), eps)
