@@ -65,7 +65,11 @@ class HustvlVimAdapter(OfficialMamba):
     marks = (*STACK, "if_cls_token", "final_pool_type", "if_rope")
     entries = ("forward_features",)
     switch, two_ways = "bimamba_type", "v2"
-    arguments: tuple[str, ...] = ("inference_params", *_MOVES_THE_CLASS_TOKEN, _BETWEEN_BLOCKS)  # of forward_features, behind the input
+    arguments: tuple[str, ...] = (
+        "inference_params",
+        *_MOVES_THE_CLASS_TOKEN,
+        _BETWEEN_BLOCKS,
+    )  # of forward_features, behind the input
 
     def mismatch(self, model: Any) -> str | None:
         return super().mismatch(model) or ("has `spectrogram_size`" if hasattr(model, "spectrogram_size") else None)

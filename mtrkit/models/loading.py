@@ -93,10 +93,11 @@ def _fit_channels(state: dict[str, Tensor], expected: dict[str, Any]) -> dict[st
     channels = own.shape[1]
     if channels == 3 or own.shape != (given.shape[0], channels, *given.shape[2:]):
         return state
+    wide = given.to(torch.promote_types(given.dtype, own.dtype))  # a file may have half precision
     if channels == 1:
-        return state | {key: given.sum(dim=1, keepdim=True)}
+        return state | {key: wide.sum(dim=1, keepdim=True)}
     turns = [index % 3 for index in range(channels)]
-    return state | {key: given[:, turns] * (3 / channels)}
+    return state | {key: wide[:, turns] * (3 / channels)}
 
 
 def _check_names(state: dict[str, Tensor], expected: dict[str, Any]) -> None:

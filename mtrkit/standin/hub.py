@@ -33,7 +33,7 @@ def _path(model_name: Name, file: str) -> str:
 
     Raises:
         CheckpointError: The folder has no such file.
-        StandInError: It is no folder, and transformers, which fetches models, is not installed.
+        StandInError: It is not a folder, and huggingface_hub is not installed.
     """
     if Path(model_name).is_dir():
         found = Path(model_name) / file
@@ -41,7 +41,7 @@ def _path(model_name: Name, file: str) -> str:
             raise CheckpointError(f"{model_name} has no {file}")
         return str(found)
     try:
-        from transformers.utils import cached_file
+        from huggingface_hub import hf_hub_download
     except ImportError as error:
-        raise StandInError(f"{model_name} is not a folder; install transformers to fetch it from the hub") from error
-    return str(cached_file(str(model_name), file))
+        raise StandInError(f"{model_name} is not a folder; install huggingface_hub to fetch it") from error
+    return str(hf_hub_download(str(model_name), file))

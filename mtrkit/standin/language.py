@@ -152,7 +152,9 @@ class MixerModel(nn.Module):
     ) -> dict[int, Any]:
         """States of a generation that has not begun, by block."""
         layers: Any = self.layers
-        return {i: layer.allocate_inference_cache(batch_size, max_seqlen, dtype, **kwargs) for i, layer in enumerate(layers)}
+        return {
+            i: layer.allocate_inference_cache(batch_size, max_seqlen, dtype, **kwargs) for i, layer in enumerate(layers)
+        }
 
     def forward(self, input_ids: Tensor, inference_params: Any = None, **mixer_kwargs: Any) -> Tensor:
         """Ids (B, L) to features (B, L, D)."""

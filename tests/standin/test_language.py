@@ -50,7 +50,7 @@ def test_it_is_reduced_as_the_real_one():
     dense = model(IDS).logits
     mtrkit.apply_reduction(model, "tome", ratio=0, input_size=(7,))
     assert torch.equal(model(IDS).logits, dense)
-    mtrkit.apply_reduction(model, "tome", tokens=[7, 5, 5])
+    mtrkit.apply_reduction(model, "tome", tokens=[7, 5, 5], input_size=(7,))
     assert mtrkit.reduction_info(model).adapter == "mamba_lm" and not torch.allclose(model(IDS).logits, dense)
     with pytest.raises(mtrkit.UnsupportedModelError, match="generation"):
         model.generate(IDS, 9)
@@ -61,7 +61,9 @@ def test_saved_and_loaded(tmp_path):
     model.save_pretrained(tmp_path / "model")
     again = MambaLMHeadModel.from_pretrained(tmp_path / "model").eval()
     assert again.config == model.config and torch.equal(again(IDS).logits, model(IDS).logits)
-    assert MambaLMHeadModel.from_pretrained(tmp_path / "model", dtype=torch.float64).lm_head.weight.dtype is torch.float64
+    assert (
+        MambaLMHeadModel.from_pretrained(tmp_path / "model", dtype=torch.float64).lm_head.weight.dtype is torch.float64
+    )
     with pytest.raises(mtrkit.CheckpointError, match="has no config.json"):
         MambaLMHeadModel.from_pretrained(tmp_path)
 

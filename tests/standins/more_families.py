@@ -38,13 +38,14 @@ class FlexiPosEmbed(nn.Module):
 
 
 class AudioMamba(hustvl_vim.VisionMamba):
-    """AuM of kaistmm/Audio-Mamba-AuM: Vim on spectrograms (B, frames, bins), perhaps with the class token at the end."""
+    """AuM of kaistmm/Audio-Mamba-AuM: Vim on spectrograms (B, frames, bins), the class token perhaps at the end."""
 
     def __init__(self, spectrogram_size=(16, 32), use_end_cls_token=False, **options):
         super().__init__(depth=4, **options)
         self.spectrogram_size, self.use_end_cls_token = spectrogram_size, use_end_cls_token
         self.transpose_token_sequence = False
         self.patch_embed = FlexiPatchEmbed(4, self.embed_dim)
+        del self.pos_embed  # a table there, a module here
         self.pos_embed = FlexiPosEmbed(spectrogram_size[0] * spectrogram_size[1] // 16 + 1, self.embed_dim)
 
     def _insert(self, x, random_position):
