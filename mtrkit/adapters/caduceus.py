@@ -27,7 +27,7 @@ class CaduceusAdapter(LanguageMamba):
 
     name = "caduceus"
     summary = "Caduceus-Ph of the kuleshov-group/caduceus repository"
-    marks = ("layers", "norm_f", "embeddings")
+    marks = ("layers", "norm_f", "embeddings", "fused_add_norm", "rcps")
     directions = 2
     own_code_reads = ("in_proj", "conv1d", "x_proj", "dt_proj", "out_proj")
     entries = ("forward",)
@@ -39,7 +39,8 @@ class CaduceusAdapter(LanguageMamba):
         if not isinstance(model.layers, nn.ModuleList) or not len(model.layers):
             return "`layers` is not a list of blocks"
         for index, block in enumerate(model.layers):
-            inside = getattr(getattr(block, "mixer", None), "submodule", getattr(block, "mixer", None))
+            mixer: Any = getattr(block, "mixer", None)
+            inside: Any = getattr(mixer, "submodule", mixer)
             missing = missing_name(inside, _WAYS) or missing_name(inside.mamba_fwd, MIXER)
             if missing:
                 return f"the mixer of `layers.{index}` has no `{missing}`"

@@ -22,7 +22,7 @@ class FastVimVimAdapter(IsotropicMamba):
 
     name = "fastvim_vim"
     summary = "Vim of the insitro/FastVim repository, with a LayerNorm behind its scans"
-    marks = (*STACK, "if_cls_token", "final_pool_type", "token_size")
+    marks = (*STACK, "if_cls_token", "final_pool_type", "token_size", "num_patches")
     entries = ("forward_features",)
     gates_scans = False
 

@@ -62,7 +62,7 @@ class HustvlVimAdapter(OfficialMamba):
 
     name = "hustvl_vim"
     summary = "VisionMamba of the hustvl/Vim repository"
-    marks = (*STACK, "if_cls_token", "final_pool_type", "if_rope")
+    marks: tuple[str, ...] = (*STACK, "if_cls_token", "final_pool_type", "if_rope")
     entries = ("forward_features",)
     switch, two_ways = "bimamba_type", "v2"
     arguments: tuple[str, ...] = (

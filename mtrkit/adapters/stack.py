@@ -144,7 +144,7 @@ def stack_sizes(model: Any) -> dict[str, Any]:
     return {"depth": len(model.layers), **mixer_sizes(model.layers[0].mixer)}
 
 
-def mixer_sizes(mixer: Any) -> dict[str, int]:
+def mixer_sizes(mixer: Any) -> dict[str, Any]:
     """The sizes of one mixer."""
     return {
         "dim": size_of(mixer.in_proj, "in_features"),

@@ -77,12 +77,6 @@ UNSUPPORTED: tuple[Unsupported, ...] = (
         "every patch; the Vim of the same repository, with a norm behind its scans, is reduced",
     ),
     Unsupported(
-        "jamba",
-        "Jamba of Hugging Face transformers",
-        ("mamba", "feed_forward", "pre_ff_layernorm"),
-        "attention and experts stand between its Mamba blocks, whose mixers normalise Δ, B and C in front of the scan",
-    ),
-    Unsupported(
         "zamba",
         "Zamba of Hugging Face transformers",
         ("x_proj_weight", "dt_proj_weight", "A_log"),
@@ -95,6 +89,12 @@ UNSUPPORTED: tuple[Unsupported, ...] = (
         ("in_proj", "A_log", "D", "dt_bias"),
         "its mixers have one Δ and one decay per head, where the adapters read the layers of Mamba-1, and in the "
         "hybrids attention stands between them; CONTRIBUTING.md says how to describe a new kind of mixer",
+    ),
+    Unsupported(
+        "jamba",
+        "Jamba of Hugging Face transformers",
+        ("mamba", "feed_forward", "pre_ff_layernorm"),  # as the blocks of Bamba, whose mixers are Mamba-2
+        "attention and experts stand between its Mamba blocks, whose mixers normalise Δ, B and C in front of the scan",
     ),
     Unsupported(
         "local_mamba",

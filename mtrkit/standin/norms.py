@@ -118,7 +118,8 @@ def layer_norm_forward(
 ) -> tuple[Tensor]:
     """``_layer_norm_fwd``, which the package's own fused mixer calls: the norm alone, which is all that it reads."""
     del residual_dtype  # of a sum that is not returned
-    return (_norm(x, weight, bias, residual, eps, False, False, is_rms_norm),)
+    normed, _ = _norm(x, weight, bias, residual, eps, True, False, is_rms_norm)
+    return (normed,)
 
 
 def early_layer_norm_fn(

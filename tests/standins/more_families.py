@@ -103,7 +103,7 @@ class FastVimVim(hustvl_vim.VisionMamba):
 
     def __init__(self, use_norm_after_ssm=True, **options):
         super().__init__(depth=4, **options)
-        self.token_size = self.patch_embed.grid_size
+        self.token_size, self.num_patches = self.patch_embed.grid_size, self.patch_embed.num_patches
         for name in ("if_rope", "if_bidirectional", "flip_img_sequences_ratio", "use_double_cls_token"):
             delattr(self, name)
         for block in self.layers:
