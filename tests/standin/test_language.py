@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import pickle
 import sys
 
 import pytest
@@ -65,6 +66,14 @@ def test_saved_and_loaded(tmp_path):
         MambaLMHeadModel.from_pretrained(tmp_path / "model", dtype=torch.float64).lm_head.weight.dtype is torch.float64
     )
     with pytest.raises(mtrkit.CheckpointError, match="has no config.json"):
+        MambaLMHeadModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", pickle.dumps(print)])
+def test_files_that_do_not_hold_weights_are_refused(tmp_path, content):
+    tiny().save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(mtrkit.CheckpointError, match="does not hold weights"):
         MambaLMHeadModel.from_pretrained(tmp_path)
 
 
