@@ -58,6 +58,7 @@ CASES = {  # name: (family, builder, input, what an answer is, tokens, special p
         [32],
     ),
     "caduceus": ("caduceus", build(more_families.CaduceusMixerModel), IDS, 0, 40, []),
+    "caduceus_ps": ("caduceus", build(more_families.CaduceusMixerModel, rcps=True), IDS, 0, 40, []),
     "falcon_mamba": ("falcon_mamba", falcon, IDS, "last_hidden_state", 40, [39]),
 }
 
@@ -94,7 +95,7 @@ def test_reduced_and_restored(case, method):
 
 
 @torch.no_grad()
-def test_the_readable_mixer_computes_what_its_own_code_does(case):
+def test_the_readable_mixer_computes_what_its_own_code_does(case, request):
     _, model, *_ = case
     host, adapter = find_host(model)
     tokens = torch.randn(2, 9, 32)
@@ -102,7 +103,7 @@ def test_the_readable_mixer_computes_what_its_own_code_does(case):
         mixer = adapter.mixer(block)
         ours, signals = adapter.run_mixer(mixer, tokens, MixerCall(frozenset({"delta", "y"})))
         assert rms_error(ours, mixer(tokens)) < MIXER
-        assert signals.delta.shape == signals.y.shape == (2, 9, 64)
+        assert signals.delta.shape == signals.y.shape == (2, 9, 32 if request.node.callspec.id.endswith("_ps") else 64)
         assert rms_error(adapter.run_mixer(mixer, tokens, MixerCall())[0], ours) < MIXER
 
 
@@ -148,17 +149,8 @@ def dropout_between_blocks():
     return model
 
 
-def two_strands():
-    model = more_families.CaduceusMixerModel()
-    for block in model.layers:
-        inner, block.mixer = block.mixer, nn.Module()
-        block.mixer.submodule = inner
-    return model
-
-
 REFUSED = [
     (dropout_between_blocks, r"PointMambaScan \(point_mamba\) cannot be reduced: .*drop_out = torch.nn.Identity"),
-    (two_strands, r"\(caduceus\) cannot be reduced: `layers.0.mixer` splits its channels into two strands"),
     (lambda: more_families.CaduceusMixerModel(tie=False), "projections of its own for each direction"),
     (lambda: more_families.CaduceusMixerModel(strategy="ew_multiply"), "does not add two directions"),
     (lambda: more_families.AudioMamba(if_rope=True), r"\(audio_mamba\) cannot be reduced: if_rope=True"),
@@ -181,6 +173,16 @@ def test_the_default_method_names_one_that_works_if_signals_are_missing():
         mtrkit.apply_reduction(model)
     assert "'mamba_vision'" in str(caught.value)
     mtrkit.apply_reduction(model, "tome")
+
+
+def test_strands_cost_twice_and_turn_with_the_text():
+    one, two = (more_families.CaduceusMixerModel(dim, rcps=dim == 64) for dim in (32, 64))
+    assert mtrkit.count_flops(two, (40,)).blocks[0] == 2 * mtrkit.count_flops(one, (40,)).blocks[0]
+    mixer, x = two.layers[0].mixer, torch.randn(2, 9, 64)
+    adapter = find_host(two)[1]
+    ahead, behind = (adapter.run_mixer(mixer, tokens, MixerCall(frozenset({"delta"}))) for tokens in (x, x.flip(1, 2)))
+    torch.testing.assert_close(behind[0], ahead[0].flip(1, 2))
+    torch.testing.assert_close(behind[1].delta, ahead[1].delta.flip(1))
 
 
 @pytest.mark.parametrize("drop", ["dt_layernorm", "norms"])

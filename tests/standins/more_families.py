@@ -238,17 +238,32 @@ class BiMambaWrapper(nn.Module):
         return self.mamba_fwd(hidden_states, inference_params=inference_params) + back
 
 
-class CaduceusMixerModel(nn.Module):
-    """The stack of kuleshov-group/caduceus."""
+class RCPSWrapper(nn.Module):
+    """Runs on the first half of the channels, and on the second half turned around in tokens and channels."""
 
-    def __init__(self, dim=32, depth=4, **mixer):
+    def __init__(self, submodule):
         super().__init__()
-        self.fused_add_norm, self.rcps, self.residual_in_fp32 = True, False, True
+        self.submodule = submodule
+
+    def forward(self, x, **kwargs):
+        """(B, L, 2D) to (B, L, 2D)."""
+        strand, other = x.chunk(2, dim=-1)
+        turned = self.submodule(other.flip(-2, -1), **kwargs).flip(-2, -1)
+        return torch.cat([self.submodule(strand, **kwargs), turned], dim=-1)
+
+
+class CaduceusMixerModel(nn.Module):
+    """The stack of kuleshov-group/caduceus; with ``rcps`` of two strands, whose norms are one here."""
+
+    def __init__(self, dim=32, depth=4, rcps=False, **mixer):
+        super().__init__()
+        self.fused_add_norm, self.rcps, self.residual_in_fp32 = True, rcps, True
         self.embeddings = nn.Module()
         self.embeddings.word_embeddings = nn.Embedding(12, dim)
         self.layers = nn.ModuleList(language.Block(dim, index, True) for index in range(depth))
         for block in self.layers:
-            block.mixer = BiMambaWrapper(dim, **mixer)
+            block.mixer = BiMambaWrapper(dim // 2 if rcps else dim, **mixer)
+            block.mixer = RCPSWrapper(block.mixer) if rcps else block.mixer
         self.norm_f = hustvl_vim.RMSNorm(dim)
 
     def forward(self, input_ids, inputs_embeds=None, output_hidden_states=False):
