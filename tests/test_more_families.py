@@ -143,6 +143,22 @@ def test_calls_that_need_every_token_are_refused(name, call, says):
         call(model)
 
 
+@pytest.mark.parametrize("name", ["caduceus", "caduceus_ps", "point_mamba", "fastvim_vim", "aum"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_hooks_on_layers_that_the_own_code_reads_are_refused(name, when):
+    _, make, inputs, *_ = CASES[name]
+    model, size = make(), {"input_size": (40,)} if inputs is IDS else {}
+    mixer = find_host(model)[1].mixer(find_host(model)[1].blocks(model)[0])
+    inside = getattr(mixer, "submodule", mixer)
+    layer = getattr(inside, "mamba_rev", inside).in_proj
+    if when == "before":
+        layer.register_forward_hook(lambda *args: None)
+    with pytest.raises(mtrkit.UnsupportedModelError, match="`in_proj` of a .* with more than its weights"):
+        mtrkit.apply_reduction(model, "tome", ratio=0.15, **size)
+        layer.register_forward_hook(lambda *args: None)
+        model(inputs)
+
+
 def dropout_between_blocks():
     model = more_families.PointMambaScan()
     model.blocks.drop_out = nn.Dropout(0.1)

@@ -80,6 +80,9 @@ class CaduceusAdapter(LanguageMamba):
                 return f"{place} has projections of its own for each direction (bidirectional_weight_tie=False)"
         return None
 
+    def has_layers(self, mixer: Any) -> bool:
+        return all(super(CaduceusAdapter, self).has_layers(getattr(_inside(mixer), way, None)) for way in _WAYS)
+
     def check_layers(self, mixer: Any, weights: bool = True) -> None:
         for way in _WAYS:
             super().check_layers(getattr(_inside(mixer), way), weights)
