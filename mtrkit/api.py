@@ -467,8 +467,18 @@ def _check_signals(method: str, reads: frozenset[str], adapter: Adapter) -> None
         raise UnsupportedModelError(
             f"method {method!r} with these options reads {', '.join(missing)}, which models of {adapter.name!r} do "
             f"not have (they have: {', '.join(sorted(adapter.signals)) or 'features only'}); choose another option "
-            "or method"
+            f"or method, such as mtrkit.apply_reduction(model, {_working(adapter)!r})"
         )
+
+
+def _working(adapter: Adapter) -> str:
+    """A method that runs as it is on a family which lacks signals; ``"tome"`` and ``"rmeeto"`` read features only."""
+
+    def runs(method: Method) -> bool:
+        config = method.configure({}, adapter.attention_blocks)
+        return config.reads <= adapter.signals and (config.lengths == "one" or adapter.keeps_time)
+
+    return next(name for name in ("tome", *METHODS.names()) if runs(METHODS.get(name)))
 
 
 def _check_blocks(method: str, config: MethodConfig, adapter: Adapter) -> None:

@@ -28,7 +28,8 @@ _SIGNS = {  # names in state dicts of models that look like Vim and are not
 def load_checkpoint(model: nn.Module, path: str | Path, *, ema: Ema = "auto", new_head: bool = False) -> None:
     """Load weights strictly: the same names, shapes that fit, finite values.
 
-    A position table for another image size or stride is interpolated if the model can do that.
+    A position table for another image size or stride is interpolated if the model can do that, and patches of RGB are
+    summed for a model of one channel, or given in turn to the channels of one that has more, as timm does it.
 
     Args:
         model: One of ``mtrkit.models``, or any module whose parameters have the names in the file.
@@ -49,7 +50,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path, new
         adapt = getattr(model, "adapt_state_dict", None)
         state = state if adapt is None else adapt(state)
         expected = model.state_dict()
-        state = _fit_head(state, expected, new_head)
+        state = _fit_channels(_fit_head(state, expected, new_head), expected)
         _check_names(state, expected)
         _check_values(state, expected)
     except CheckpointError as error:
@@ -81,6 +82,22 @@ def _fit_head(state: dict[str, Tensor], expected: dict[str, Any], new_head: bool
             )
         return state | own
     return state if own else {key: value for key, value in state.items() if key not in head}
+
+
+def _fit_channels(state: dict[str, Tensor], expected: dict[str, Any]) -> dict[str, Tensor]:
+    """Weights of the patches for another number of channels than three."""
+    key = "patch_embed.proj.weight"
+    given, own = state.get(key), expected.get(key)
+    if given is None or own is None or given.dim() < 4 or given.shape[1] != 3:
+        return state
+    channels = own.shape[1]
+    if channels == 3 or own.shape != (given.shape[0], channels, *given.shape[2:]):
+        return state
+    wide = given.to(torch.promote_types(given.dtype, own.dtype))  # a file may have half precision
+    if channels == 1:
+        return state | {key: wide.sum(dim=1, keepdim=True)}
+    turns = [index % 3 for index in range(channels)]
+    return state | {key: wide[:, turns] * (3 / channels)}
 
 
 def _check_names(state: dict[str, Tensor], expected: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mtrkit.adapters.base import Adapter, SpecialAt, missing_name
+from mtrkit.adapters.base import Adapter, SpecialAt
 from mtrkit.dynamo import constant_result, refuse_proxy
 from mtrkit.errors import InputError, StreamError, UnsupportedModelError
 from mtrkit.methods.base import Method, MethodConfig
@@ -125,7 +125,7 @@ class Reduction:
             raise UnsupportedModelError(fault)
         for block in self.blocks if self.adapter.own_code_reads else ():
             mixer = self.adapter.mixer(block)
-            if missing_name(mixer, self.adapter.own_code_reads) is None:
+            if self.adapter.has_layers(mixer):
                 self.adapter.check_layers(mixer, weights=False)
 
     @constant_result  # a compiler takes the answer: raised while it traces, an error would be taken for one of its own
