@@ -61,6 +61,22 @@ class RMSNorm(nn.Module):
         return f"{self.weight.shape[0]}, eps={self.eps}"
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer norm over the last axis, in the dtype of the input, as :class:`RMSNorm`."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__(dim, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., D)."""
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+def norm_layer(dim: int, rms_norm: bool = True) -> nn.Module:
+    """The norm of the released models, or the other one that the official code has."""
+    return RMSNorm(dim) if rms_norm else LayerNorm(dim)
+
+
 @known_forward
 class DropPath(nn.Module):
     """Stochastic depth: in training, drop a sample's whole branch and scale the branches that stay.

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mtrkit.errors import CheckpointError, OptionError
-from mtrkit.models.layers import RMSNorm
+from mtrkit.models.fitting import Fit
+from mtrkit.models.layers import norm_layer
 from mtrkit.models.vim import VisionMamba
 from mtrkit.ops import spread_places
 
@@ -43,7 +44,7 @@ class MambaReg(VisionMamba):
             nn.init.trunc_normal_(table, std=0.02)
         if reduce > 1:
             self.neck = nn.Linear(width, width // reduce, bias=False)
-            self.norm_neck = RMSNorm(num_registers * width // reduce)
+            self.norm_neck = norm_layer(num_registers * width // reduce, self.rms_norm)
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -64,7 +65,7 @@ class MambaReg(VisionMamba):
         super().set_input_size(img_size)
         self._check_places()
 
-    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def adapt_state_dict(self, state: dict[str, Tensor], fit: Fit | None = None) -> dict[str, Tensor]:
         """Interpolate patch positions made for another grid; the registers have none to interpolate.
 
         Raises:
@@ -72,7 +73,7 @@ class MambaReg(VisionMamba):
         """
         if _REGISTERS not in state:
             raise CheckpointError("the weights have no registers; load them into a model without")
-        rest = super().adapt_state_dict({name: value for name, value in state.items() if name != _REGISTERS})
+        rest = super().adapt_state_dict({name: value for name, value in state.items() if name != _REGISTERS}, fit)
         return rest | {_REGISTERS: state[_REGISTERS]}
 
     def _embed(self, x: Tensor) -> Tensor:

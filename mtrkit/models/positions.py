@@ -34,7 +34,7 @@ def without(x: Tensor, index: int) -> Tensor:
 
 def square_grid(num_patches: int) -> Grid | None:
     """The square grid with so many patches, or ``None`` if there is none."""
-    side = math.isqrt(num_patches)
+    side = math.isqrt(max(num_patches, 0))
     return (side, side) if side > 0 and side * side == num_patches else None
 
 

@@ -5,6 +5,7 @@ Parameters have the names and shapes of the official release, so its state dicts
 Source: Li et al., "VideoMamba: State Space Model for Efficient Video Understanding", arXiv:2403.06977.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrkit.errors import OptionError
+from mtrkit.models.fitting import Fit
 from mtrkit.models.layers import PatchEmbed, Size
 from mtrkit.models.vim import VisionMamba
 
@@ -97,13 +99,23 @@ class VideoMamba(VisionMamba):
         grid = (self.temporal_pos_embedding.shape[1], *self.patch_embed.grid_size)
         return patches.unflatten(1, grid).permute(0, 4, 1, 2, 3).contiguous()
 
-    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Interpolate positions made for another grid (bicubic) or for other frames (linear)."""
-        frames = state.get("temporal_pos_embedding")
-        rest = super().adapt_state_dict({name: value for name, value in state.items() if name != _FRAMES})
+    def adapt_state_dict(self, state: dict[str, Tensor], fit: Fit | None = None) -> dict[str, Tensor]:
+        """Interpolate positions made for another grid (bicubic) or for other frames (linear), or take those for images."""
+        fit = Fit(initial=True, new_head=True) if fit is None else fit
+        frames = state.get(_FRAMES)
         if frames is None:
-            return rest
-        if frames.shape[1] != self.temporal_pos_embedding.shape[1]:
-            resized = F.interpolate(frames.float().transpose(1, 2), self.temporal_pos_embedding.shape[1], mode="linear")
-            frames = resized.transpose(1, 2).to(frames.dtype).contiguous()
-        return rest | {_FRAMES: frames}
+            return super().adapt_state_dict(state, fit)
+        if fit.origin.halve is None:  # clips have this family alone
+            mixer: Any = self.layers[0].mixer
+            fit.origin = replace(fit.origin, class_token=self.class_token, halve=mixer.halve)
+        rest = super().adapt_state_dict({name: value for name, value in state.items() if name != _FRAMES}, fit)
+        return rest | {_FRAMES: self._fit_frames(frames, fit)}
+
+    def _fit_frames(self, frames: Tensor, fit: Fit) -> Tensor:
+        """Positions in time (1, T, D) for this model's."""
+        wanted = self.temporal_pos_embedding.shape[1]
+        if frames.dim() != 3 or frames.shape[1] in (0, wanted):
+            return frames
+        fit.notes.append(f"positions for {frames.shape[1]} steps in time were interpolated to {wanted}")
+        resized = F.interpolate(frames.float().transpose(1, 2), wanted, mode="linear")
+        return resized.transpose(1, 2).to(frames.dtype).contiguous()

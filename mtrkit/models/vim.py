@@ -17,10 +17,11 @@ from torch.utils.checkpoint import checkpoint
 
 from mtrkit.errors import CheckpointError, OptionError
 from mtrkit.models.features import as_map, pick_blocks
-from mtrkit.models.layers import DropPath, PatchEmbed, RMSNorm, Size, init_weights
+from mtrkit.models.layers import DropPath, PatchEmbed, RMSNorm, Size, init_weights, norm_layer
+from mtrkit.models.fitting import Fit, fit_weights
 from mtrkit.models.loading import family_of, load_checkpoint
 from mtrkit.models.mixer import MambaMixer
-from mtrkit.models.positions import ClassToken, class_index, insert_at, resize_positions, square_grid, without
+from mtrkit.models.positions import ClassToken, class_index, insert_at, resize_positions, without
 from mtrkit.ops import check_stream, nothing_dropped, stream_tokens, take
 from mtrkit.scan import fused, mixer_parts
 from mtrkit.scan.fastpath import are_plain, can_mix, no_tracing, plain_tensors
@@ -32,10 +33,10 @@ Pool = Literal["token", "avg", ""]
 class Block(nn.Module):
     """Add, then norm, then mixer: the mixer's output is added to the residual by the next block."""
 
-    def __init__(self, dim: int, drop_path: float = 0.0, **mixer: Any) -> None:
+    def __init__(self, dim: int, drop_path: float = 0.0, rms_norm: bool = True, **mixer: Any) -> None:
         super().__init__()
         self.mixer = MambaMixer(dim, **mixer)
-        self.norm = RMSNorm(dim)
+        self.norm = norm_layer(dim, rms_norm)
         self.drop_path = DropPath(drop_path)
 
     def forward(
@@ -107,6 +108,8 @@ class VisionMamba(nn.Module):
         class_token: Where the class token stands among the M patches: ``"middle"`` (index M // 2),
             ``"front"``, or ``"none"`` for no such token.
         halve: Whether the sum of the two scan directions is halved, as the released weights want it.
+        rms_norm: Whether the norms are RMSNorm, as in the released models, or LayerNorm, as the official code has it
+            under ``rms_norm=False``.
         drop_rate: Dropout after the position embedding.
         drop_path_rate: Stochastic depth. As in the official code the rate grows from 0 to this value over
             the stack, one block late: blocks 0 and 1 have none, the full rate is that of the last sum.
@@ -134,6 +137,7 @@ class VisionMamba(nn.Module):
         expand: int = 2,
         class_token: ClassToken = "middle",
         halve: bool = True,
+        rms_norm: bool = True,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         embed_layer: Callable[..., PatchEmbed] = PatchEmbed,
@@ -142,6 +146,7 @@ class VisionMamba(nn.Module):
         _check_choice("class_token", class_token, get_args(ClassToken))
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.class_token: ClassToken = class_token
+        self.rms_norm = rms_norm
         self.grad_checkpointing = False
         self.pretrained_cfg: dict[str, Any] = {}
         self.patch_embed = embed_layer(img_size, patch_size, stride, in_chans, embed_dim)
@@ -151,12 +156,12 @@ class VisionMamba(nn.Module):
         places = math.prod(self.patch_embed.grid_size) + self.num_class_tokens
         self.pos_embed = nn.Parameter(torch.zeros(1, places, embed_dim))
         self.pos_drop = nn.Dropout(drop_rate)
-        mixer = {"d_state": d_state, "d_conv": d_conv, "expand": expand, "halve": halve}
-        self.layers = _stack(embed_dim, depth, drop_path_rate, **mixer)
+        options = {"d_state": d_state, "d_conv": d_conv, "expand": expand, "halve": halve, "rms_norm": rms_norm}
+        self.layers = _stack(embed_dim, depth, drop_path_rate, **options)
         step = self.patch_embed.stride[0]
         self.feature_info = [{"num_chs": embed_dim, "reduction": step, "module": f"layers.{i}"} for i in range(depth)]
         self.drop_path = DropPath(drop_path_rate)
-        self.norm_f: nn.Module = RMSNorm(embed_dim)
+        self.norm_f = norm_layer(embed_dim, rms_norm)
         self._init_weights()
         pool: Pool = "token" if self.num_class_tokens + self.num_registers else "avg"
         self.reset_classifier(num_classes, pool if global_pool is None else global_pool)
@@ -357,28 +362,26 @@ class VisionMamba(nn.Module):
         del prefix
         load_checkpoint(self, path, new_head=True)
 
-    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Refuse other families by name, and interpolate positions made for another grid.
+    def adapt_state_dict(self, state: dict[str, Tensor], fit: Fit | None = None) -> dict[str, Tensor]:
+        """Fit weights to this model, and refuse those of others; see docs/checkpoints.md.
+
+        Args:
+            state: By the names of this model's parameters.
+            fit: How, with what the file says, and the list where is said what was done. Default: as for a training to
+                begin with.
 
         Raises:
-            CheckpointError: The weights are of a family that this class does not implement.
+            CheckpointError: The weights are of a family that this class does not implement, or of another model.
         """
         family = family_of(state)
         if family is not None:
             raise CheckpointError(f"the weights are of {family}")
-        table, own = state.get("pos_embed"), self.pos_embed.shape
-        if table is None or table.shape == own or table.shape[::2] != own[::2]:
-            return state  # equal, or otherwise let strict loading report it
-        grid = square_grid(table.shape[1] - self.num_class_tokens)
-        if grid is None:
-            return state
-        resized = resize_positions(table, grid, self.patch_embed.grid_size, self.class_token)
-        return {**state, "pos_embed": resized}
+        return fit_weights(state, self, Fit(initial=True, new_head=True) if fit is None else fit)
 
 
-def _stack(dim: int, depth: int, drop_path_rate: float, **mixer: Any) -> nn.ModuleList:
+def _stack(dim: int, depth: int, drop_path_rate: float, **options: Any) -> nn.ModuleList:
     """The blocks; each one's output starts small, so that the sum over the depth does not grow with it."""
-    blocks = [Block(dim, drop_path_rate * max(i - 1, 0) / max(depth - 1, 1), **mixer) for i in range(depth)]
+    blocks = [Block(dim, drop_path_rate * max(i - 1, 0) / max(depth - 1, 1), **options) for i in range(depth)]
     for block in blocks:
         block.mixer.out_proj.weight.data.div_(depth**0.5)
     return nn.ModuleList(blocks)
