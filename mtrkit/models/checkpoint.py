@@ -1,4 +1,4 @@
-"""Read a checkpoint file: the weights in it and what it says of their model, without running anything it may contain."""
+"""Read the weights in a checkpoint file, and what it says of their model, without running anything it may contain."""
 
 import argparse
 import re
@@ -87,9 +87,7 @@ def _check_file(file: Path) -> None:
     try:
         exists = file.exists()
     except (OSError, ValueError) as error:  # a name that is too long, or has a null byte
-        raise CheckpointError(
-            f"{str(file)[:80]!r}... is not the name of a file ({error.__class__.__name__})"
-        ) from error
+        raise CheckpointError(f"{str(file)[:80]!r}... is not the name of a file ({type(error).__name__})") from error
     if not exists:
         raise CheckpointError(f"{file} does not exist; give a file, or hf:org/repo/file for the Hugging Face Hub")
     if not file.is_file():

@@ -168,7 +168,7 @@ def _without_class(state: State, table: Tensor, model: Any, fit: Fit) -> State:
     place: ClassToken = "middle" if model.layers[0].mixer.halve else "front"
     place = fit.origin.class_token or class_place(table) or place
     index = class_index(place, table.shape[1] - 1)
-    rest = {name: value for name, value in state.items() if name != "cls_token"}
+    rest = {name: value for name, value in _its_head(state, model, fit).items() if name != "cls_token"}
     if index is None:
         return state
     fit.notes.append(f"the class token was left out with its position, row {index} (taken as: in the {place})")
@@ -187,7 +187,14 @@ def _with_class(state: State, table: Tensor, model: Any, fit: Fit) -> State:
         return state
     fit.notes.append("the file has no class token; the model's own is kept, with its position")
     token = model.cls_token.detach().to(table)
-    return {**state, "cls_token": token, "pos_embed": insert_at(table, row, index)}
+    rest = _its_head(state, model, fit)
+    return {**rest, "cls_token": token, "pos_embed": insert_at(table, row, index)}
+
+
+def _its_head(state: State, model: Any, fit: Fit) -> State:
+    """Without the head of the file, which read something else, if the model keeps its own."""
+    drop = model.num_classes and fit.new_head
+    return {name: value for name, value in state.items() if not (drop and name.startswith("head."))}
 
 
 def fit_positions(state: State, model: Any, fit: Fit) -> State:
@@ -222,14 +229,14 @@ def _grid_of(rows: int, table: Tensor, model: Any, fit: Fit) -> Grid | None:
     grid = square_grid(rows)
     if grid is None:
         raise CheckpointError(
-            f"pos_embed {tuple(table.shape)} instead of {tuple(model.pos_embed.shape)}: {rows} patches are not a square, "
+            f"pos_embed {tuple(table.shape)} instead of {tuple(model.pos_embed.shape)}: {rows} patches are no square, "
             "and the file does not say their grid; pass pos_grid=(rows, columns)"
         )
     return grid
 
 
 def _check_stride(old: Grid, model: Any, fit: Fit) -> None:
-    """Refuse a grid that another stride gives at the images of the model, or of its name, if nothing says the stride."""
+    """If nothing says the stride: refuse a grid that another one gives for the images of the model or of its name."""
     if fit.origin.stride is not None:
         return
     embed = model.patch_embed

@@ -159,7 +159,7 @@ def _check_values(state: dict[str, Tensor], expected: dict[str, Any]) -> None:
         raise CheckpointError(f"{len(kinds)} tensors are of another kind of number ({_some(kinds)})")
     bad = [key for key, value in state.items() if not torch.isfinite(value.to(expected[key].dtype)).all()]
     if bad:
-        raise CheckpointError(f"{len(bad)} tensors have NaN or infinite values in the model's precision ({_some(bad)})")
+        raise CheckpointError(f"{len(bad)} tensors have NaN or infinite values ({_some(bad)})")
 
 
 def _described(model: nn.Module) -> str:

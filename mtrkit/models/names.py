@@ -9,9 +9,7 @@ from mtrkit.errors import CheckpointError
 
 T = TypeVar("T")
 
-_INSIDE = re.compile(
-    r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-)  # wherever torch puts a wrapper
+_INSIDE = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # wrappers of torch
 _AROUND = re.compile(r"(?:module\.)+")  # of DataParallel and DistributedDataParallel: around the whole model alone
 _AVERAGED = re.compile(r"(?:^|[._])(?:ema|teacher)(?:[._]|$)")
 

@@ -1,8 +1,8 @@
 """What a checkpoint says of the model that its weights are of.
 
-Files of Vim and of VideoMamba for images have the same names and shapes, and those of one model at two strides differ in
-their position table alone. So the difference is looked for in all that a file may say: its metadata, the arguments of
-the run that wrote it, its name if that is a published one, and how its position table looks.
+Files of Vim and of VideoMamba for images have the same names and shapes, and those of one model at two strides differ
+in their position table alone. So the difference is looked for in all that a file may say: its metadata, the arguments
+of the run that wrote it, its name if that is a published one, and how its position table looks.
 """
 
 import json
@@ -134,10 +134,10 @@ def checkpoint_metadata(model: Any) -> dict[str, str]:
 
 
 def class_place(table: Tensor) -> ClassToken | None:
-    """Where the class token's row stands in a trained position table (1, M + 1, D): in front, in the middle, or ``None``.
+    """Where the class token's row stands in a trained position table (1, M + 1, D): in front or in the middle.
 
-    Rows of neighbouring patches resemble each other, and the class token's is unlike those beside it. It is only told if
-    one of the two places is clearly so and the other clearly not: never for a random table.
+    Rows of neighbouring patches resemble each other, and the class token's is unlike those beside it. It is only told
+    if one of the two places is clearly so and the other clearly not, otherwise ``None``: never for a random table.
     """
     if table.dim() != 3 or table.shape[1] < 10:
         return None
