@@ -7,16 +7,14 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtrkit.errors import CheckpointError, CheckpointWarning
-from mtrkit.models.names import unwrap
+from mtrkit.models.names import Ema, says_averaged, unwrap
 from mtrkit.models.origin import Origin, origin_of
-
-Ema = bool | Literal["auto"]
 
 _EMA_FILES = {"vim_b_midclstok_81p9acc.pth"}  # official files with a published accuracy of the averaged weights
 _PLAIN = ("model", "state_dict", "module", "model_state_dict", "student", "net")
@@ -32,12 +30,14 @@ class Checkpoint:
         state: Its weights by name, on the CPU.
         origin: What it says of the model they are of.
         notes: What was done to them, in sentences for the user.
+        ema: Whether those behind a prefix that says so are wanted; ``"auto"`` once they were chosen by their key.
     """
 
     path: str | Path
     state: dict[str, Tensor]
     origin: Origin
     notes: list[str]
+    ema: Ema = "auto"
 
     def warn(self) -> None:
         """Say once what was done."""
@@ -80,7 +80,7 @@ def read_checkpoint(path: str | Path, ema: Ema = "auto") -> Checkpoint:
     notes = [f"took {wrappers} off the names"] if wrappers else []
     if key in _AVERAGED and ema == "auto":
         notes.append(f"took the averaged weights under {key!r}")
-    return Checkpoint(path, state, origin_of(metadata, content, file), notes)
+    return Checkpoint(path, state, origin_of(metadata, content, file), notes, ema if key is None else "auto")
 
 
 def _check_file(file: Path) -> None:
@@ -141,8 +141,10 @@ def _choose(content: Any, file: Path, ema: Ema) -> str | None:
         kind = type(content).__name__
         raise CheckpointError(f"{file} holds a {kind}; expected a state dict, or a dict with one under 'model'")
     found = [key for key in (*_PLAIN, *_AVERAGED) if isinstance(content.get(key), Mapping)]
-    plain = [key for key in found if key in _PLAIN] if found else [None]
-    averaged = [key for key in found if key in _AVERAGED]
+    plain: list[str | None] = [key for key in found if key in _PLAIN]
+    averaged: list[str | None] = [key for key in found if key in _AVERAGED]
+    if not found:  # a bare state dict, perhaps with both behind prefixes
+        plain, averaged = [None], [None] if any(says_averaged(str(name)) for name in content) else []
     either = averaged + plain if file.name in _EMA_FILES else plain + averaged
     wanted = {True: averaged, False: plain, "auto": either}[ema]
     if not wanted:

@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 
 from mtrkit.errors import OptionError
-from mtrkit.models.checkpoint import Ema
 from mtrkit.models.features import FeatureMaps
 from mtrkit.models.loading import load_checkpoint
+from mtrkit.models.names import Ema
 from mtrkit.models.registry import MODELS
 from mtrkit.models.releases import find_checkpoint
 

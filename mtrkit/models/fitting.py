@@ -135,11 +135,11 @@ def _inflated(weight: Tensor, frames: int) -> Tensor:
 
 def _for_channels(weight: Tensor, channels: int) -> Tensor:
     """(D, C, ...) to (D, channels, ...)."""
-    given, values = weight.shape[1], weight.float()
+    given, values = weight.shape[1], weight.to(torch.promote_types(weight.dtype, torch.float32))
     if channels == 1:
-        return values.sum(1, keepdim=True).to(weight.dtype)
+        return values.sum(1, keepdim=True)
     repeated = torch.cat([values] * math.ceil(channels / given), dim=1)[:, :channels]
-    return (repeated * (given / channels)).to(weight.dtype)
+    return repeated * (given / channels)
 
 
 def fit_class_token(state: State, model: Any, fit: Fit) -> State:

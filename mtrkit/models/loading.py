@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mtrkit.errors import CheckpointError, OptionError
-from mtrkit.models.checkpoint import Checkpoint, Ema, read_checkpoint
+from mtrkit.models.checkpoint import Checkpoint, read_checkpoint
 from mtrkit.models.fitting import Fit
-from mtrkit.models.names import find_names
+from mtrkit.models.names import Ema, find_names
 from mtrkit.models.origin import Origin, origin_named
 
 _FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
@@ -66,23 +66,23 @@ def load_checkpoint(
     if origin is not None:
         found.origin = _origin_given(origin)
     fit = Fit(found.origin, new_head, initial, pos_grid, found.notes)
-    load_state(model, found, fit, averaged=ema is True)
+    load_state(model, found, fit)
     found.warn()
 
 
 def _origin_given(name: str) -> Origin:
-    origin = origin_named(name, "you")
+    origin = origin_named(name, "the option origin")
     if origin is None:
         raise OptionError(f"origin={name!r} is not a model's name such as 'vim_tiny_patch16_224' or 'videomamba_tiny'")
     return origin
 
 
-def load_state(model: nn.Module, found: Checkpoint, fit: Fit | None = None, averaged: bool = False) -> None:
+def load_state(model: nn.Module, found: Checkpoint, fit: Fit | None = None) -> None:
     """:func:`load_checkpoint` of what was read from a file, or of a part of it."""
     fit = Fit(found.origin, notes=found.notes) if fit is None else fit
     try:
         expected = model.state_dict()
-        state, note = find_names(found.state, expected, averaged)
+        state, note = find_names(found.state, expected, found.ema)
         adapt = getattr(model, "adapt_state_dict", None)
         own_notes = len(fit.notes)
         state = state if adapt is None else adapt(state, fit)

@@ -3,15 +3,21 @@
 import re
 from collections import Counter
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from mtrkit.errors import CheckpointError
 
 T = TypeVar("T")
+Ema = bool | Literal["auto"]
 
 _INSIDE = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # wrappers of torch
 _AROUND = re.compile(r"(?:module\.)+")  # of DataParallel and DistributedDataParallel: around the whole model alone
-_AVERAGED = re.compile(r"(?:^|[._])(?:ema|teacher)(?:[._]|$)")
+_AVERAGED = re.compile(r"(?:^|[._])(?:ema|teacher)[._]")
+
+
+def says_averaged(name: str) -> bool:
+    """Whether something in a name or prefix says that the weights are averaged over the training."""
+    return _AVERAGED.search(name) is not None
 
 
 def unwrap(state: dict[str, T]) -> tuple[dict[str, T], str]:
@@ -27,7 +33,7 @@ def unwrap(state: dict[str, T]) -> tuple[dict[str, T], str]:
     return {names[name]: value for name, value in state.items()}, " and ".join(map(repr, taken))
 
 
-def find_names(state: dict[str, T], expected: Iterable[str], averaged: bool = False) -> tuple[dict[str, T], str]:
+def find_names(state: dict[str, T], expected: Iterable[str], ema: Ema = "auto") -> tuple[dict[str, T], str]:
     """Take the part of a checkpoint that has a model's names behind one prefix.
 
     The prefix is the one behind which most of the names are. What stands before other names is left out, but for
@@ -36,35 +42,39 @@ def find_names(state: dict[str, T], expected: Iterable[str], averaged: bool = Fa
     Args:
         state: By the file's names.
         expected: The model's names.
-        averaged: Whether to prefer a prefix that says ``ema`` or ``teacher``.
+        ema: Whether the prefix has to say that the weights are averaged. Default: taken if there is no other.
 
     Returns:
         The state by the model's names, and a sentence on what was done; the same state and ``""`` without a prefix.
 
     Raises:
-        CheckpointError: Two prefixes have equally many of the names.
+        CheckpointError: Two prefixes have equally many of the names, or none is of the wanted kind.
     """
     wanted = set(expected)
-    prefix = _prefix(state, wanted, averaged)
+    prefix = _prefix(state, wanted, ema)
     if not prefix:
         return state, ""
-    inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    inside = {name.removeprefix(prefix): name for name in state if name.startswith(prefix)}
     for outer in _outward(prefix):
-        inside |= {name: state[outer + name] for name in wanted - inside.keys() if outer + name in state}
-    left = len(state) - len(inside)
-    others = sorted({name.partition(".")[0] for name in state if not name.startswith(prefix)})
-    dropped = f" and left out {left} others ({', '.join(others)})" if left else ""
-    return inside, f"took the prefix {prefix!r} off the names{dropped}"
+        inside |= {name: outer + name for name in wanted - inside.keys() if outer + name in state}
+    others = [name.partition(".")[0] for name in state.keys() - inside.values()]
+    dropped = f" and left out {len(others)} others ({', '.join(sorted(set(others)))})" if others else ""
+    found = {name: state[inside[name]] for name in sorted(inside)}
+    return found, f"took the prefix {prefix!r} off the names{dropped}"
 
 
-def _prefix(state: Iterable[str], wanted: set[str], averaged: bool) -> str:
+def _prefix(state: Iterable[str], wanted: set[str], ema: Ema) -> str:
     """What stands before most of the wanted names; empty if nothing does."""
     counts = Counter(prefix for name in state for prefix in ("", *_heads(name)) if name.removeprefix(prefix) in wanted)
     if not counts:
         return ""
     most = max(counts.values())
     best = [prefix for prefix, count in counts.items() if count == most]
-    asked = [prefix for prefix in best if bool(_AVERAGED.search(prefix)) == averaged] or best
+    asked = [prefix for prefix in best if says_averaged(prefix) == (ema is True)]
+    if not asked and ema != "auto":
+        kind = "averaged" if ema else "plain"
+        raise CheckpointError(f"the names are there behind {' and '.join(map(repr, best))}, not as {kind} weights")
+    asked = asked or best
     if "" in asked:
         return ""
     if len(asked) > 1:
