@@ -127,7 +127,7 @@ class VideoMamba(VisionMamba):
 
     def _embed(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) to (B, 1 + M, D), frame after frame behind the class token."""
-        positions, patches = self._positions(x), self.patch_embed(x)
+        patches, positions = self.patch_embed(x), self._positions(x)
         frames = resize_frames(self.temporal_pos_embedding, x.shape[2] // self.patch_embed.tubelet_size)
         patches = patches.unflatten(1, (frames.shape[1], -1))
         patches = patches + positions[:, None, 1:] + frames[:, :, None]

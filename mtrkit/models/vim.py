@@ -181,6 +181,11 @@ class VisionMamba(nn.Module):
             nn.init.trunc_normal_(self.cls_token, std=0.02)
 
     @property
+    def in_chans(self) -> int:
+        """Channels of the images."""
+        return self.patch_embed.in_chans
+
+    @property
     def default_cfg(self) -> dict[str, Any]:
         """``pretrained_cfg`` under the name that timm's older tools read."""
         return self.pretrained_cfg
@@ -201,12 +206,11 @@ class VisionMamba(nn.Module):
 
     def _embed(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the tokens (B, L, D), class token and positions included."""
-        positions = self._positions(x)
-        x = self.patch_embed(x)
-        index = class_index(self.class_token, x.shape[1])
+        tokens = self.patch_embed(x)
+        index = class_index(self.class_token, tokens.shape[1])
         if index is not None:
-            x = insert_at(x, self.cls_token.expand(x.shape[0], -1, -1), index)
-        return self.pos_drop(x + positions)
+            tokens = insert_at(tokens, self.cls_token.expand(tokens.shape[0], -1, -1), index)
+        return self.pos_drop(tokens + self._positions(x))
 
     def _positions(self, x: Tensor) -> Tensor:
         """The position table for images of the size of x (B, C, ..., H, W)."""
