@@ -16,6 +16,8 @@ from mtrkit.models.positions import ClassToken, Grid, class_index, insert_at, re
 
 State = dict[str, Tensor]
 _PATCHES = "patch_embed.proj.weight"
+_FAMILY_ADVICE = "Build a model of that family"
+_STRIDE_ADVICE = "Build the model with that stride"
 
 
 @dataclass
@@ -44,7 +46,9 @@ def fit_weights(state: State, model: Any, fit: Fit) -> State:
         CheckpointError: The weights are of another model.
     """
     check_norm(state, model)
-    check_origin(state, model, fit)
+    if not model.num_registers:  # those are told by their names
+        check_family(state, model, fit)
+    check_stride(model, fit)
     for step in (fit_patches, fit_class_token, fit_positions):
         state = step(state, model, fit)
     return state
@@ -57,14 +61,12 @@ def check_norm(state: State, model: Any) -> None:
         raise CheckpointError(f"the file has {kind}: build the model with rms_norm={not model.rms_norm}")
 
 
-def check_origin(state: State, model: Any, fit: Fit) -> None:
-    """Refuse weights that have the model's names and are of another one; say what is assumed if they do not say.
+def check_family(state: State, model: Any, fit: Fit) -> None:
+    """Refuse weights that have the model's names and are of another family; say what is assumed if nothing says it.
 
     Raises:
-        CheckpointError: Another place of the class token, sum of directions or stride.
+        CheckpointError: Another place of the class token or sum of directions.
     """
-    if model.num_registers:
-        return  # told by their names
     found = _seen(state, fit.origin) if "cls_token" in state else fit.origin
     own = Origin("", family_name(model), model.class_token, model.layers[0].mixer.halve)
     places = {found.class_token, own.class_token} - {None, "none"}
@@ -76,13 +78,14 @@ def check_origin(state: State, model: Any, fit: Fit) -> None:
             f"the file does not say whether it is of Vim or of VideoMamba, whose files look alike; taken as {own}. Say "
             "origin=... with a model's name if it is not"
         )
+
+
+def check_stride(model: Any, fit: Fit) -> None:
+    """Refuse weights that are said to be of another stride."""
+    found = fit.origin
     if found.stride not in (None, model.patch_embed.stride):
         said = f"the weights are of stride {_sides(found.stride)}, says {found.source}"
         _let_in(f"{said}; the model has {_sides(model.patch_embed.stride)}", _STRIDE_ADVICE, fit)
-
-
-_FAMILY_ADVICE = "Build a model of that family"
-_STRIDE_ADVICE = "Build the model with that stride"
 
 
 def _seen(state: State, origin: Origin) -> Origin:
@@ -208,10 +211,15 @@ def fit_positions(state: State, model: Any, fit: Fit) -> State:
         return state  # strict loading reports it
     rows = table.shape[1] - model.num_class_tokens
     old = _grid_of(rows, table, model, fit)
-    if old is None or old == new:
+    if old is None:
         return state
-    _check_stride(old, model, fit)
-    source = "" if fit.pos_grid or fit.origin.grid else ", taken as a square"
+    other = _of_other_stride(old, model) if fit.origin.stride is None else ""
+    if old == new:
+        fit.notes += [f"{other}; taken as the model's"] if other else []
+        return state
+    if other:
+        _let_in(f"{other}; the model has {_sides(model.patch_embed.stride)}", _STRIDE_ADVICE, fit)
+    source = "" if old in (fit.pos_grid, fit.origin.grid) else ", taken as a square,"
     fit.notes.append(f"positions for {_sides(old)} patches{source} were interpolated to {_sides(new)}")
     return {**state, "pos_embed": resize_positions(table, old, new, model.class_token)}
 
@@ -235,18 +243,15 @@ def _grid_of(rows: int, table: Tensor, model: Any, fit: Fit) -> Grid | None:
     return grid
 
 
-def _check_stride(old: Grid, model: Any, fit: Fit) -> None:
-    """If nothing says the stride: refuse a grid that another one gives for the images of the model or of its name."""
-    if fit.origin.stride is not None:
-        return
+def _of_other_stride(old: Grid, model: Any) -> str:
+    """Whether another stride gives this grid for the images of the model or of its name; empty if none does."""
     embed = model.patch_embed
     named = model.pretrained_cfg.get("input_size", embed.img_size)[-2:]
     for size in {embed.img_size, tuple(named)}:
         for stride in _other_strides(embed):
             if old == _grid(size, embed.patch_size, stride) != _grid(size, embed.patch_size, embed.stride):
-                found = f"its {_sides(old)} patches are those of {_sides(size)} images at a stride of {_sides(stride)}"
-                _let_in(f"{found}; the model has {_sides(embed.stride)}", _STRIDE_ADVICE, fit)
-                return
+                return f"its {_sides(old)} patches are those of {_sides(size)} images at a stride of {_sides(stride)}"
+    return ""
 
 
 def _other_strides(embed: Any) -> list[tuple[int, int]]:

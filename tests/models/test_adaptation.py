@@ -408,3 +408,11 @@ def test_an_empty_position_table(tmp_path):
     torch.save(tiny().state_dict() | {"pos_embed": torch.zeros(1, 0, 32)}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=r"pos_embed \(1, 0, 32\) instead of"):
         load_checkpoint(tiny(), tmp_path / "x.pth")
+
+
+def test_a_grid_that_two_strides_have_is_said(tmp_path):
+    large = create_model(PLAIN, img_size=60, depth=1)
+    said = notes(load_checkpoint, large, saved(tmp_path, large))
+    assert "its 15x15 patches are those of 32x32 images at a stride of 2x2; taken as the model's" in said
+    save_file(large.state_dict(), tmp_path / "x.safetensors", checkpoint_metadata(large))
+    assert notes(load_checkpoint, large, tmp_path / "x.safetensors") == ""
