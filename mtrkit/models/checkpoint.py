@@ -75,8 +75,8 @@ def read_checkpoint(path: str | Path, ema: Ema = "auto") -> Checkpoint:
     _check_file(file)
     content, metadata = _read_safetensors(file) if file.suffix == ".safetensors" else (_read_torch(file), {})
     key = _choose(content, file, ema)
-    state = _check_tensors(content if key is None else content[key], file)
-    state, wrappers = unwrap(state)
+    chosen: Any = content if key is None else content[key]
+    state, wrappers = unwrap(_check_tensors(chosen, file))
     notes = [f"took {wrappers} off the names"] if wrappers else []
     if key in _AVERAGED and ema == "auto":
         notes.append(f"took the averaged weights under {key!r}")

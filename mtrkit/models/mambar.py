@@ -79,7 +79,8 @@ class MambaReg(VisionMamba):
     def _embed(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, M + n, D): a register behind each group of patches."""
         patches = self.patch_embed(x) + self._positions(x)
-        self._check_places(patches.shape[1], InputError)
+        if self.patch_embed.dynamic_img_size:
+            self._check_places(patches.shape[1], InputError)
         registers = (self.cls_token + self.pos_embed_cls).expand(x.shape[0], -1, -1)
         count = self.num_registers
         group = self.special_positions(patches.shape[1] + count)[0]

@@ -169,7 +169,7 @@ def _parsed(text: str | None) -> dict[str, Any]:
 
 def _facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a config that an origin has, if they are of the right kind."""
-    facts = {}
+    facts: dict[str, Any] = {}
     for name in (field.name for field in fields(Origin)):
         value = config.get(name)
         if name in ("img_size", "patch_size", "stride") and (pair := _pair(value)) is not None:

@@ -128,7 +128,9 @@ class VideoMamba(VisionMamba):
     def _embed(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) to (B, 1 + M, D), frame after frame behind the class token."""
         patches, positions = self.patch_embed(x), self._positions(x)
-        frames = resize_frames(self.temporal_pos_embedding, x.shape[2] // self.patch_embed.tubelet_size)
+        frames: Tensor = self.temporal_pos_embedding
+        if self.patch_embed.dynamic_img_size:
+            frames = resize_frames(frames, x.shape[2] // self.patch_embed.tubelet_size)
         patches = patches.unflatten(1, (frames.shape[1], -1))
         patches = patches + positions[:, None, 1:] + frames[:, :, None]
         token = (self.cls_token + positions[:, :1]).expand(x.shape[0], -1, -1)

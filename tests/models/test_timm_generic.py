@@ -110,6 +110,25 @@ def test_pretrained_with_one_channel(create, name):
     create(name, features_only=True, **given)
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_symbolic_tracing_by_timms_tools(create, name, train):
+    extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    how = {
+        "leaf_modules": timm.models.get_notrace_modules(),
+        "autowrap_functions": timm.models.get_notrace_functions(),
+        "param_shapes_constant": True,
+    }
+    model = built(create, name, num_classes=42)
+    nodes = [names[-1:] for names in extraction.get_graph_node_names(model, tracer_kwargs=how)]
+    traced = extraction.create_feature_extractor(
+        model, train_return_nodes=nodes[0], eval_return_nodes=nodes[1], tracer_kwargs=how
+    )
+    (outputs,) = traced.train(train)(x := image(name, model)).values()
+    assert torch.equal(outputs, model.train(train)(x)) and outputs.shape == (1, 42)
+    outputs.mean().backward()
+    assert [key for key, value in traced.named_parameters() if value.grad is None] == []
+
+
 # Each exception is one: the test fails if a model could have what it is excused from.
 
 EXCEPTIONS = {  # timm's test: our reason
@@ -119,10 +138,8 @@ EXCEPTIONS = {  # timm's test: our reason
     "test_model_load_pretrained": "passes for the bundled weights; the others are on the Hub",
     "test_model_features_pretrained": "passes for the bundled weights; the others are on the Hub",
     "test_model_forward_torchscript": "the scan is a custom operator in several kernels, and torch.jit is deprecated",
-    "test_model_forward_fx": "symbolic tracing would take one kernel for all inputs; it is refused in words",
-    "test_model_backward_fx": "as test_model_forward_fx",
-    "test_model_forward_fx_torchscript": "as test_model_forward_fx",
-    "test_model_forward_torchscript_with_features_fx": "as test_model_forward_fx",
+    "test_model_forward_fx_torchscript": "as test_model_forward_torchscript",
+    "test_model_forward_torchscript_with_features_fx": "as test_model_forward_torchscript",
 }
 
 
@@ -131,7 +148,7 @@ def test_exceptions_are_needed(create, name):
     assert "pool_size" not in model.default_cfg or model.default_cfg["pool_size"] is None
     assert model.forward_features(image(name, model)).dim() == 3
     assert (model.num_features == model.head_hidden_size) != name.startswith("mambar")
-    with pytest.raises(mtrkit.InputError, match="torch.export"):
+    with pytest.raises(mtrkit.InputError, match="torch.export"):  # without timm's list of parts to trace around
         torch.fx.symbolic_trace(model)
 
 
