@@ -93,25 +93,6 @@ def origin_named(name: str, source: str) -> Origin | None:
     return Origin(source, **facts)
 
 
-def origin_config(model: Any) -> dict[str, Any]:
-    """The family of one of our models, and the options that make it."""
-    embed, mixer = model.patch_embed, model.layers[0].mixer
-    config = {
-        "img_size": embed.img_size,
-        "patch_size": embed.patch_size,
-        "stride": embed.stride,
-        "in_chans": embed.in_chans,
-        "num_classes": model.num_classes,
-        "global_pool": model.global_pool,
-        "embed_dim": model.embed_dim,
-        "depth": len(model.layers),
-        "class_token": model.class_token,
-        "halve": mixer.halve,
-        "rms_norm": model.rms_norm,
-    }
-    return {"family": family_name(model), "config": config}
-
-
 def family_name(model: Any) -> str:
     """One of the families, by how the model is built."""
     if model.num_registers:
@@ -129,8 +110,21 @@ def checkpoint_metadata(model: Any) -> dict[str, str]:
     >>> checkpoint_metadata(mtrkit.create_model("vim_micro_patch4_32"))["family"]
     'vim'
     """
-    found = origin_config(model)
-    return {"family": found["family"], "config": json.dumps(found["config"], sort_keys=True)}
+    embed = model.patch_embed
+    config = {
+        "img_size": embed.img_size,
+        "patch_size": embed.patch_size,
+        "stride": embed.stride,
+        "in_chans": embed.in_chans,
+        "num_classes": model.num_classes,
+        "global_pool": model.global_pool,
+        "embed_dim": model.embed_dim,
+        "depth": len(model.layers),
+        "class_token": model.class_token,
+        "halve": model.layers[0].mixer.halve,
+        "rms_norm": model.rms_norm,
+    }
+    return {"family": family_name(model), "config": json.dumps(config, sort_keys=True)}
 
 
 def class_place(table: Tensor) -> ClassToken | None:

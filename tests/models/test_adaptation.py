@@ -416,3 +416,17 @@ def test_a_grid_that_two_strides_have_is_said(tmp_path):
     assert "its 15x15 patches are those of 32x32 images at a stride of 2x2; taken as the model's" in said
     save_file(large.state_dict(), tmp_path / "x.safetensors", checkpoint_metadata(large))
     assert notes(load_checkpoint, large, tmp_path / "x.safetensors") == ""
+
+
+def test_loading_through_timm_asks_the_same():
+    import timm
+
+    def load(file, **options):
+        overlay = {"file": str(BUNDLED[file]), "custom_load": True}
+        return timm.create_model(STRIDE2, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+
+    for file in (FRONT, PLAIN):
+        with pytest.raises(CheckpointError, match="the weights are of"):
+            load(file)
+    said = notes(load, STRIDE2, in_chans=1, num_classes=7)
+    assert "adapted to 1" in said and "keeps its own head" in said
