@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mtrkit.models import checkpoint_metadata, create_model, load_state_dict
+from mtrkit.models import checkpoint_metadata, create_model, load_state_dict, write_metadata
 from mtrkit.models.releases import BUNDLED
 
 INPUT = {
@@ -41,18 +41,6 @@ def described(source: Path) -> dict[str, Any]:
         return OFFICIAL_CODE | INPUT
     with safe_open(source, "pt") as file:
         return json.loads(file.metadata()["about"]) | INPUT
-
-
-def write_metadata(file: Path, metadata: dict[str, str]) -> None:
-    """Add entries to the metadata of a safetensors file; what stands behind its header stays bit for bit."""
-    content = file.read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:start])
-    # In the order of the names: safetensors writes several entries in random order.
-    entries = dict(sorted((header.pop("__metadata__", {}) | metadata).items()))
-    written = json.dumps({"__metadata__": entries} | header, separators=(",", ":")).encode()
-    written += b" " * (-len(written) % 8)  # tensors begin at multiples of eight bytes
-    file.write_bytes(len(written).to_bytes(8, "little") + written + content[start:])
 
 
 def main() -> None:

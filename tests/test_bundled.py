@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import mtrkit
+from mtrkit.models import write_metadata
 from mtrkit.models.releases import BUNDLED
 from tests.helpers.running import ROOT
 from tests.models.shared import real_images
@@ -48,7 +49,7 @@ def test_metadata_are_written_and_nothing_else(monkeypatch, tmp_path):
     name, file = "vim_nano_patch4_stride2_32", tmp_path / "x.safetensors"
     shutil.copy(BUNDLED[name], file)
     for metadata in ({"family": "x"}, {"config": "y" * 5}):
-        script.write_metadata(file, metadata)
+        write_metadata(file, metadata)
     before, after = load_file(BUNDLED[name]), load_file(file)
     assert list(before) == list(after) and all(torch.equal(after[key], before[key]) for key in before)
     with safe_open(file, "pt") as opened, safe_open(BUNDLED[name], "pt") as original:

@@ -32,7 +32,7 @@ from mtrkit.finetune.recipe import Recipe
 from mtrkit.measure import Accuracy, ImageSet, Preprocess, describe_machine, predict, score, weights_digest
 from mtrkit.measure.processes import Processes
 from mtrkit.measure.progress import progress
-from mtrkit.models import VisionMamba, checkpoint_metadata
+from mtrkit.models import VisionMamba, checkpoint_metadata, write_metadata
 
 
 @dataclass(frozen=True)
@@ -260,9 +260,9 @@ class Run:
             self.bare.checkpoint().save(self.folder.added)
             model = self.bare.model
             weights = {name.removeprefix("model."): weights[name] for name in weights if name.startswith("model.")}
-        metadata = {"about": json.dumps(about, default=str)}
-        metadata |= checkpoint_metadata(model) if isinstance(model, VisionMamba) else {}
-        save_file(weights, self.folder.weights, metadata)
+        save_file(weights, self.folder.weights, {"about": json.dumps(about, default=str)})
+        if isinstance(model, VisionMamba):
+            write_metadata(self.folder.weights, checkpoint_metadata(model))
 
     def _identity(self) -> dict[str, Any]:
         """What decides the result."""

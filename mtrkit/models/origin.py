@@ -100,33 +100,6 @@ def family_name(model: Any) -> str:
     return "vim" if model.layers[0].mixer.halve else "videomamba"
 
 
-def checkpoint_metadata(model: Any) -> dict[str, str]:
-    """What ``safetensors.torch.save_file`` should get as metadata, so that the file says which model it is of.
-
-    Args:
-        model: One of ``mtrkit.models``.
-
-    >>> import mtrkit
-    >>> checkpoint_metadata(mtrkit.create_model("vim_micro_patch4_32"))["family"]
-    'vim'
-    """
-    embed = model.patch_embed
-    config = {
-        "img_size": embed.img_size,
-        "patch_size": embed.patch_size,
-        "stride": embed.stride,
-        "in_chans": embed.in_chans,
-        "num_classes": model.num_classes,
-        "global_pool": model.global_pool,
-        "embed_dim": model.embed_dim,
-        "depth": len(model.layers),
-        "class_token": model.class_token,
-        "halve": model.layers[0].mixer.halve,
-        "rms_norm": model.rms_norm,
-    }
-    return {"family": family_name(model), "config": json.dumps(config, sort_keys=True)}
-
-
 def class_place(table: Tensor) -> ClassToken | None:
     """Where the class token's row stands in a trained position table (1, M + 1, D): in front or in the middle.
 
