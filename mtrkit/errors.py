@@ -1,4 +1,4 @@
-"""Every error that mtrkit raises on purpose, and its one warning.
+"""Every error that mtrkit raises on purpose, and its warnings.
 
 A message names what was given, what was expected and what to do about it.
 """
@@ -41,6 +41,14 @@ class BackendError(MtrkitError, RuntimeError):
 
 class CheckpointError(MtrkitError, RuntimeError):
     """A checkpoint is unreadable, unsafe, or does not belong to the model."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint was adapted to the model, or something was assumed that the file does not say."""
+
+
+class SizeWarning(UserWarning):
+    """The patches do not cover the whole image."""
 
 
 class SmallModelWarning(UserWarning):
