@@ -2,9 +2,11 @@
 
     python benchmarks/make_bundled_checkpoint.py runs/micro/vim_micro_patch4_stride2_32.safetensors --dtype float16
     python benchmarks/make_bundled_checkpoint.py vim_d96x12_patch4_32_cifar10.pth
+    python benchmarks/make_bundled_checkpoint.py --describe
 
 A file of examples/train_reference.py says itself what it is; the other, in the layout of the official training code,
-is described here. The same input gives the same bytes.
+is described here. The same input gives the same bytes. ``--describe`` writes family and config anew into the files that
+are there, and leaves every byte of their tensors as it is.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mtrkit.models import create_model, load_state_dict
+from mtrkit.models import checkpoint_metadata, create_model, load_state_dict, write_metadata
 from mtrkit.models.releases import BUNDLED
 
 INPUT = {
@@ -44,16 +46,21 @@ def described(source: Path) -> dict[str, Any]:
 def main() -> None:
     """Convert one file and check that the model takes the result."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("source", type=Path, help="a file of train_reference.py or of the official training code")
+    parser.add_argument("source", type=Path, nargs="?", help="of train_reference.py or of the official training code")
+    parser.add_argument("--describe", action="store_true", help="write metadata into the files that are there")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32")
     parser.add_argument("--out", type=Path, help="default: where mtrkit looks for it")
     arguments = parser.parse_args()
+    if arguments.describe:
+        for name, file in BUNDLED.items():
+            write_metadata(file, checkpoint_metadata(create_model(name)))
+        return
     metadata, dtype = described(arguments.source), getattr(torch, arguments.dtype)
     out = arguments.out or BUNDLED[metadata["architecture"]]
     weights = {name: value.to(dtype).contiguous() for name, value in load_state_dict(arguments.source).items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    # One entry: safetensors writes several in random order.
     save_file(weights, out, {"about": json.dumps(metadata)})
+    write_metadata(out, checkpoint_metadata(create_model(metadata["architecture"])))
     out.chmod(0o644)  # safetensors leaves it to its owner alone, and a wheel keeps the mode
     create_model(metadata["architecture"], out)
     print(f"{out}: {len(weights)} tensors, {out.stat().st_size} bytes")

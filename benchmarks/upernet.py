@@ -13,6 +13,7 @@ from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNet
 
 import mtrkit
 from mtrkit.models.features import as_map
+from mtrkit.models.fitting import Fit
 from mtrkit.models.positions import without
 from mtrkit.ops import restore_stream
 from mtrkit.types import ReducedStream
@@ -72,7 +73,7 @@ class Segmentor(nn.Module):
         first, second = (resize(head(maps), images.shape[-2:]) for head in heads)
         return first, second
 
-    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def adapt_state_dict(self, state: dict[str, Tensor], fit: Fit | None = None) -> dict[str, Tensor]:
         """A state dict of mmsegmentation or of this class under the names of this class; loading calls this.
 
         The norm after the blocks is left out, as no map goes through it. Positions are interpolated.
@@ -86,7 +87,7 @@ class Segmentor(nn.Module):
                 name = re.sub(theirs, ours, name)
             renamed[name] = value
         own = {name.removeprefix(_BACKBONE): v for name, v in renamed.items() if name.startswith(_BACKBONE)}
-        own = self.backbone.model.adapt_state_dict({k: v for k, v in own.items() if not k.startswith("norm_f.")})
+        own = self.backbone.model.adapt_state_dict({k: v for k, v in own.items() if not k.startswith("norm_f.")}, fit)
         rest = {name: value for name, value in renamed.items() if not name.startswith(_BACKBONE)}
         return rest | {_BACKBONE + name: value for name, value in own.items()}
 
@@ -95,6 +96,7 @@ class Segmentor(nn.Module):
         source, model = mtrkit.create_model(name, checkpoint), self.backbone.model
         state, own = source.state_dict(), model.state_dict()
         if source.class_index is not None:
+            del state["cls_token"]
             state["pos_embed"] = without(state["pos_embed"], source.class_index)
         state = model.adapt_state_dict(state)
         model.load_state_dict({key: state[key] for key in own})

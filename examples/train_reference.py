@@ -43,7 +43,7 @@ from mtrkit.measure import (
     preprocess_for,
     score,
 )
-from mtrkit.models import VisionMamba
+from mtrkit.models import VisionMamba, checkpoint_metadata, write_metadata
 from mtrkit.models.positions import class_index, insert_at, without
 
 
@@ -256,7 +256,9 @@ class Run:
             "license": "Apache-2.0 for these weights; the images are not included",
         }
         weights = {name: value.contiguous() for name, value in self.ema.module.state_dict().items()}
-        save_file(weights, self.args.out / f"{self.args.model}.safetensors", {"about": json.dumps(about)})
+        file = self.args.out / f"{self.args.model}.safetensors"
+        save_file(weights, file, {"about": json.dumps(about)})
+        write_metadata(file, checkpoint_metadata(self.model))
         (self.args.out / "card.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
         print(f"{self.args.model}: val top-1 {accuracy}, n = {accuracy.n}")
 

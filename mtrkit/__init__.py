@@ -15,6 +15,7 @@ from mtrkit.adapters import Adapter, register_adapter
 from mtrkit.api import (
     apply_reduction,
     count_flops,
+    full_grid,
     list_adapters,
     list_methods,
     reduction_disabled,
@@ -25,11 +26,13 @@ from mtrkit.api import (
 from mtrkit.errors import (
     BackendError,
     CheckpointError,
+    CheckpointWarning,
     ExportError,
     InputError,
     MtrkitError,
     OptionError,
     ScheduleError,
+    SizeWarning,
     SmallModelWarning,
     StandInError,
     StandInNameError,
@@ -38,13 +41,13 @@ from mtrkit.errors import (
 )
 from mtrkit.methods import MethodConfig, register_method
 from mtrkit.patch import Calibration, ReductionInfo, Trace
-from mtrkit.scan import scan_backends, selective_scan, use_scan_backend
+from mtrkit.scan import flop_handles, scan_backends, selective_scan, use_scan_backend
 from mtrkit.schedule import EveryNth, FlopsReport
 from mtrkit.standin import StandIns, as_mamba_ssm
 from mtrkit.types import BlockState, Decision, TokenMap
 
 if TYPE_CHECKING:
-    from mtrkit.calibration import calibrate
+    from mtrkit.calibration import calibrate, find_thresholds
     from mtrkit.exporting import export
     from mtrkit.models import VisionMamba, create_model, list_models, load_checkpoint
 
@@ -56,6 +59,7 @@ __all__ = [
     "BlockState",
     "Calibration",
     "CheckpointError",
+    "CheckpointWarning",
     "Decision",
     "EveryNth",
     "ExportError",
@@ -66,6 +70,7 @@ __all__ = [
     "OptionError",
     "ReductionInfo",
     "ScheduleError",
+    "SizeWarning",
     "SmallModelWarning",
     "StandInError",
     "StandInNameError",
@@ -81,6 +86,9 @@ __all__ = [
     "count_flops",
     "create_model",
     "export",
+    "find_thresholds",
+    "flop_handles",
+    "full_grid",
     "list_adapters",
     "list_methods",
     "list_models",
@@ -105,10 +113,10 @@ def __getattr__(name: str) -> Any:
         return getattr(models, name)
     if name == "dyvm":
         return importlib.import_module("mtrkit.dyvm")
-    if name == "calibrate":
+    if name in ("calibrate", "find_thresholds"):
         from mtrkit import calibration
 
-        return calibration.calibrate
+        return getattr(calibration, name)
     if name == "export":
         from mtrkit import exporting
 

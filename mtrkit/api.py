@@ -1,17 +1,20 @@
 """The public verbs: apply, remove, disable, describe, trace and count."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from mtrkit.adapters import ADAPTERS, Adapter, find_host, shape_of
+from mtrkit.adapters.grid import PatchGrid, patch_grid
 from mtrkit.errors import InputError, MtrkitError, OptionError, SmallModelWarning, UnsupportedModelError
 from mtrkit.methods import METHODS, Method, MethodConfig
 from mtrkit.methods.dyvm import DYVM
@@ -55,6 +58,7 @@ def apply_reduction(
     layers: Sequence[int] | Placement | None = None,
     tokens: Sequence[int] | None = None,
     r: int | None = None,
+    threshold: float | Sequence[float] | None = None,
     calibration: Calibration | str | Path | None = None,
     checkpoint: DyVMCheckpoint | str | Path | None = None,
     **options: object,
@@ -79,6 +83,9 @@ def apply_reduction(
             papers, or a placement such as ``EveryNth(2)``. Default: three in the first two thirds, 5, 10 and 15 of 24.
         tokens: Tokens left after each block, one number per block, instead of ``ratio``.
         r: Tokens to remove after each of the layers, instead of ``ratio`` (ToMe and R-MeeTo say it so).
+        threshold: Merge while the similarity is at least this, instead of ``ratio``: one number, or one for each of the
+            layers, in the unit of the method's ``similarity``. How many tokens leave then depends on the data: in a
+            batch, as many of each image as have such a link in the mean, rounded. See docs/thresholds.md.
         calibration: What :func:`calibrate` returned for this model, or the file that it was saved in, instead of all of
             the above. It holds for inputs of the size that it was made from.
         checkpoint: For ``method="dyvm"``, what was trained for this model (:mod:`mtrkit.dyvm`), or the file that it was
@@ -103,15 +110,17 @@ def apply_reduction(
     Source: ``"mtr"`` is Ma et al., arXiv:2507.14042; :func:`list_methods` gives each method's paper.
     """
     host, adapter = find_host(model)
+    amount = Amount(ratio, tokens, r, threshold)
+    given: dict[str, object] = {**amount._asdict(), "layers": layers, **options}
     if method == DYVM.name or checkpoint is not None:
-        given = {"ratio": ratio, "layers": layers, "tokens": tokens, "r": r, "calibration": calibration} | options
+        given = {**given, "calibration": calibration}
         reduction = _trained(model, host, adapter, method, checkpoint, input_size, given)
     elif calibration is None:
-        method, ratio = "mtr" if method is None else method, 0.3 if ratio is None else ratio
-        reduction = _prepare(model, host, adapter, method, ratio, input_size, layers, tokens, r, options)
+        method = "mtr" if method is None else method
+        reduction = _prepare(model, host, adapter, method, amount, input_size, layers, options)
     else:
-        given = {"method": method, "ratio": ratio, "input_size": input_size, "layers": layers, "tokens": tokens, "r": r}
-        reduction = _calibrated(model, host, adapter, calibration, given | options)
+        given = {"method": method, "input_size": input_size, **given}
+        reduction = _calibrated(model, host, adapter, calibration, given)
     install(host, reduction)
     if reduction.plan.layers and reduction.trained is None:
         _warn_if_small(reduction.plan.shape, reduction.method.name)
@@ -147,10 +156,16 @@ def reduction_disabled(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def trace_reduction(model: nn.Module) -> Iterator[Trace]:
+def trace_reduction(model: nn.Module, input_size: tuple[int, ...] | None = None) -> Iterator[Trace]:
     """Record where every token of every image goes in the passes inside the ``with`` block.
 
-    The output does not change by a bit. A compiled model is traced by running it uncompiled.
+    The output does not change by a bit. A compiled model is traced by running it uncompiled. With the trace,
+    :func:`full_grid` puts what a hook has seen back on the grid of the patches, inside the block or after it.
+
+    Args:
+        model: The reduced model, or a wrapper around it.
+        input_size: As in :func:`apply_reduction`, of the inputs inside the block. Default: the size that was reduced
+            for. It matters for the grid only.
 
     Raises:
         InputError: The model is not patched.
@@ -158,12 +173,56 @@ def trace_reduction(model: nn.Module) -> Iterator[Trace]:
     patched = _patched(model)
     if not patched:
         raise InputError("there is nothing to trace: call mtrkit.apply_reduction(model) first")
-    reduction, trace = patched[0][1], Trace()
+    host, reduction = patched[0]
+    size = input_size or reduction.input_size
+    trace = Trace(grid=_grid(host, size), num_tokens=shape_of(model, host, reduction.adapter, size).tokens)
     reduction.observers.append(trace.record)
     try:
         yield trace
     finally:
         reduction.observers.remove(trace.record)
+
+
+def full_grid(intermediate: Any, trace: Trace, fill: float = 0.0) -> Tensor:
+    """Put an intermediate of a reduced model back on the grid of its patches; gradients flow through.
+
+    Each patch of a merged token gets the merged token's numbers. Special tokens are left out:
+    :meth:`Trace.sequence` keeps them.
+
+    Args:
+        intermediate: (B, L', D) or (B, L'), something for each token of some block, special ones included; or what a
+            hook of a block sees, see :meth:`Trace.sequence`.
+        trace: Of the pass that it is from, which may still run: see :func:`trace_reduction`.
+        fill: What dropped patches get. What a block's hook sees has their last features instead.
+
+    Returns:
+        (B, D, rows, columns) or (B, rows, columns); of a clip, its frames side by side.
+
+    Raises:
+        InputError: The traced pass never had so many tokens, or was of inputs of another size than the trace.
+        UnsupportedModelError: The model's tokens are not one per patch.
+    """
+    sequence, grid = trace.sequence(intermediate, fill), trace.grid
+    if grid is None:
+        raise UnsupportedModelError(
+            "the tokens of this model are not one per patch of an image, so there is no grid; trace.sequence gives "
+            "the full sequence"
+        )
+    if sequence.shape[1] != grid.num_tokens:
+        raise InputError(
+            f"the pass had {sequence.shape[1]} tokens, and {grid.rows} × {grid.columns} patches make "
+            f"{grid.num_tokens}; call mtrkit.trace_reduction(model, input_size=...) with the size of its inputs"
+        )
+    patches = sequence[:, torch.tensor(grid.positions, device=sequence.device)]
+    maps = patches.unflatten(1, (grid.rows, grid.columns))
+    return maps.movedim(3, 1) if maps.dim() == 4 else maps
+
+
+def _grid(host: nn.Module, input_size: tuple[int, ...]) -> PatchGrid | None:
+    try:
+        return patch_grid(host, input_size)
+    except UnsupportedModelError:
+        return None
 
 
 def reduction_info(model: nn.Module, *, directions: Directions = "one") -> ReductionInfo | None:
@@ -179,7 +238,9 @@ def reduction_info(model: nn.Module, *, directions: Directions = "one") -> Reduc
     host, reduction = patched[0]
     plan = reduction.plan
     dense = model_flops(plan.shape, directions=directions)
-    reduced = model_flops(reduction.counted(plan.shape), plan.schedule, plan.cost, directions)
+    measured = reduction.measured if plan.thresholds is not None else None
+    reduced = _counted(reduction, plan.shape, plan.schedule, directions)
+    tokens = measured.tokens(plan.shape) if measured is not None and measured.samples else plan.schedule
     return ReductionInfo(
         method=reduction.method.name,
         options=dataclasses.asdict(reduction.config),
@@ -189,12 +250,14 @@ def reduction_info(model: nn.Module, *, directions: Directions = "one") -> Reduc
         ratio_reached=reduced.ratio_to(dense),
         layers=plan.layers,
         num_tokens=plan.shape.tokens,
-        tokens=plan.schedule,
+        tokens=tokens,
         flops_dense=dense,
         flops_reduced=reduced,
         scan_backend=_scan_backend(host, reduction.config.lengths != "one"),
         corrected=reduction.correction is not None,
         scan_share=reduction.scan_share,
+        thresholds=plan.thresholds,
+        measured=0 if measured is None else measured.samples,
     )
 
 
@@ -206,6 +269,8 @@ def count_flops(
     tokens: Sequence[int] | None = None,
 ) -> FlopsReport:
     """Count the FLOPs of one forward pass on one sample, of the model as it is: reduced if it is patched.
+
+    With thresholds it is the mean of the passes that there have been, or before the first the least possible.
 
     Args:
         model: A model of a family in :func:`list_adapters`.
@@ -222,8 +287,15 @@ def count_flops(
     if reduction is None or not reduction.active:
         return model_flops(shape, directions=directions)
     schedule = [reduction.plan.num_kept(index, shape.tokens) for index in range(shape.depth)]
-    shape = reduction.counted(_placed(shape, reduction.config))
-    return model_flops(shape, schedule, reduction.plan.cost, directions)
+    return _counted(reduction, _placed(shape, reduction.config), schedule, directions)
+
+
+def _counted(reduction: Reduction, shape: ModelShape, schedule: Sequence[int], directions: Directions) -> FlopsReport:
+    """What the reduced model costs: with thresholds as measured at the size it was reduced for, if there was a pass."""
+    shape, plan = reduction.counted(shape), reduction.plan
+    if plan.thresholds is not None and reduction.measured.samples and shape.tokens == plan.shape.tokens:
+        return reduction.measured.flops(shape, plan.cost, directions)
+    return model_flops(shape, schedule, plan.cost, directions)
 
 
 def list_methods() -> list[str]:
@@ -236,31 +308,63 @@ def list_adapters() -> list[str]:
     return ADAPTERS.names()
 
 
+class Amount(NamedTuple):
+    """How much to remove, as the user says it."""
+
+    ratio: float | None = None
+    tokens: Sequence[int] | None = None
+    r: int | None = None
+    threshold: float | Sequence[float] | None = None
+
+    def check(self, layers: Sequence[int] | Placement | None) -> None:
+        """Raise :class:`OptionError` if it is said twice; r and tokens go before a ratio."""
+        if self.tokens is not None and (self.r is not None or layers is not None):
+            raise OptionError("tokens says what every block keeps; give it without r and without layers")
+        beside = {"ratio": self.ratio, "tokens": self.tokens, "r": self.r}
+        given = [name for name, value in beside.items() if value is not None]
+        if self.threshold is not None and given:
+            raise OptionError(f"threshold and {given[0]} both say how many tokens leave; give one")
+
+    @property
+    def wanted_ratio(self) -> float | None:
+        """Share of the FLOPs, 0.3 if nothing is said; ``None`` if something else is."""
+        if not (self.tokens is None and self.r is None and self.threshold is None):
+            return None
+        return 0.3 if self.ratio is None else self.ratio
+
+    @property
+    def removes(self) -> bool:
+        """Whether anything may leave."""
+        return self.wanted_ratio != 0
+
+
 def _prepare(
     model: nn.Module,
     host: nn.Module,
     adapter: Adapter,
     method: str,
-    ratio: float,
+    amount: "Amount",
     input_size: tuple[int, ...] | None,
     layers: Sequence[int] | Placement | None,
-    tokens: Sequence[int] | None,
-    r: int | None,
     options: dict[str, object],
 ) -> Reduction:
     """Decide everything before anything is changed."""
-    if tokens is not None and (r is not None or layers is not None):
-        raise OptionError("tokens says what every block keeps; give it without r and without layers")
+    amount.check(layers)
     for block in adapter.blocks(host):
         adapter.check_layers(adapter.mixer(block))
     chosen = METHODS.get(method)
     config = chosen.configure(options, adapter.attention_blocks)
     _check_signals(chosen.name, config.reads, adapter)
     _check_blocks(chosen.name, config, adapter)
+    if amount.threshold is not None and not config.counts_links:
+        raise OptionError(
+            f"method {chosen.name!r} with these options does not remove tokens by how similar they are to another, so "
+            "threshold= says nothing; give ratio=, or a method such as 'runs', 'rmeeto' or 'tome'"
+        )
     size = tuple(input_size) if input_size is not None else adapter.input_size(host)
     shape = _placed(shape_of(model, host, adapter, size), config)
-    plan = _plan(shape, chosen, config, adapter.any_length, ratio, layers, tokens, r)
-    return Reduction(chosen, config, adapter, size, adapter.special_at(host), plan, host)
+    plan = _plan(shape, chosen, config, adapter.any_length, amount, layers)
+    return Reduction(chosen, config, adapter, size, adapter.special_at(host), plan, host, shape.frames)
 
 
 def _calibrated(
@@ -279,8 +383,8 @@ def _calibrated(
             f"a calibration of {found.method!r} at ratio {found.ratio:g} and {', '.join(beside)} were given; give one"
         )
     found.check(host, adapter)
-    size, tokens = found.input_size, found.tokens
-    reduction = _prepare(model, host, adapter, found.method, 0.0, size, None, tokens, None, found.options)
+    amount = Amount(tokens=found.tokens)
+    reduction = _prepare(model, host, adapter, found.method, amount, found.input_size, None, found.options)
     reduction.correction = found.correction
     return reduction
 
@@ -314,25 +418,37 @@ def _plan(
     method: Method,
     config: MethodConfig,
     any_length: bool,
-    ratio: float,
+    amount: "Amount",
     layers: Sequence[int] | Placement | None,
-    tokens: Sequence[int] | None,
-    r: int | None,
 ) -> Plan:
     """Where and how much to reduce; without an amount, nowhere."""
-    layers = method.layers if layers is None else layers
+    layers, (_, tokens, r, threshold) = method.layers if layers is None else layers, amount
     places = resolve_layers(layers, shape.depth, shape.last_layer) if tokens is None else _shrinking(tokens, shape)
     cost: ReductionCost = partial(config.flops, widths=shape.widths)
     return Plan(
         shape=shape,
-        layers=places if tokens is not None or r is not None or ratio != 0 else (),
+        layers=places if amount.removes else (),
         cost=cost,
         max_share=method.max_share,
-        ratio=ratio if tokens is None and r is None else None,
+        ratio=amount.wanted_ratio,
         r=r,
         tokens=None if tokens is None else tuple(tokens),
+        thresholds=None if threshold is None else _each(threshold, places),
         any_length=any_length,
     )
+
+
+def _each(threshold: float | Sequence[float], layers: tuple[int, ...]) -> tuple[float, ...]:
+    """The threshold of each layer."""
+    if isinstance(threshold, int | float) and not isinstance(threshold, bool):
+        found = (float(threshold),) * len(layers)
+    elif isinstance(threshold, str) or not isinstance(threshold, Sequence):
+        raise OptionError(f"threshold must be a number, or a list with one for each layer, not {threshold!r}")
+    else:
+        found = tuple(map(float, threshold))
+    if len(found) != len(layers) or any(math.isnan(value) for value in found):
+        raise OptionError(f"threshold must have one number for each of the layers {list(layers)}, not {threshold!r}")
+    return found
 
 
 def _warn_if_small(shape: ModelShape, method: str) -> None:
@@ -351,8 +467,18 @@ def _check_signals(method: str, reads: frozenset[str], adapter: Adapter) -> None
         raise UnsupportedModelError(
             f"method {method!r} with these options reads {', '.join(missing)}, which models of {adapter.name!r} do "
             f"not have (they have: {', '.join(sorted(adapter.signals)) or 'features only'}); choose another option "
-            "or method"
+            f"or method, such as mtrkit.apply_reduction(model, {_working(adapter)!r})"
         )
+
+
+def _working(adapter: Adapter) -> str:
+    """A method that runs as it is on a family which lacks signals; ``"tome"`` and ``"rmeeto"`` read features only."""
+
+    def runs(method: Method) -> bool:
+        config = method.configure({}, adapter.attention_blocks)
+        return config.reads <= adapter.signals and (config.lengths == "one" or adapter.keeps_time)
+
+    return next(name for name in ("tome", *METHODS.names()) if runs(METHODS.get(name)))
 
 
 def _check_blocks(method: str, config: MethodConfig, adapter: Adapter) -> None:

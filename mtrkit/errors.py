@@ -1,4 +1,4 @@
-"""Every error that mtrkit raises on purpose, and its one warning.
+"""Every error that mtrkit raises on purpose, and its warnings.
 
 A message names what was given, what was expected and what to do about it.
 """
@@ -45,6 +45,14 @@ class CheckpointError(MtrkitError, RuntimeError):
 
 class ExportError(MtrkitError, RuntimeError):
     """The model cannot be exported to this format, or the file would not give what the model gives."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint was adapted to the model, or something was assumed that the file does not say."""
+
+
+class SizeWarning(UserWarning):
+    """The patches do not cover the whole image."""
 
 
 class SmallModelWarning(UserWarning):

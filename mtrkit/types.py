@@ -120,6 +120,23 @@ class Signals(NamedTuple):
     gates: Tensor | None = None  # (B, 2): 1 if the forward, the backward scan has run for a sample, otherwise 0
 
 
+class Limit(NamedTuple):
+    """Where merging stops: at links weaker than a threshold. So their number depends on the data."""
+
+    threshold: float  # least strength of a link that leaves, in the unit of the method's similarity
+    watch: Callable[[Tensor], None] | None = None  # is shown the strengths (B, s) of all links
+
+    def leaving(self, strength: Tensor, most: int) -> int:
+        """Links (B, s) per sample that leave, ``most`` at most: one number for the batch, the mean, rounded.
+
+        So every sample keeps as many tokens, and the host waits for the device.
+        """
+        if self.watch is not None:
+            self.watch(strength)
+        samples, found = len(strength), int((strength >= self.threshold).sum())
+        return min(most, (2 * found + samples) // (2 * samples)) if samples else 0
+
+
 @dataclass(frozen=True, eq=False)
 class BlockState:
     """What a method may look at when it decides where the tokens go: the block that has just run."""
@@ -130,6 +147,8 @@ class BlockState:
     special: Tensor  # (B, S) int64: where the class, distillation and register tokens stand
     signals: Signals  # those that the method says it reads
     layer: int = 0  # its number, counted from 1
+    frame: Tensor | None = None  # (B, L) int64: of a clip, the frame that each patch is of
+    limit: Limit | None = None  # if fewer tokens may leave than are asked for
 
     @property
     def num_tokens(self) -> int:

@@ -54,7 +54,7 @@ def test_official_vim_with_a_model_of_its_form():
 def test_export():
     for package in ("onnxruntime", "onnxscript"):
         pytest.importorskip(package)
-    done = run("05_export.py")
+    done = run("07_export.py")
     assert done.returncode == 0, done.stderr
     by_onnx, by_torch = (line.partition(":")[2] for line in done.stdout.splitlines() if line.startswith("classes by"))
     assert by_onnx.strip() == by_torch.strip() and "'method': 'mtr', 'ratio': '0.3'" in done.stdout
@@ -146,3 +146,15 @@ def test_own_family():
     assert done.returncode == 0, done.stderr
     assert "on signal_mamba, input 1×512" in done.stdout and "bit for bit" in done.stdout
     assert [line.split()[0] for line in done.stdout.splitlines()[:4]] == ["dense", "mtr", "tome", "rmeeto"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["05_grad_cam.py", "06_hidden_attention.py"])
+def test_maps_of_dense_and_reduced_models(name, tmp_path):
+    if name == "05_grad_cam.py":
+        pytest.importorskip("pytorch_grad_cam")
+    done = run(name, "--out", tmp_path / "map.png", "--images", "2")
+    assert done.returncode == 0, done.stderr
+    correlations = [float(line.split()[-1]) for line in done.stdout.splitlines() if "correlation" in line]
+    assert len(correlations) == 2 and min(correlations) > 0.3
+    assert (tmp_path / "map.png").stat().st_size > 1000

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mtrkit"
 FLOORS = {
     "errors": 0,
+    "importing": 0,
     "types": 1,
     "registry": 1,
     "dynamo": 1,

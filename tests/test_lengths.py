@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 import mtrkit
 from mtrkit.adapters import find_adapter
 from mtrkit.errors import OptionError, UnsupportedModelError
+from mtrkit.models.videomamba import VideoMamba
 from mtrkit.ops import count_lengths, open_stream, reduce_stream, token_map
 from mtrkit.patch.engine import RECORD
 from mtrkit.types import MixerCall, Runs
 from tests.helpers.families import FAMILIES
+from tests.standins import official
 from tests.standins.language import LANGUAGE
 from tests.test_matrix import IMAGES, run
 
@@ -158,3 +160,26 @@ def test_info_says_which_backend_writes_runs_out():
         assert mtrkit.reduction_info(model).scan_backend.endswith("are written out for it")
         mtrkit.apply_reduction(model, "mtr", 0.3)
         assert "written out" not in mtrkit.reduction_info(model).scan_backend
+
+
+@pytest.mark.parametrize("build", [official.VideoMamba, VideoMamba])
+@pytest.mark.parametrize("method", ["runs", "neighbor"])
+@torch.no_grad()
+def test_runs_of_a_clip_stay_within_a_frame(build, method):
+    sizes = {"depth": 6, "embed_dim": 32} if build is VideoMamba else {}
+    model = build(img_size=32, patch_size=8, num_frames=4, **sizes).eval()
+    clips = torch.randn(3, 3, 4, 1, 1).expand(-1, -1, -1, 32, 32)  # each frame of one colour, so that all may merge
+
+    def crossing(**options):
+        """Final tokens that have patches of more than one frame."""
+        mtrkit.apply_reduction(model, method, r=7, layers=[1, 2], **options)
+        with mtrkit.trace_reduction(model) as trace:
+            model(clips)
+        groups = [group for sample in range(3) for group in trace.groups(sample)]
+        return sum(len({(position - 1) // 16 for position in group}) > 1 for group in groups)
+
+    assert not crossing()
+    torch.nn.init.zeros_(model.pos_embed), torch.nn.init.zeros_(model.temporal_pos_embedding)
+    clips = clips[:, :, :1].expand(-1, -1, 4, -1, -1)  # and now all frames alike
+    assert not crossing()
+    assert crossing(across_frames=True)

@@ -7,7 +7,7 @@ from torch import nn
 import mtrkit
 from mtrkit.adapters import UNSUPPORTED
 from tests.helpers.families import FAMILIES
-from tests.standins import forks, language
+from tests.standins import forks, language, more_families
 from tests.standins.hustvl_vim import VisionMamba
 from tests.standins.language import LANGUAGE
 from tests.standins.mamba_vision import MambaVision
@@ -76,19 +76,12 @@ def arm():
     return model
 
 
-def point_mamba():
-    stack = module(
-        layers=nn.ModuleList([module(mixer=language.Mamba(8), norm=nn.LayerNorm(8))]), norm_f=nn.LayerNorm(8)
-    )
-    model = module(group_divider=nn.Module(), encoder=nn.Module(), blocks=stack, cls_head_finetune=nn.Linear(8, 10))
-    model.OrderScale_gamma_1, model.OrderScale_beta_1 = table(8), table(8)
+def fastvim():
+    """The same stack as its repository's Vim, with mixers that pool."""
+    model = more_families.FastVimVim()
+    for block in model.layers:
+        block.mixer.collapse_method, block.mixer.scanpath_type = "mean", "rowwise"
     return model
-
-
-def caduceus():
-    mixer = module(mamba_fwd=language.Mamba(8), mamba_rev=language.Mamba(8))
-    layers = nn.ModuleList([module(mixer=mixer, norm=nn.LayerNorm(8))])
-    return module(backbone=module(embeddings=nn.Embedding(4, 8), layers=layers, norm_f=nn.LayerNorm(8)))
 
 
 def mamba2_of_mamba_ssm():
@@ -108,14 +101,11 @@ REFUSED = [
     ("famba_v", forks.FambaV, "reads the first token"),
     ("r_meeto", forks.r_meeto, 'method="rmeeto"'),
     ("dyvm", forks.dyvm, "load_release"),
-    ("audio_mamba", forks.audio_mamba, "spectrograms"),
     ("arm", arm, "columns of a square grid"),
-    ("point_mamba", point_mamba, "every group of points twice"),
-    ("caduceus", caduceus, "a whole mixer for each direction"),
+    ("fastvim", fastvim, "pool the tokens along rows or columns"),
     ("mamba2", mamba2_of_mamba_ssm, "one decay per head"),
 ]
 TRANSFORMERS = {  # name of the class and options → family
-    "FalconMamba": ("falcon_mamba", {"state_size": 8}),
     "Mamba2": ("mamba2", {"state_size": 8, "head_dim": 16, "num_heads": 4, "n_groups": 1}),
     "Jamba": ("jamba", {"num_experts": 2}),
     "Bamba": ("mamba2", {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1}),

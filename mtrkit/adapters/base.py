@@ -116,6 +116,10 @@ class Adapter(ABC):
                     "ignores the rest; merge it into the weights or take it off"
                 )
 
+    def has_layers(self, mixer: Any) -> bool:
+        """Whether the mixer has what :meth:`check_layers` looks at; one that was put in its place may not."""
+        return missing_name(mixer, self.own_code_reads) is None
+
     def read_by_own_code(self, mixer: nn.Module) -> tuple[str, ...]:
         """Names of the layers whose weights the mixer's own code reads now, uncalled."""
         del mixer

@@ -7,10 +7,12 @@ no ``cache_params``, also where ``config.use_cache`` says so by default.
 
 import sys
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrkit.adapters.base import register_adapter
@@ -18,7 +20,10 @@ from mtrkit.adapters.language import WHY_NO_GENERATION, LanguageMamba
 from mtrkit.adapters.padding import Group, group_by_length, spread
 from mtrkit.dynamo import constant_result
 from mtrkit.ops import restore_sum
+from mtrkit.scan import DirectionLayers, MixerLayers, Signals, direction_layers, mixer_forward
 from mtrkit.types import MixerCall, ReducedStream
+
+_NORMS = ("dt_layernorm", "b_layernorm", "c_layernorm")  # which have no weights
 
 
 @register_adapter
@@ -87,6 +92,40 @@ class HFMambaAdapter(LanguageMamba):
         answer = _joined([call(**{name: part}, **options) for part in parts], groups, mask)
         as_dict = model.config.return_dict if return_dict is None else return_dict
         return answer if as_dict else answer.to_tuple()
+
+
+@register_adapter
+class FalconMambaAdapter(HFMambaAdapter):
+    """``FalconMambaModel``: the same, with norms of Δ, B and C in front of the scan.
+
+    Source: Zuo et al., "Falcon Mamba", arXiv:2410.05355.
+    """
+
+    name = "falcon_mamba"
+    summary = "FalconMambaModel and FalconMambaForCausalLM of Hugging Face transformers"
+    parts_known = HFMambaAdapter.parts_known | {"rms_eps", "b_c_rms", "dt_rms"} | set(_NORMS)
+
+    def mismatch(self, model: Any) -> str | None:
+        wrong = super().mismatch(model)
+        if wrong:
+            return wrong
+        missing = next((i for i, block in enumerate(model.layers) if not hasattr(block.mixer, "rms_eps")), None)
+        return None if missing is None else f"`layers.{missing}.mixer` has no `rms_eps`"
+
+    def run_mixer(self, mixer: Any, hidden: Tensor, call: MixerCall) -> tuple[Tensor, Signals]:
+        conv, _, dt_proj, A_log, D = direction_layers(mixer)
+        projection = partial(_project_normed, mixer.x_proj, mixer.rms_eps, A_log.shape[1])
+        way = DirectionLayers(conv, projection, dt_proj, A_log, D)
+        parts = MixerLayers(mixer.in_proj, mixer.out_proj, (way,))
+        return mixer_forward(hidden, parts, call.reads, call.gaps, call.runs)
+
+
+def _project_normed(x_proj: nn.Module, eps: float, state: int, u: Tensor) -> Tensor:
+    """Δ before its projection, B and C (B, L, R + 2N), each divided by its root mean square."""
+    projected = x_proj(u)
+    parts = projected.float().split([projected.shape[-1] - 2 * state, state, state], dim=-1)
+    normed = [F.rms_norm(part, part.shape[-1:], eps=eps) for part in parts]
+    return torch.cat(normed, dim=-1).to(projected.dtype)
 
 
 @constant_result  # what is installed does not change, and a compiler cannot look for it

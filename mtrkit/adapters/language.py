@@ -32,7 +32,6 @@ WHY_NO_GENERATION = (
     "would go on from the states of a reduced text, with every token after it at another place than the model knows, "
     "and one token at a time cannot be reduced"
 )
-_PLAIN = {*MIXER, "act"}
 
 
 class LanguageMamba(Adapter):
@@ -41,13 +40,14 @@ class LanguageMamba(Adapter):
     directions = 1
     keeps_time = True
     any_length = True
+    parts_known = frozenset({*MIXER, "act"})  # of a mixer; another one would be left out
 
     def mismatch(self, model: Any) -> str | None:
         missing = super().mismatch(model) or mismatch_of_layers(model, ("mixer", "norm"))
         if missing:
             return missing
         for index, block in enumerate(model.layers):
-            unknown = _unknown_part(block.mixer)
+            unknown = _unknown_part(block.mixer, self.parts_known)
             if unknown:
                 return f"`layers.{index}` has a mixer with `{unknown}`, which plain Mamba has not"
         return None
@@ -99,9 +99,9 @@ class LanguageMamba(Adapter):
         return "takes token ids: give (length,), the number of tokens of a text, at least 2"
 
 
-def _unknown_part(mixer: nn.Module) -> str | None:
-    """What a mixer has that plain Mamba's code would leave out, such as a second direction."""
+def _unknown_part(mixer: nn.Module, known: frozenset[str]) -> str | None:
+    """What a mixer has that the adapter's code would leave out, such as a second direction."""
     parts = (mixer.named_children(), mixer.named_parameters(recurse=False), mixer.named_buffers(recurse=False))
     # Some versions of Falcon Mamba have no other trace of their norms on Δ, B and C.
     norms = ("rms_eps",) if hasattr(mixer, "rms_eps") else ()
-    return next((name for name in (*(n for part in parts for n, _ in part), *norms) if name not in _PLAIN), None)
+    return next((name for name in (*(n for part in parts for n, _ in part), *norms) if name not in known), None)

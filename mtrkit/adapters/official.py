@@ -25,6 +25,9 @@ from mtrkit.adapters.stack import (
 )
 from mtrkit.adapters.unsupported import known_family
 
+_MOVES_THE_CLASS_TOKEN = ("if_random_cls_token_position", "if_random_token_rank")
+_BETWEEN_BLOCKS = "return_intermediate_output"  # of Vim4Path
+
 
 class OfficialMamba(IsotropicMamba):
     """A stack whose mixers are the ``Mamba`` of an official repository: copies of one another with another switch."""
@@ -59,9 +62,17 @@ class HustvlVimAdapter(OfficialMamba):
 
     name = "hustvl_vim"
     summary = "VisionMamba of the hustvl/Vim repository"
-    marks = (*STACK, "if_cls_token", "final_pool_type", "if_rope")
+    marks: tuple[str, ...] = (*STACK, "if_cls_token", "final_pool_type", "if_rope")
     entries = ("forward_features",)
     switch, two_ways = "bimamba_type", "v2"
+    arguments: tuple[str, ...] = (
+        "inference_params",
+        *_MOVES_THE_CLASS_TOKEN,
+        _BETWEEN_BLOCKS,
+    )  # of forward_features, behind the input
+
+    def mismatch(self, model: Any) -> str | None:
+        return super().mismatch(model) or ("has `spectrogram_size`" if hasattr(model, "spectrogram_size") else None)
 
     def refusal(self, model: Any) -> str | None:
         if model.if_rope:
@@ -93,18 +104,13 @@ class HustvlVimAdapter(OfficialMamba):
         return (front_and_middle if second else middle) if in_middle else (two_in_front if second else front)
 
     def refusal_of_call(self, entry: str, *args: Any, **kwargs: Any) -> str | None:
-        names = ("inference_params", *_MOVES_THE_CLASS_TOKEN, _BETWEEN_BLOCKS)
-        named = dict(zip(names, args, strict=False)) | kwargs
+        named = dict(zip(self.arguments, args, strict=False)) | kwargs
         moves = [name for name in _MOVES_THE_CLASS_TOKEN if named.get(name)]
         if moves:
             return f"{', '.join(moves)} moves the class token, and a reduced model has to know where it stands"
         if named.get(_BETWEEN_BLOCKS):
             return f"{_BETWEEN_BLOCKS} reads between the blocks, where a reduced model has fewer tokens"
         return None
-
-
-_MOVES_THE_CLASS_TOKEN = ("if_random_cls_token_position", "if_random_token_rank")
-_BETWEEN_BLOCKS = "return_intermediate_output"  # of Vim4Path
 
 
 def _embeds_a_second(model: Any) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mtrkit.adapters.base import Adapter, count_patches, missing_name
 from mtrkit.adapters.sizes import macs, size_of
 from mtrkit.ops import spread_places
-from mtrkit.scan import Signals, mixer_forward, mixer_parts
+from mtrkit.scan import Parts, Signals, mixer_forward, mixer_parts
 from mtrkit.schedule import MambaShape, ModelShape
 from mtrkit.types import MixerCall
 
@@ -54,10 +54,14 @@ class IsotropicMamba(Adapter):
         return block.mixer
 
     def run_mixer(self, mixer: Any, hidden: Tensor, call: MixerCall) -> tuple[Tensor, Signals]:
-        parts = mixer_parts(mixer, halve=self.averages_directions(mixer))
+        parts = self.parts(mixer)
         out, signals = mixer_forward(hidden, parts, call.reads, call.gaps, call.runs, call.gating)
         gamma = getattr(mixer, "gamma", None)
         return (out if gamma is None else out * gamma), signals
+
+    def parts(self, mixer: Any) -> Parts:
+        """What a mixer computes with; see :func:`mtrkit.scan.mixer_parts`."""
+        return mixer_parts(mixer, halve=self.averages_directions(mixer))
 
     def shape(self, model: Any, input_size: tuple[int, ...]) -> ModelShape:
         patch = model.patch_embed.proj
@@ -71,6 +75,7 @@ class IsotropicMamba(Adapter):
             patches=patches,
             patch_macs=macs(patch),
             head_macs=self.head_macs(model),
+            frames=input_size[1] // size_of(patch, "kernel_size")[0] if len(input_size) == 4 else 1,
         )
 
     def head_macs(self, model: Any) -> int:
@@ -137,9 +142,12 @@ def two_in_front(num_tokens: int) -> tuple[int, ...]:
 
 def stack_sizes(model: Any) -> dict[str, Any]:
     """The sizes of a stack of Mamba blocks, read off the weights of its first mixer."""
-    mixer = model.layers[0].mixer
+    return {"depth": len(model.layers), **mixer_sizes(model.layers[0].mixer)}
+
+
+def mixer_sizes(mixer: Any) -> dict[str, Any]:
+    """The sizes of one mixer."""
     return {
-        "depth": len(model.layers),
         "dim": size_of(mixer.in_proj, "in_features"),
         "inner": size_of(mixer.out_proj, "in_features"),
         "state": mixer.A_log.shape[1],

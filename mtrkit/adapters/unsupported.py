@@ -64,42 +64,17 @@ UNSUPPORTED: tuple[Unsupported, ...] = (
         "token all the same; use the class of hustvl/Vim",
     ),
     Unsupported(
-        "audio_mamba",
-        "AudioMamba of the kaistmm/Audio-Mamba-AuM repository",
-        ("spectrogram_size", "if_cls_token"),
-        "its inputs are spectrograms without channels, in patches of any size, and it is not supported yet",
-    ),
-    Unsupported(
         "arm",
         "ARM of the OliverRensu/ARM repository",
         ("A_c_log", "A_c_b_log"),
         "its mixers scan along the columns of a square grid too, which needs a token for every patch",
     ),
     Unsupported(
-        "point_mamba",
-        "PointMamba of the LMD0311/PointMamba repository",
-        ("OrderScale_gamma_1",),
-        "its sequence holds every group of points twice, in the orders of two curves, and no published method says "
-        "how to reduce such a sequence",
-    ),
-    Unsupported(
-        "caduceus",
-        "Caduceus of the kuleshov-group/caduceus repository",
-        ("mamba_fwd", "mamba_rev"),
-        "each of its mixers holds a whole mixer for each direction, and may split the channels into two strands: no "
-        "adapter runs such a mixer yet",
-    ),
-    Unsupported(
-        "falcon_mamba",
-        "Falcon-Mamba of Hugging Face transformers",
-        ("x_proj", "rms_eps"),
-        "its mixers normalise Δ, B and C in front of the scan, which the adapters for plain Mamba would leave out",
-    ),
-    Unsupported(
-        "jamba",
-        "Jamba of Hugging Face transformers",
-        ("x_proj", "dt_layernorm", "b_layernorm", "c_layernorm"),
-        "attention and experts stand between its Mamba blocks, whose mixers normalise Δ, B and C in front of the scan",
+        "fastvim",
+        "FastVim and FastChannelVim of the insitro/FastVim repository",
+        ("collapse_method", "use_norm_after_ssm"),
+        "its mixers pool the tokens along rows or columns of the grid in front of every scan, which needs a token for "
+        "every patch; the Vim of the same repository, with a norm behind its scans, is reduced",
     ),
     Unsupported(
         "zamba",
@@ -114,6 +89,12 @@ UNSUPPORTED: tuple[Unsupported, ...] = (
         ("in_proj", "A_log", "D", "dt_bias"),
         "its mixers have one Δ and one decay per head, where the adapters read the layers of Mamba-1, and in the "
         "hybrids attention stands between them; CONTRIBUTING.md says how to describe a new kind of mixer",
+    ),
+    Unsupported(
+        "jamba",
+        "Jamba of Hugging Face transformers",
+        ("mamba", "feed_forward", "pre_ff_layernorm"),  # as the blocks of Bamba, whose mixers are Mamba-2
+        "attention and experts stand between its Mamba blocks, whose mixers normalise Δ, B and C in front of the scan",
     ),
     Unsupported(
         "local_mamba",

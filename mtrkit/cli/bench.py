@@ -3,8 +3,8 @@
 Protocol: all models share one set of weights and one batch of random images in memory, or of one image or clip
 (--input) repeated; after a warm-up they are timed in turns (CUDA events on a GPU), every round starting with
 another one; images/s is the median over the rounds, the speed-up the median of dense time over reduced time within
-each round, and in brackets are the quartiles. Weights are random unless --checkpoint is given: speed does not
-depend on them.
+each round, and in brackets are the quartiles. The peak of memory is what torch holds at most during one pass, weights
+and input included. Weights are random unless --checkpoint is given: speed does not depend on them.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from mtrkit.cli.options import add_model, add_reduction, add_running, positive, 
 from mtrkit.errors import OptionError
 from mtrkit.measure import Precision, describe_machine, forward_pass, input_size_of, interleave, peak_memory, summarise
 from mtrkit.measure.candidates import DENSE, Candidate, candidates
+from mtrkit.measure.memory import Pass
 from mtrkit.measure.progress import progress
 from mtrkit.measure.results import KEY, Results, Row, configuration_key
-from mtrkit.measure.throughput import Pass
 
 EPILOG = """examples:
   mtrkit bench vim_tiny_patch16_224 --batch-size 16 --ratio 0.2 0.3 0.4
@@ -88,7 +88,7 @@ def _measure(
     """Time one batch; on an interruption save and print the finished rounds, and pass it on."""
     batch_size, device = len(x), x.device
     passes = {candidate.name: _prepare(candidate, x, precision, args.compile) for candidate in found}
-    memory = {name: peak_memory(run, device) for name, run in passes.items()}
+    memory = {name: peak_memory(run, device, _held(found[0].model, x)) for name, run in passes.items()}
     taken: list[dict[str, float]] = []
     try:
         with progress() as bar:
@@ -101,7 +101,12 @@ def _measure(
             rows = [_row(candidate, taken, batch_size, memory[candidate.name], metadata) for candidate in found]
             results.add(*rows)
             title = f"batch {batch_size}, {len(taken)} rounds"
-            print_table(_columns(device), [_cells(row) for row in rows], title=title)
+            print_table(_columns(memory), [_cells(row) for row in rows], title=title)
+
+
+def _held(model: torch.nn.Module, x: torch.Tensor) -> int:
+    """Bytes of the weights, which all models share, and of the input."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers(), x))
 
 
 def _prepare(candidate: Candidate, x: torch.Tensor, precision: Precision, compiled: bool) -> Pass:
@@ -133,7 +138,7 @@ def _row(
     return {KEY: configuration_key(row)} | row
 
 
-def _columns(device: torch.device) -> list[str]:
+def _columns(memory: dict[str, int | None]) -> list[str]:
     columns = [
         "method",
         "ratio",
@@ -143,7 +148,7 @@ def _columns(device: torch.device) -> list[str]:
         "promised",
         "share",
     ]
-    return [*columns, "peak MiB"] if device.type == "cuda" else columns
+    return columns if None in memory.values() else [*columns, "peak MiB"]
 
 
 def _cells(row: Row) -> list[str]:

@@ -12,7 +12,7 @@ from mtrkit.models import create_model
 
 
 def load_model(args: argparse.Namespace, device: torch.device | str = "cpu") -> nn.Module:
-    """Build MODEL with --checkpoint and --input-size, in eval mode."""
+    """Build MODEL with --checkpoint, --origin and --input-size, in eval mode."""
     options: dict[str, Any] = {}
     if args.input_size:
         options["img_size"] = args.input_size[-2:]
@@ -20,7 +20,7 @@ def load_model(args: argparse.Namespace, device: torch.device | str = "cpu") -> 
             options["in_chans"] = args.input_size[0]
     if getattr(args, "drop_path", 0):
         options["drop_path_rate"] = args.drop_path
-    return create_model(args.model, args.checkpoint, **options).eval().to(device)
+    return create_model(args.model, args.checkpoint, origin=args.origin, **options).eval().to(device)
 
 
 def count_parameters(model: nn.Module) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import mtrkit
-from mtrkit.errors import MtrkitError, SmallModelWarning
+from mtrkit.errors import CheckpointWarning, MtrkitError, SizeWarning, SmallModelWarning
 
 DONE, WRONG_USE, INTERRUPTED = 0, 2, 130
 
@@ -81,7 +81,8 @@ def _parser(chosen: str | None, command: ModuleType | None) -> argparse.Argument
 def _run(command: ModuleType, args: argparse.Namespace) -> int:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("once", SmallModelWarning)
+            for kind in (SmallModelWarning, CheckpointWarning, SizeWarning):
+                warnings.simplefilter("once", kind)
             warnings.showwarning = lambda message, *_: _say_warning(message)
             return command.run(args)
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ from mtrkit.schedule import EveryNth
 
 
 def add_model(parser: argparse.ArgumentParser, checkpoint: str | None) -> None:
-    """MODEL, --checkpoint and --input-size.
+    """MODEL, --checkpoint, --origin and --input-size.
 
     Args:
         parser: Where to add them.
@@ -28,6 +28,9 @@ def add_model(parser: argparse.ArgumentParser, checkpoint: str | None) -> None:
         metavar="FILE",
         default=checkpoint,
         help=f".pth or .safetensors file, 'pretrained', or hf:org/repo/file (default: {default})",
+    )
+    parser.add_argument(
+        "--origin", metavar="NAME", help="the model that FILE is of, if it does not say it (docs/checkpoints.md)"
     )
     parser.add_argument(
         "--input-size",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mtrkit.adapters import find_host
 from mtrkit.errors import CheckpointError
 from mtrkit.methods.dyvm import DyVM
-from mtrkit.models.checkpoint import load_state_dict
+from mtrkit.models.checkpoint import read_checkpoint
 from mtrkit.models.loading import load_state
 from mtrkit.patch import DyVMCheckpoint
 from mtrkit.patch.trained import load_parts
@@ -31,11 +31,14 @@ def load_release(model: nn.Module, path: str | Path, *, keep: float = 0.7, block
     Returns:
         What ``apply_reduction(model, "dyvm", checkpoint=…)`` takes.
 
+    Warns:
+        CheckpointWarning: Something was adapted or assumed.
+
     Raises:
         CheckpointError: The file is unreadable, holds no DyVM, or is of another model; the model stays as it was.
     """
-    state = load_state_dict(path, ema=False)
-    trained, base = _split(state)
+    found = read_checkpoint(path, ema=False)
+    trained, found.state = _split(found.state)
     if not trained:
         raise CheckpointError(
             f"{path} has neither `{_PREDICTOR}…` nor `layers.….mixer.block_head.…`, so it is not a file of DyVM; "
@@ -45,7 +48,8 @@ def load_release(model: nn.Module, path: str | Path, *, keep: float = 0.7, block
     shape = adapter.shape(host, adapter.input_size(host))
     parts = DyVM(shape.dim, shape.widths.inner, shape.depth, None, keep, block_target)
     load_parts(parts, trained, path)
-    load_state(host, base, path)
+    load_state(host, found)
+    found.warn()
     return DyVMCheckpoint.of(model, parts.eval())
 
 

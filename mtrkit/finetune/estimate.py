@@ -52,7 +52,7 @@ class Estimate:
             f"{self.images} images, {self.steps} steps\n"
             f"per step: {self.processes} processes × {self.passes} passes × {self.per_pass} images\n"
             f"model: {tokens}; {self.gflops:.3f} GFLOPs per image forward\n"
-            f"memory: {self.bytes / 2**20:.0f} MiB per process, activations on a CPU not counted\n"
+            f"memory: {self.bytes / 2**20:.0f} MiB per process\n"
             f"expected: {self.minutes:.1f} minutes"
         )
 
@@ -93,7 +93,7 @@ def estimate(
 def _time_a_pass(
     model: nn.Module, objective: Objective, per_pass: int, classes: int, accelerator: Accelerator
 ) -> tuple[float, int]:
-    """Seconds of a forward and backward pass, and on a GPU the most memory that it takes."""
+    """Seconds of a forward and backward pass, and the most memory that it takes, weights included."""
     device, size = accelerator.device, input_size_of(model)
     trial = twin(model).to(device).train()
     images = torch.randn(per_pass, *size, device=device)
@@ -110,7 +110,7 @@ def _time_a_pass(
         began = time.perf_counter()
         run()
         taken.append(time.perf_counter() - began)
-    return statistics.median(taken), peak_memory(run, device) or 0
+    return statistics.median(taken), peak_memory(run, device, _weights(trial)) or 0
 
 
 def _weights(model: nn.Module) -> int:

@@ -32,6 +32,7 @@ from mtrkit.finetune.recipe import Recipe
 from mtrkit.measure import Accuracy, ImageSet, Preprocess, describe_machine, predict, score, weights_digest
 from mtrkit.measure.processes import Processes
 from mtrkit.measure.progress import progress
+from mtrkit.models import VisionMamba, checkpoint_metadata, write_metadata
 
 
 @dataclass(frozen=True)
@@ -253,11 +254,15 @@ class Run:
         return Result(self.step, loss, accuracy, self.skipped, self.folder.weights, took)
 
     def _write(self, weights: dict[str, Tensor], about: dict[str, Any]) -> None:
-        """The model's weights, and beside them what DyVM adds to a model."""
+        """The model's weights, with what they are of, and beside them what DyVM adds to a model."""
+        model: nn.Module = self.bare
         if isinstance(self.bare, DyVMTraining):
             self.bare.checkpoint().save(self.folder.added)
+            model = self.bare.model
             weights = {name.removeprefix("model."): weights[name] for name in weights if name.startswith("model.")}
         save_file(weights, self.folder.weights, {"about": json.dumps(about, default=str)})
+        if isinstance(model, VisionMamba):
+            write_metadata(self.folder.weights, checkpoint_metadata(model))
 
     def _identity(self) -> dict[str, Any]:
         """What decides the result."""

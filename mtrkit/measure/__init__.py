@@ -8,14 +8,14 @@ from mtrkit.measure.accuracy import Accuracy, batches, check_classes, predict, s
 from mtrkit.measure.clips import ClipPreprocess, open_clips
 from mtrkit.measure.images import ImageSet, image_folder, read_image
 from mtrkit.measure.machine import describe_machine, device_name, version_of
-from mtrkit.measure.memory import keep_freed_memory
+from mtrkit.measure.memory import Pass, keep_freed_memory, peak_memory
 from mtrkit.measure.parity import Parity, check_backend
 from mtrkit.measure.precision import PRECISIONS, Precision
 from mtrkit.measure.preprocess import INTERPOLATIONS, Preprocess, preprocess_for
 from mtrkit.measure.shards import image_shards
 from mtrkit.measure.sources import input_size_of, open_data, open_images, preprocess_of, takes_clips
 from mtrkit.measure.statistics import Difference, paired_difference, wilson_interval
-from mtrkit.measure.throughput import Pass, Timing, forward_pass, interleave, peak_memory, summarise
+from mtrkit.measure.throughput import Timing, forward_pass, interleave, summarise
 from mtrkit.measure.video import read_clip, read_frames
 from mtrkit.measure.weights import twin, weights_digest
 

@@ -15,11 +15,12 @@ from mtrkit.measure.accuracy import batches, check_classes, images_per_batch, pr
 from mtrkit.measure.candidates import DENSE, Candidate
 from mtrkit.measure.images import ImageSet
 from mtrkit.measure.machine import describe_machine
+from mtrkit.measure.memory import Pass
 from mtrkit.measure.precision import Precision
 from mtrkit.measure.preprocess import Preprocess
 from mtrkit.measure.processes import ONE, Processes
 from mtrkit.measure.results import KEY, Results, Row, configuration_key
-from mtrkit.measure.throughput import Pass, forward_pass, interleave, summarise
+from mtrkit.measure.throughput import forward_pass, interleave, summarise
 from mtrkit.measure.weights import weights_digest
 
 Advance = Callable[[int], object]  # called with the number of images that are done since the last call

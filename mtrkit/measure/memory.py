@@ -1,7 +1,16 @@
-"""Keep what the allocator has been given, so that timing does not time the operating system."""
+"""Memory of a forward pass: how much it takes, and how to keep the operating system out of its time."""
 
 import ctypes
+import os
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+Pass = Callable[[], object]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEPT = 1 << 30  # bytes
@@ -20,3 +29,40 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _KEPT)
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
+
+
+def peak_memory(run: Pass, device: torch.device, held: int = 0) -> int | None:
+    """Largest number of bytes that torch holds during one call; ``None`` on devices other than GPUs and CPUs.
+
+    Args:
+        run: Makes one pass.
+        device: Where it runs.
+        held: Bytes that torch holds before it, such as weights and input: on a CPU it does not say how many.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    return held + _peak_on_cpu(run) if device.type == "cpu" else None
+
+
+def _peak_on_cpu(run: Pass) -> int:
+    """Bytes that a call takes beyond what there was before, at most.
+
+    In a thread of its own, as each one keeps its workspace (:mod:`mtrkit.native.workspace`): a pass with a smaller one
+    would take none after a pass with a larger one.
+    """
+
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or torch's profiler writes lines of its own to the terminal
+
+    def watched() -> list[tuple[int, int]]:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            run()
+        events = recorded.profiler.kineto_results.events()
+        return [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        changes = thread.submit(watched).result()
+    return max(accumulate((size for _, size in sorted(changes)), initial=0))

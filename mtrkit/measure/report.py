@@ -39,14 +39,24 @@ def as_markdown(columns: list[str], cells: list[list[str]]) -> str:
 def caption(rows: list[Row], reference: str, command: str) -> str:
     """What the numbers are, and the command that gives them again."""
     first = rows[0]
-    layers: list[int] = next((row["layers"] for row in rows if row["method"] == reference), [])
-    where = f"{first['model']}, layers {layers} unless a method says otherwise" if layers else first["model"]
     return (
         f"Top-1 accuracy in per cent on {first['n']} images, each column one share of the FLOPs removed (or r tokens "
         f"per layer); behind it the paired difference from `{reference}` on the same images with its 95 % interval, "
-        f"starred where that leaves out zero. {where}; {first['device']}, torch {first['torch']}, mtrkit "
-        f"{first['mtrkit']} at {first['commit']}.\n\n"
+        f"starred where that leaves out zero. {first['model']}{_layers(rows)}; {first['device']}, "
+        f"torch {first['torch']}, mtrkit {first['mtrkit']} at {first['commit']}.\n\n"
         f"    {command}"
+    )
+
+
+def _layers(rows: list[Row]) -> str:
+    """Behind which blocks the methods reduce: what most have, and who has others."""
+    methods: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row["layers"]:
+            methods.setdefault(str(row["layers"]), {})[row["method"]] = None
+    most, *others = sorted(methods, key=lambda layers: -len(methods[layers])) or [""]
+    return f", layers {most}" * bool(most) + "".join(
+        f", {layers} for {', '.join(methods[layers])}" for layers in others
     )
 
 

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtrkit.measure.memory import keep_freed_memory
+from mtrkit.measure.memory import Pass, keep_freed_memory
 from mtrkit.measure.precision import Precision
-
-Pass = Callable[[], object]
 
 
 def forward_pass(model: Callable[[Tensor], object], x: Tensor, precision: Precision) -> Pass:
@@ -75,17 +73,6 @@ def summarise(rounds: Sequence[Mapping[str, float]], name: str, dense: str, batc
         _quartiles(ratios),
         len(rounds),
     )
-
-
-def peak_memory(run: Pass, device: torch.device) -> int | None:
-    """Largest number of bytes allocated during one call on a GPU, weights included; ``None`` elsewhere."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    run()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device)
 
 
 def _warm_up(run: Pass, device: torch.device, seconds: float) -> int:

@@ -57,6 +57,11 @@ class MethodConfig:
         """Whether attention to a merged token is multiplied by its size; for blocks of attention and MLP."""
         return False
 
+    @property
+    def counts_links(self) -> bool:
+        """Whether tokens leave by the strength of a link, so that a threshold may say how many."""
+        return False
+
     def flops(self, num_tokens: int, num_kept: int, widths: Widths) -> int:
         """Floating-point operations of one reduction, counted as its paper counts them; default none."""
         del num_tokens, num_kept, widths

@@ -36,14 +36,23 @@ class LinkConfig(MethodConfig):
         weighs = scored_by(self.indicator, self.channels) if self.importance_weight else frozenset()
         return read_by(self.metric) | weighs
 
+    @property
+    def counts_links(self) -> bool:
+        """Every method that acts on the strongest links does."""
+        return True
+
     def weighing_flops(self, num_tokens: int, widths: Widths) -> int:
         """What it costs that importance weighs."""
         return scoring_flops(self.indicator, num_tokens, widths) if self.importance_weight else 0
 
 
 def rank_links(state: BlockState, src: Tensor, target: Tensor, similarity: Tensor, r: int, config: LinkConfig) -> Links:
-    """The r strongest of the links from ``src`` (B, s) to ``target`` (B, s) by their ``similarity`` (B, s)."""
+    """The r strongest of the links from ``src`` (B, s) to ``target`` (B, s) by their ``similarity`` (B, s).
+
+    If the state has a limit, those of them that reach it.
+    """
     if config.importance_weight:
         score = importance(state, config.indicator, config.channels).gather(1, src)
         similarity = similarity - config.importance_weight * standardize(score)
+    r = r if state.limit is None else state.limit.leaving(similarity, r)
     return strongest_links(src, target, similarity, r)

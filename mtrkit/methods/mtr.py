@@ -57,6 +57,11 @@ class MTRConfig(LinkConfig):
         scored = scored_by(self.indicator, self.channels)
         return scored if self.operation == "prune" else scored | read_by(self.metric)
 
+    @property
+    def counts_links(self) -> bool:
+        """Tokens leave by their importance."""
+        return False
+
     def flops(self, num_tokens: int, num_kept: int, widths: Widths) -> int:
         """Scoring (one addition per channel), normalising, matching at 2 per multiply-add, and merging."""
         r, width = num_tokens - num_kept, width_of(self.metric, widths)

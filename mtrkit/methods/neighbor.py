@@ -27,6 +27,8 @@ class NeighborConfig(LinkConfig):
         similarity: Measure of similarity (open).
         across_special: Let tokens merge that have a special token between them (open; by default not, as the
             scan does not see them side by side).
+        across_frames: Let the last tokens of a clip's frame merge with the first of the next, which the scan sees side
+            by side but which show different places (open; by default not).
         protect_class_neighbors: Keep the tokens beside a special token as they are, since that token reads
             them first (open).
         importance_weight: See :class:`~mtrkit.methods.links.LinkConfig`, as for ``indicator`` and
@@ -34,6 +36,7 @@ class NeighborConfig(LinkConfig):
     """
 
     across_special: bool = False
+    across_frames: bool = False
     protect_class_neighbors: bool = False
 
     def flops(self, num_tokens: int, num_kept: int, widths: Widths) -> int:
@@ -59,6 +62,8 @@ def _blocked(tokens: Tensor, state: BlockState, config: NeighborConfig) -> Tenso
     blocked = torch.zeros_like(tokens[:, 1:], dtype=torch.bool)
     if not config.across_special:
         blocked = blocked | (tokens.diff(dim=1) > 1)
+    if not config.across_frames and state.frame is not None:
+        blocked = blocked | (state.frame.gather(1, tokens).diff(dim=1) != 0)
     if config.protect_class_neighbors:
         beside = ((tokens[:, :, None] - state.special[:, None]).abs() == 1).any(dim=2)
         blocked = blocked | beside[:, 1:] | beside[:, :-1]

@@ -81,6 +81,11 @@ class RMeeToConfig(LinkConfig):
     class_position: Literal["exact", "floor"] = "exact"
     seed: int = bounded(0, least=0, most=2**32 - 1)
 
+    @property
+    def counts_links(self) -> bool:
+        """Unless tokens leave by chance."""
+        return self.sources == "best"
+
     def flops(self, num_tokens: int, num_kept: int, widths: Widths) -> int:
         """The released counter's: normalising, matching half of the tokens with the others, merging.
 
@@ -129,7 +134,7 @@ def _links(state: BlockState, halves: Halves, r: int, config: RMeeToConfig) -> L
     else:
         links = rank_links(state, src, target, pair_similarity(metric, src, target, config.similarity), r, config)
     if config.partner == "random":
-        chance = noise(state.num_tokens, config.seed, _PARTNER, src.device)[:r]
+        chance = noise(state.num_tokens, config.seed, _PARTNER, src.device)[: links.src.shape[1]]
         return Links(links.src, dst[:, chance % dst.shape[1]], links.rest)
     return links
 

@@ -25,6 +25,7 @@ class RunsConfig(NeighborConfig):
         lengths: ``"sizes"``, which for neighbours are also their positions.
         similarity: Measure of similarity.
         across_special: Let tokens merge that have a special token between them.
+        across_frames: Let a clip's tokens merge with those of the next frame.
         protect_class_neighbors: Keep the tokens beside a special token as they are.
         importance_weight: See :class:`~mtrkit.methods.links.LinkConfig`, as for ``indicator`` and ``channels``.
     """

@@ -9,6 +9,7 @@ from mtrkit.models.factory import create_model
 from mtrkit.models.features import FeatureMaps
 from mtrkit.models.loading import load_checkpoint
 from mtrkit.models.mambar import MambaReg
+from mtrkit.models.metadata import checkpoint_metadata, write_metadata
 from mtrkit.models.registry import list_models, register_model
 from mtrkit.models.videomamba import VideoMamba
 from mtrkit.models.vim import Block, VisionMamba
@@ -19,11 +20,13 @@ __all__ = [
     "MambaReg",
     "VideoMamba",
     "VisionMamba",
+    "checkpoint_metadata",
     "create_model",
     "list_models",
     "load_checkpoint",
     "load_state_dict",
     "register_model",
+    "write_metadata",
 ]
 
 register_with_timm()

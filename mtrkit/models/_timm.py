@@ -6,8 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from mtrkit.models.layers import LayerNorm, PatchEmbed, RMSNorm
 from mtrkit.models.registry import MODELS, Builder
 from mtrkit.models.variants import default_cfgs  # noqa: F401  (timm reads them from the module of the function it registers)
+from mtrkit.models.vim import Block
+from mtrkit.ops import stream_tokens
 
 _logger = logging.getLogger(__name__)
 
@@ -24,7 +27,17 @@ def register_with_timm() -> bool:
     for name in MODELS.names():
         if not is_model(name):
             register_model(_entry_point(name, MODELS.get(name)))
+    _trace_around()
     return True
+
+
+def _trace_around() -> None:
+    """Have timm's tools for torch.fx take our parts as they are: what they do depends on shapes, which fx has not."""
+    from timm.models import register_notrace_function, register_notrace_module
+
+    for part in (PatchEmbed, Block, RMSNorm, LayerNorm):
+        register_notrace_module(part)
+    register_notrace_function(stream_tokens)
 
 
 def _entry_point(name: str, builder: Builder) -> Builder:

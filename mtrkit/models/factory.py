@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 
 from mtrkit.errors import OptionError
-from mtrkit.models.checkpoint import Ema
 from mtrkit.models.features import FeatureMaps
 from mtrkit.models.loading import load_checkpoint
+from mtrkit.models.names import Ema
 from mtrkit.models.registry import MODELS
 from mtrkit.models.releases import find_checkpoint
 
@@ -20,6 +20,9 @@ def create_model(
     *,
     ema: Ema = "auto",
     new_head: bool = False,
+    initial: bool = False,
+    origin: str | None = None,
+    pos_grid: tuple[int, int] | None = None,
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
     **options: Any,
@@ -33,6 +36,9 @@ def create_model(
             as ``"hustvl/Vim-tiny-midclstok"``; or any ``"hf:org/repo/file"``. Default: random weights.
         ema: Whether to take the averaged weights, see :func:`mtrkit.models.load_state_dict`.
         new_head: Whether the checkpoint may have another number of classes; the head is random then.
+        initial: Whether the checkpoint may be of another model, as training only begins with it.
+        origin: The model that the checkpoint is of, if it does not say it; see :func:`mtrkit.models.load_checkpoint`.
+        pos_grid: Rows and columns of its position table, if it is no square.
         features_only: Whether to return a backbone instead, whose output is a list of feature maps; see
             :class:`mtrkit.models.FeatureMaps`.
         out_indices: The blocks after which its maps are taken. Default: the last three.
@@ -41,6 +47,9 @@ def create_model(
 
     Returns:
         The model, in eval mode if it has a checkpoint, otherwise in training mode as torch modules are.
+
+    Warns:
+        CheckpointWarning: The checkpoint was adapted, or something was assumed that it does not say.
 
     Raises:
         UnknownNameError: No such model.
@@ -53,17 +62,25 @@ def create_model(
     """
     if out_indices is not None and not features_only:
         raise OptionError(f"out_indices={out_indices!r} chooses feature maps; give features_only=True with it")
-    model = _build(name, checkpoint, ema, new_head, options)
+    # The head of a backbone goes away, so the file may have another.
+    how = {
+        "ema": ema,
+        "new_head": new_head or features_only,
+        "initial": initial,
+        "origin": origin,
+        "pos_grid": pos_grid,
+    }
+    model = _build(name, checkpoint, how, options)
     if not features_only:
         return model
     return FeatureMaps(model, 3 if out_indices is None else out_indices).train(model.training)
 
 
-def _build(name: str, checkpoint: str | Path | None, ema: Ema, new_head: bool, options: dict[str, Any]) -> nn.Module:
+def _build(name: str, checkpoint: str | Path | None, how: dict[str, Any], options: dict[str, Any]) -> nn.Module:
     builder = MODELS.get(name)
     if checkpoint is None:
         return builder(**options)
     path = find_checkpoint(checkpoint, name)
     model = builder(**options)
-    load_checkpoint(model, path, ema=ema, new_head=new_head)
+    load_checkpoint(model, path, **how)
     return model.eval()

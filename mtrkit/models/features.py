@@ -47,6 +47,13 @@ class FeatureMaps(nn.Module):
         self.out_indices: list[int] = model.prune_intermediate_layers(out_indices, prune_norm=not norm)
         self.feature_info = FeatureInfo(tuple(model.feature_info[index] for index in self.out_indices))
         self.model, self.norm = model, norm
+        of_head = ("num_classes", "classifier", "global_pool")
+        self.pretrained_cfg = {key: value for key, value in model.pretrained_cfg.items() if key not in of_head}
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """``pretrained_cfg`` under the name that timm's older tools read."""
+        return self.pretrained_cfg
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images (B, C, H, W) to one map (B, D, rows, columns) per chosen block, in the order of the blocks."""
@@ -68,6 +75,6 @@ def pick_blocks(indices: int | Sequence[int] | None, depth: int) -> list[int]:
     return picked
 
 
-def as_map(patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, M, D), row by row, to (B, D, rows, columns)."""
-    return patches.unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
+def as_map(patches: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """(B, M, D), row by row, to (B, D, rows, columns), or frame by frame to (B, D, T, rows, columns)."""
+    return patches.unflatten(1, grid).movedim(-1, 1).contiguous()

@@ -1,5 +1,6 @@
 """The small parts of a Vision Mamba beside its mixer: norm, stochastic depth, patch embedding."""
 
+import warnings
 from typing import overload
 
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrkit.dynamo import refuse_proxy
-from mtrkit.errors import InputError, OptionError
+from mtrkit.errors import InputError, OptionError, SizeWarning
 from mtrkit.scan import fused
 from mtrkit.scan.fastpath import for_inference, known_forward, plain_tensors
 
@@ -61,6 +62,22 @@ class RMSNorm(nn.Module):
         return f"{self.weight.shape[0]}, eps={self.eps}"
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer norm over the last axis, in the dtype of the input, as :class:`RMSNorm`."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__(dim, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., D)."""
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+def norm_layer(dim: int, rms_norm: bool = True) -> nn.Module:
+    """The norm of the released models, or the other one that the official code has."""
+    return RMSNorm(dim) if rms_norm else LayerNorm(dim)
+
+
 @known_forward
 class DropPath(nn.Module):
     """Stochastic depth: in training, drop a sample's whole branch and scale the branches that stay.
@@ -98,6 +115,7 @@ class PatchEmbed(nn.Module):
         stride: Step from patch to patch. Default: the patch size.
         in_chans: Channels of the images.
         embed_dim: Width D of the tokens.
+        dynamic_img_size: Whether images of every size are taken.
     """
 
     def __init__(
@@ -107,8 +125,10 @@ class PatchEmbed(nn.Module):
         stride: Size | None = None,
         in_chans: int = 3,
         embed_dim: int = 192,
+        dynamic_img_size: bool = False,
     ) -> None:
         super().__init__()
+        self.dynamic_img_size = dynamic_img_size
         self.in_chans, self.patch_size = in_chans, pair(patch_size)
         self.stride = pair(patch_size if stride is None else stride)
         self.proj: nn.Conv2d | nn.Conv3d = nn.Conv2d(in_chans, embed_dim, self.patch_size, self.stride)
@@ -120,10 +140,25 @@ class PatchEmbed(nn.Module):
         if height < self.patch_size[0] or width < self.patch_size[1]:
             raise OptionError(f"img_size={height}x{width} is smaller than one patch of {self.patch_size}")
         self.img_size = (height, width)
-        self.grid_size = (
-            (height - self.patch_size[0]) // self.stride[0] + 1,
-            (width - self.patch_size[1]) // self.stride[1] + 1,
-        )
+        self.grid_size = self.grid_of(height, width)
+        self._say_what_is_cut(height, width)
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the patches of an image of this size."""
+        return (height - self.patch_size[0]) // self.stride[0] + 1, (width - self.patch_size[1]) // self.stride[1] + 1
+
+    def _say_what_is_cut(self, height: int, width: int) -> None:
+        """Warn if the patches end before the image does."""
+        below, right = (height - self.patch_size[0]) % self.stride[0], (width - self.patch_size[1]) % self.stride[1]
+        if below or right:
+            warnings.warn(
+                SizeWarning(
+                    f"images of {height}x{width} pixels are seen up to {height - below}x{width - right}: patches of "
+                    f"{self.patch_size} at steps of {self.stride} leave {below} rows at the bottom and {right} columns "
+                    "at the right out; resize or pad the images to see all of them"
+                ),
+                stacklevel=4,
+            )
 
     @property
     def num_patches(self) -> int:
@@ -139,8 +174,23 @@ class PatchEmbed(nn.Module):
         """(B, C, H, W) to (B, M, D); images of another shape raise :class:`InputError`."""
         refuse_proxy(x)
         if tuple(x.shape[1:]) != self.input_size:
-            raise InputError(
-                f"got an input of shape {tuple(x.shape)}, expected (B, {', '.join(map(str, self.input_size))}): "
-                "resize it, call model.set_input_size((height, width)), or build the model for this size"
-            )
+            self._check_size(tuple(x.shape))
         return self.proj(x).flatten(2).transpose(1, 2)
+
+    def _check_size(self, shape: tuple[int, ...]) -> None:
+        """Refuse inputs of another size than the built one, or say what of them is cut if every size is taken."""
+        kernel = self.proj.kernel_size
+        wide = len(shape) == len(kernel) + 2 and shape[1] == self.in_chans
+        if not (self.dynamic_img_size and wide and all(a >= b for a, b in zip(shape[2:], kernel, strict=True))):
+            raise InputError(
+                f"got an input of shape {shape}, expected (B, {', '.join(map(str, self.input_size))}): {self._remedy()}"
+            )
+        if not torch.compiler.is_compiling():
+            self._say_what_is_cut(*shape[-2:])
+
+    def _remedy(self) -> str:
+        """What to do about an input of another size."""
+        return (
+            "resize it, call model.set_input_size((height, width)), or build the model for this size or, with "
+            "dynamic_img_size=True, for all"
+        )

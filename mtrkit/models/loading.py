@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtrkit.errors import CheckpointError
-from mtrkit.models.checkpoint import Ema, load_state_dict
+from mtrkit.errors import CheckpointError, OptionError
+from mtrkit.models.checkpoint import Checkpoint, read_checkpoint
+from mtrkit.models.fitting import Fit
+from mtrkit.models.names import Ema, find_names
+from mtrkit.models.origin import Origin, origin_named
 
 _FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 _SIGNS = {  # names in state dicts of models that look like Vim and are not
@@ -25,35 +28,70 @@ _SIGNS = {  # names in state dicts of models that look like Vim and are not
 }
 
 
-def load_checkpoint(model: nn.Module, path: str | Path, *, ema: Ema = "auto", new_head: bool = False) -> None:
-    """Load weights strictly: the same names, shapes that fit, finite values.
+def load_checkpoint(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    ema: Ema = "auto",
+    new_head: bool = False,
+    initial: bool = False,
+    origin: str | None = None,
+    pos_grid: tuple[int, int] | None = None,
+) -> None:
+    """Load weights strictly: the same names, shapes that fit, finite values, and of the same model.
 
-    A position table for another image size or stride is interpolated if the model can do that.
+    A prefix before the names is found and taken off. What the model can do is adapted: another number of channels,
+    positions for another image size, a class token for a model without, images for clips. Weights that fit and are
+    of another model are refused: of another family or another stride. docs/checkpoints.md lists it all.
 
     Args:
         model: One of ``mtrkit.models``, or any module whose parameters have the names in the file.
         path: What :func:`load_state_dict` reads.
         ema: Whether to take the averaged weights, see :func:`load_state_dict`.
-        new_head: Whether to keep the model's own ``head`` if the file's has another number of classes, as
+        new_head: Whether to keep the model's own ``head`` if the file has none or one of another number of classes, as
             one does for fine-tuning. Default: that is an error.
+        initial: Whether the weights are only where training begins, so that those of another model may be taken.
+        origin: The name of the model that the file is of, if the file does not say it or says it wrongly, such as
+            ``"videomamba_tiny_patch16_224"``. Default: what the file says.
+        pos_grid: Rows and columns of the file's position table. Default: what the file says, or a square.
+
+    Warns:
+        CheckpointWarning: Something was adapted or assumed: once for a file, with all of it.
 
     Raises:
         CheckpointError: Unreadable, or it does not belong to the model.
+        OptionError: ``origin`` is not a name of a known family.
     """
-    load_state(model, load_state_dict(path, ema), path, new_head)
+    found = read_checkpoint(path, ema)
+    if origin is not None:
+        found.origin = _origin_given(origin)
+    fit = Fit(found.origin, new_head, initial, pos_grid, found.notes)
+    load_state(model, found, fit)
+    found.warn()
 
 
-def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path, new_head: bool = False) -> None:
-    """:func:`load_checkpoint` of a state dict that was read from ``path``, or from a part of it."""
+def _origin_given(name: str) -> Origin:
+    origin = origin_named(name, "the option origin")
+    if origin is None:
+        raise OptionError(f"origin={name!r} is not a model's name such as 'vim_tiny_patch16_224' or 'videomamba_tiny'")
+    return origin
+
+
+def load_state(model: nn.Module, found: Checkpoint, fit: Fit | None = None) -> None:
+    """:func:`load_checkpoint` of what was read from a file, or of a part of it."""
+    fit = Fit(found.origin, notes=found.notes) if fit is None else fit
     try:
-        adapt = getattr(model, "adapt_state_dict", None)
-        state = state if adapt is None else adapt(state)
         expected = model.state_dict()
-        state = _fit_head(state, expected, new_head)
+        state, note = find_names(found.state, expected, found.ema)
+        adapt = getattr(model, "adapt_state_dict", None)
+        own_notes = len(fit.notes)
+        state = state if adapt is None else adapt(state, fit)
+        fit.notes[own_notes:own_notes] = [note] if note else []
+        state = _fit_head(state, expected, fit)
         _check_names(state, expected)
         _check_values(state, expected)
     except CheckpointError as error:
-        raise CheckpointError(f"{path} does not fit {_described(model)}: {error}") from error
+        raise CheckpointError(f"{found.path} does not fit {_described(model)}: {error}") from error
     model.load_state_dict(state)
 
 
@@ -68,19 +106,32 @@ def family_of(keys: Iterable[str]) -> str | None:
     return None
 
 
-def _fit_head(state: dict[str, Tensor], expected: dict[str, Any], new_head: bool) -> dict[str, Tensor]:
+def _fit_head(state: dict[str, Tensor], expected: dict[str, Any], fit: Fit) -> dict[str, Tensor]:
     """Leave the file's classifier out if the model has none, or put the model's own in its place."""
     head = {key: value for key, value in state.items() if key.startswith("head.")}
     own = {key: value for key, value in expected.items() if key.startswith("head.")}
-    if "head.bias" in head and "head.bias" in own and head["head.bias"].shape != own["head.bias"].shape:
-        if not new_head:
-            given, asked = head["head.bias"].numel(), own["head.bias"].numel()
-            raise CheckpointError(
-                f"the file's head has {given} classes, the model's {asked}: build the model with "
-                f"num_classes={given}, or pass new_head=True to keep its own head"
-            )
-        return state | own
-    return state if own else {key: value for key, value in state.items() if key not in head}
+    if head and not own:
+        fit.notes.append("the file's head was left out, as the model has none")
+        return {key: value for key, value in state.items() if key not in head}
+    problem = _head_problem(head, own)
+    if not problem:
+        return state
+    if not fit.new_head:
+        raise CheckpointError(f"{problem}, or pass new_head=True to keep its own head")
+    fit.notes.append("the model keeps its own head")
+    return {key: value for key, value in state.items() if key not in head} | own
+
+
+def _head_problem(head: dict[str, Tensor], own: dict[str, Any]) -> str:
+    """Why the file's head cannot be taken by name; empty if strict loading may see to it."""
+    if not {"head.weight", "head.bias"} <= own.keys():
+        return ""
+    if not head:
+        return "the file has no head, the model has: build the model with num_classes=0"
+    given, asked = (len(of["head.bias"]) if "head.bias" in of else 0 for of in (head, own))
+    if not given or head["head.bias"].shape == own["head.bias"].shape:
+        return ""
+    return f"the file's head has {given} classes, the model's {asked}: build the model with num_classes={given}"
 
 
 def _check_names(state: dict[str, Tensor], expected: dict[str, Any]) -> None:
@@ -106,7 +157,7 @@ def _check_values(state: dict[str, Tensor], expected: dict[str, Any]) -> None:
     ]
     if kinds:
         raise CheckpointError(f"{len(kinds)} tensors are of another kind of number ({_some(kinds)})")
-    bad = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    bad = [key for key, value in state.items() if not torch.isfinite(value.to(expected[key].dtype)).all()]
     if bad:
         raise CheckpointError(f"{len(bad)} tensors have NaN or infinite values ({_some(bad)})")
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtrkit.errors import CheckpointError, OptionError
-from mtrkit.models.layers import RMSNorm
+from mtrkit.errors import CheckpointError, InputError, MtrkitError, OptionError
+from mtrkit.models.fitting import Fit
+from mtrkit.models.layers import norm_layer
 from mtrkit.models.vim import VisionMamba
 from mtrkit.ops import spread_places
 
@@ -36,14 +37,14 @@ class MambaReg(VisionMamba):
             )
         self.num_registers, self.reduce = num_registers, reduce
         super().__init__(**({"class_token": "none"} | options))
-        self._check_places()
+        self._check_places(self.patch_embed.num_patches, OptionError)
         self.cls_token = nn.Parameter(torch.zeros(1, num_registers, width))
         self.pos_embed_cls = nn.Parameter(torch.zeros(1, num_registers, width))
         for table in (self.cls_token, self.pos_embed_cls):
             nn.init.trunc_normal_(table, std=0.02)
         if reduce > 1:
             self.neck = nn.Linear(width, width // reduce, bias=False)
-            self.norm_neck = RMSNorm(num_registers * width // reduce)
+            self.norm_neck = norm_layer(num_registers * width // reduce, self.rms_norm)
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -55,16 +56,16 @@ class MambaReg(VisionMamba):
         return spread_places(self.num_registers, num_tokens - self.num_registers)
 
     @property
-    def head_width(self) -> int:
+    def head_hidden_size(self) -> int:
         """All registers side by side, each narrowed."""
         return self.num_registers * self.embed_dim // self.reduce if self.global_pool == "token" else self.embed_dim
 
     def set_input_size(self, img_size: Any) -> None:
         """Take images of another height and width from now on; patch positions are interpolated."""
         super().set_input_size(img_size)
-        self._check_places()
+        self._check_places(self.patch_embed.num_patches, OptionError)
 
-    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def adapt_state_dict(self, state: dict[str, Tensor], fit: Fit | None = None) -> dict[str, Tensor]:
         """Interpolate patch positions made for another grid; the registers have none to interpolate.
 
         Raises:
@@ -72,21 +73,24 @@ class MambaReg(VisionMamba):
         """
         if _REGISTERS not in state:
             raise CheckpointError("the weights have no registers; load them into a model without")
-        rest = super().adapt_state_dict({name: value for name, value in state.items() if name != _REGISTERS})
+        rest = super().adapt_state_dict({name: value for name, value in state.items() if name != _REGISTERS}, fit)
         return rest | {_REGISTERS: state[_REGISTERS]}
 
     def _embed(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, M + n, D): a register behind each group of patches."""
-        patches = self.patch_embed(x) + self.pos_embed
+        patches = self.patch_embed(x) + self._positions(x)
+        if self.patch_embed.dynamic_img_size:
+            self._check_places(patches.shape[1], InputError)
         registers = (self.cls_token + self.pos_embed_cls).expand(x.shape[0], -1, -1)
-        group, count = self.places[0], self.num_registers
+        count = self.num_registers
+        group = self.special_positions(patches.shape[1] + count)[0]
         groups = patches[:, : count * group].unflatten(1, (count, group))
         spread = torch.cat([groups, registers[:, :, None]], dim=2).flatten(1, 2)
         return self.pos_drop(torch.cat([spread, patches[:, count * group :]], dim=1))
 
     def _apart(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(B, M + n, D) to the patches (B, M, D) and the registers (B, n, D)."""
-        group, count = self.places[0], self.num_registers
+        group, count = self.special_positions(tokens.shape[1])[0], self.num_registers
         spread = tokens[:, : count * (group + 1)].unflatten(1, (count, group + 1))
         return torch.cat([spread[:, :, :-1].flatten(1, 2), tokens[:, count * (group + 1) :]], dim=1), spread[:, :, -1]
 
@@ -96,9 +100,9 @@ class MambaReg(VisionMamba):
             return self.norm_neck(self.neck(registers).flatten(1)) if self.reduce > 1 else registers.flatten(1)
         return patches.mean(dim=1) if self.global_pool == "avg" else tokens
 
-    def _check_places(self) -> None:
-        if self.patch_embed.num_patches <= self.num_registers:
-            raise OptionError(
-                f"{self.num_registers} registers stand between more patches than {self.patch_embed.num_patches}; "
-                "take larger images or fewer registers"
+    def _check_places(self, num_patches: int, error: type[MtrkitError]) -> None:
+        if num_patches <= self.num_registers:
+            raise error(
+                f"{self.num_registers} registers stand between more patches than {num_patches}; take larger "
+                "images or fewer registers"
             )

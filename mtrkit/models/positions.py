@@ -34,8 +34,17 @@ def without(x: Tensor, index: int) -> Tensor:
 
 def square_grid(num_patches: int) -> Grid | None:
     """The square grid with so many patches, or ``None`` if there is none."""
-    side = math.isqrt(num_patches)
+    side = math.isqrt(max(num_patches, 0))
     return (side, side) if side > 0 and side * side == num_patches else None
+
+
+def resize_frames(table: Tensor, steps: int) -> Tensor:
+    """Interpolate positions in time (1, T, D) linearly to (1, steps, D), in the dtype of ``table``."""
+    if table.shape[1] == steps:
+        return table
+    return (
+        F.interpolate(table.float().transpose(1, 2), steps, mode="linear").transpose(1, 2).to(table.dtype).contiguous()
+    )
 
 
 def resize_positions(table: Tensor, old: Grid, new: Grid, place: ClassToken) -> Tensor:

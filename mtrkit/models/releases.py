@@ -22,7 +22,7 @@ def find_checkpoint(reference: str | Path, name: str) -> Path:
         return _published(name)
     if given.startswith("hf:"):
         return _from_hub(given.removeprefix("hf:"), name)
-    if not Path(given).exists() and given in {release.repo for release in OFFICIAL.values()}:
+    if given in {release.repo for release in OFFICIAL.values()} and not Path(given).exists():
         return _from_hub(given, name)
     return Path(reference)
 

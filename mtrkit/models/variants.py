@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from mtrkit.errors import OptionError
+from mtrkit.models.checkpoint import Checkpoint
+from mtrkit.models.fitting import Fit
 from mtrkit.models.mambar import MambaReg
 from mtrkit.models.registry import Builder, register_model
 from mtrkit.models.videomamba import VideoMamba
@@ -157,7 +159,7 @@ def _builder(name: str, variant: Variant) -> Builder:
     def build(**options: Any) -> VisionMamba:
         _check_options(name, variant.family.cls, options)
         model = variant.family.cls(**(variant.options | options))
-        model.pretrained_cfg = default_cfgs[name]
+        model.pretrained_cfg = dict(default_cfgs[name])
         return model
 
     build.__name__, build.__doc__ = name, variant.about
@@ -173,8 +175,15 @@ def _check_options(name: str, cls: type[VisionMamba], options: dict[str, Any]) -
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: VisionMamba) -> dict[str, Tensor]:
-    """Fit weights to ``model``, under the name that timm uses; see :meth:`VisionMamba.adapt_state_dict`."""
-    return model.adapt_state_dict(state_dict)
+    """Fit weights to ``model`` under the name that timm uses; see :meth:`VisionMamba.adapt_state_dict`.
+
+    Warns:
+        CheckpointWarning: What was adapted or assumed.
+    """
+    fit = Fit(new_head=True)
+    state = model.adapt_state_dict(state_dict, fit)
+    Checkpoint("the state dict", state, fit.origin, fit.notes).warn()
+    return state
 
 
 default_cfgs = {name: _cfg(name, variant) for name, variant in VARIANTS.items()}

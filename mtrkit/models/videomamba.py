@@ -5,15 +5,17 @@ Parameters have the names and shapes of the official release, so its state dicts
 Source: Li et al., "VideoMamba: State Space Model for Efficient Video Understanding", arXiv:2403.06977.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtrkit.errors import OptionError
+from mtrkit.errors import InputError, OptionError
+from mtrkit.models.fitting import Fit
 from mtrkit.models.layers import PatchEmbed, Size
+from mtrkit.models.positions import resize_frames
 from mtrkit.models.vim import VisionMamba
 
 _FRAMES = "temporal_pos_embedding"
@@ -28,6 +30,7 @@ class ClipEmbed(PatchEmbed):
         stride: As ``patch_size``; clips have no overlapping patches.
         in_chans: Channels of the frames.
         embed_dim: Width D of the tokens.
+        dynamic_img_size: Whether clips of every size and length are taken.
         num_frames: T, frames of a clip.
         tubelet_size: Frames that one patch covers.
     """
@@ -39,17 +42,29 @@ class ClipEmbed(PatchEmbed):
         stride: Size | None = None,
         in_chans: int = 3,
         embed_dim: int = 192,
+        dynamic_img_size: bool = False,
         num_frames: int = 8,
         tubelet_size: int = 1,
     ) -> None:
         if stride not in (None, patch_size):
             raise OptionError(f"stride={stride} differs from patch_size={patch_size}; patches of a clip do not overlap")
-        if tubelet_size < 1 or num_frames < tubelet_size or num_frames % tubelet_size:
-            raise OptionError(f"num_frames={num_frames} must be a multiple of tubelet_size={tubelet_size}")
-        super().__init__(img_size, patch_size, stride, in_chans, embed_dim)
-        self.num_frames, self.tubelet_size = num_frames, tubelet_size
+        self.tubelet_size = tubelet_size
+        self._set_frames(num_frames)
+        super().__init__(img_size, patch_size, stride, in_chans, embed_dim, dynamic_img_size)
         kernel = (tubelet_size, *self.patch_size)
         self.proj = nn.Conv3d(in_chans, embed_dim, kernel, kernel)
+
+    def set_input_size(self, img_size: Size, num_frames: int | None = None) -> None:
+        """Take clips of another size, and of another length if it is given."""
+        if num_frames is not None:
+            self._set_frames(num_frames)
+        super().set_input_size(img_size)
+
+    def _set_frames(self, num_frames: int) -> None:
+        size = self.tubelet_size
+        if size < 1 or num_frames < size or num_frames % size:
+            raise OptionError(f"num_frames={num_frames} must be a multiple of tubelet_size={size}")
+        self.num_frames = num_frames
 
     @property
     def num_steps(self) -> int:
@@ -67,15 +82,29 @@ class ClipEmbed(PatchEmbed):
         channels, *size = super().input_size
         return (channels, self.num_frames, *size)
 
+    def _check_size(self, shape: tuple[int, ...]) -> None:
+        super()._check_size(shape)
+        if shape[2] % self.tubelet_size:
+            raise InputError(f"got clips of {shape[2]} frames, expected a multiple of tubelet_size={self.tubelet_size}")
+
+    def _remedy(self) -> str:
+        return (
+            "sample so many frames of this size, call model.set_input_size((height, width), num_frames=...), which "
+            "interpolates the positions, or build the model for them or, with dynamic_img_size=True, for all"
+        )
+
 
 class VideoMamba(VisionMamba):
     """VideoMamba for clips (B, C, T, H, W): one class token in front, positions in space and in time.
 
     Args:
-        num_frames: T, frames of a clip.
+        num_frames: T, frames of a clip; others raise until :meth:`set_input_size`, unless
+            ``dynamic_img_size=True`` takes every length.
         tubelet_size: Frames that one patch covers.
         **options: As of :class:`VisionMamba`.
     """
+
+    patch_embed: ClipEmbed
 
     def __init__(self, num_frames: int = 8, tubelet_size: int = 1, **options: Any) -> None:
         defaults: dict[str, Any] = {"class_token": "front", "halve": False}
@@ -84,26 +113,49 @@ class VideoMamba(VisionMamba):
         steps = num_frames // tubelet_size
         self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, steps, self.embed_dim))
 
+    def set_input_size(self, img_size: Size, num_frames: int | None = None) -> None:
+        """Take clips of another height and width, and of another length if it is given; positions are interpolated.
+
+        ``pos_embed`` and ``temporal_pos_embedding`` become other parameters if their shapes change.
+        """
+        self.patch_embed.set_input_size(self.patch_embed.img_size, num_frames)
+        super().set_input_size(img_size)
+        table = self.temporal_pos_embedding
+        if table.shape[1] != self.patch_embed.num_steps:
+            resized = resize_frames(table.detach(), self.patch_embed.num_steps)
+            self.temporal_pos_embedding = nn.Parameter(resized, requires_grad=table.requires_grad)
+
     def _embed(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) to (B, 1 + M, D), frame after frame behind the class token."""
-        steps = self.temporal_pos_embedding.shape[1]
-        patches = self.patch_embed(x).unflatten(1, (steps, -1))
-        patches = patches + self.pos_embed[:, None, 1:] + self.temporal_pos_embedding[:, :, None]
-        token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
+        patches, positions = self.patch_embed(x), self._positions(x)
+        frames: Tensor = self.temporal_pos_embedding
+        if self.patch_embed.dynamic_img_size:
+            frames = resize_frames(frames, x.shape[2] // self.patch_embed.tubelet_size)
+        patches = patches.unflatten(1, (frames.shape[1], -1))
+        patches = patches + positions[:, None, 1:] + frames[:, :, None]
+        token = (self.cls_token + positions[:, :1]).expand(x.shape[0], -1, -1)
         return self.pos_drop(torch.cat([token, patches.flatten(1, 2)], dim=1))
 
-    def _as_map(self, patches: Tensor) -> Tensor:
-        """(B, M, D) to (B, D, T, rows, columns)."""
-        grid = (self.temporal_pos_embedding.shape[1], *self.patch_embed.grid_size)
-        return patches.unflatten(1, grid).permute(0, 4, 1, 2, 3).contiguous()
+    def _map_shape(self, x: Tensor) -> tuple[int, ...]:
+        """Steps in time, rows and columns of the patches of x."""
+        return (x.shape[2] // self.patch_embed.tubelet_size, *super()._map_shape(x))
 
-    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Interpolate positions made for another grid (bicubic) or for other frames (linear)."""
-        frames = state.get("temporal_pos_embedding")
-        rest = super().adapt_state_dict({name: value for name, value in state.items() if name != _FRAMES})
+    def adapt_state_dict(self, state: dict[str, Tensor], fit: Fit | None = None) -> dict[str, Tensor]:
+        """Interpolate positions made for another grid (bicubic) or other frames (linear), or take those for images."""
+        fit = Fit(initial=True, new_head=True) if fit is None else fit
+        frames = state.get(_FRAMES)
         if frames is None:
-            return rest
-        if frames.shape[1] != self.temporal_pos_embedding.shape[1]:
-            resized = F.interpolate(frames.float().transpose(1, 2), self.temporal_pos_embedding.shape[1], mode="linear")
-            frames = resized.transpose(1, 2).to(frames.dtype).contiguous()
-        return rest | {_FRAMES: frames}
+            return super().adapt_state_dict(state, fit)
+        if fit.origin.halve is None:  # clips have this family alone
+            mixer: Any = self.layers[0].mixer
+            fit.origin = replace(fit.origin, class_token=self.class_token, halve=mixer.halve)
+        rest = super().adapt_state_dict({name: value for name, value in state.items() if name != _FRAMES}, fit)
+        return rest | {_FRAMES: self._fit_frames(frames, fit)}
+
+    def _fit_frames(self, frames: Tensor, fit: Fit) -> Tensor:
+        """Positions in time (1, T, D) for this model's."""
+        wanted = self.temporal_pos_embedding.shape[1]
+        if frames.dim() != 3 or frames.shape[1] in (0, wanted):
+            return frames
+        fit.notes.append(f"positions for {frames.shape[1]} steps in time were interpolated to {wanted}")
+        return resize_frames(frames, wanted)

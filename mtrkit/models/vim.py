@@ -17,10 +17,11 @@ from torch.utils.checkpoint import checkpoint
 
 from mtrkit.errors import CheckpointError, OptionError
 from mtrkit.models.features import as_map, pick_blocks
-from mtrkit.models.layers import DropPath, PatchEmbed, RMSNorm, Size, init_weights
+from mtrkit.models.fitting import Fit, fit_weights
+from mtrkit.models.layers import DropPath, PatchEmbed, RMSNorm, Size, init_weights, norm_layer
 from mtrkit.models.loading import family_of, load_checkpoint
 from mtrkit.models.mixer import MambaMixer
-from mtrkit.models.positions import ClassToken, class_index, insert_at, resize_positions, square_grid, without
+from mtrkit.models.positions import ClassToken, class_index, insert_at, resize_positions, without
 from mtrkit.ops import check_stream, nothing_dropped, stream_tokens, take
 from mtrkit.scan import fused, mixer_parts
 from mtrkit.scan.fastpath import are_plain, can_mix, no_tracing, plain_tensors
@@ -32,10 +33,10 @@ Pool = Literal["token", "avg", ""]
 class Block(nn.Module):
     """Add, then norm, then mixer: the mixer's output is added to the residual by the next block."""
 
-    def __init__(self, dim: int, drop_path: float = 0.0, **mixer: Any) -> None:
+    def __init__(self, dim: int, drop_path: float = 0.0, rms_norm: bool = True, **mixer: Any) -> None:
         super().__init__()
         self.mixer = MambaMixer(dim, **mixer)
-        self.norm = RMSNorm(dim)
+        self.norm = norm_layer(dim, rms_norm)
         self.drop_path = DropPath(drop_path)
 
     def forward(
@@ -107,10 +108,15 @@ class VisionMamba(nn.Module):
         class_token: Where the class token stands among the M patches: ``"middle"`` (index M // 2),
             ``"front"``, or ``"none"`` for no such token.
         halve: Whether the sum of the two scan directions is halved, as the released weights want it.
+        rms_norm: Whether the norms are RMSNorm, as in the released models, or LayerNorm, as the official code has it
+            under ``rms_norm=False``.
         drop_rate: Dropout after the position embedding.
         drop_path_rate: Stochastic depth. As in the official code the rate grows from 0 to this value over
             the stack, one block late: blocks 0 and 1 have none, the full rate is that of the last sum.
-        embed_layer: Builds the patch embedding from img_size, patch_size, stride, in_chans and embed_dim.
+        embed_layer: Builds the patch embedding from img_size, patch_size, stride, in_chans and embed_dim, and takes
+            ``dynamic_img_size`` by name.
+        dynamic_img_size: Whether images of every size are taken, as in timm: the positions are interpolated in each
+            pass, the parameters stay. Default: other sizes are refused.
 
     Raises:
         OptionError: A value out of range, or ``global_pool="token"`` without a class token.
@@ -134,29 +140,33 @@ class VisionMamba(nn.Module):
         expand: int = 2,
         class_token: ClassToken = "middle",
         halve: bool = True,
+        rms_norm: bool = True,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         embed_layer: Callable[..., PatchEmbed] = PatchEmbed,
+        dynamic_img_size: bool = False,
     ) -> None:
         super().__init__()
         _check_choice("class_token", class_token, get_args(ClassToken))
-        self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
+        self.num_features = self.embed_dim = embed_dim
         self.class_token: ClassToken = class_token
+        self.rms_norm = rms_norm
         self.grad_checkpointing = False
         self.pretrained_cfg: dict[str, Any] = {}
-        self.patch_embed = embed_layer(img_size, patch_size, stride, in_chans, embed_dim)
+        sizes = (img_size, patch_size, stride, in_chans, embed_dim)
+        self.patch_embed = embed_layer(*sizes, dynamic_img_size=dynamic_img_size)
         self.num_class_tokens = 0 if class_token == "none" else 1
         if class_token != "none":
             self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         places = math.prod(self.patch_embed.grid_size) + self.num_class_tokens
         self.pos_embed = nn.Parameter(torch.zeros(1, places, embed_dim))
         self.pos_drop = nn.Dropout(drop_rate)
-        mixer = {"d_state": d_state, "d_conv": d_conv, "expand": expand, "halve": halve}
-        self.layers = _stack(embed_dim, depth, drop_path_rate, **mixer)
+        options = {"d_state": d_state, "d_conv": d_conv, "expand": expand, "halve": halve, "rms_norm": rms_norm}
+        self.layers = _stack(embed_dim, depth, drop_path_rate, **options)
         step = self.patch_embed.stride[0]
         self.feature_info = [{"num_chs": embed_dim, "reduction": step, "module": f"layers.{i}"} for i in range(depth)]
         self.drop_path = DropPath(drop_path_rate)
-        self.norm_f: nn.Module = RMSNorm(embed_dim)
+        self.norm_f = norm_layer(embed_dim, rms_norm)
         self._init_weights()
         pool: Pool = "token" if self.num_class_tokens + self.num_registers else "avg"
         self.reset_classifier(num_classes, pool if global_pool is None else global_pool)
@@ -171,8 +181,22 @@ class VisionMamba(nn.Module):
             nn.init.trunc_normal_(self.cls_token, std=0.02)
 
     @property
+    def in_chans(self) -> int:
+        """Channels of the images."""
+        return self.patch_embed.in_chans
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """``pretrained_cfg`` under the name that timm's older tools read."""
+        return self.pretrained_cfg
+
+    @default_cfg.setter
+    def default_cfg(self, cfg: dict[str, Any]) -> None:
+        self.pretrained_cfg = cfg
+
+    @property
     def class_index(self) -> int | None:
-        """Index of the class token in the sequence; ``None`` without one."""
+        """Index of the class token in the sequence of an image of the built size; ``None`` without one."""
         return class_index(self.class_token, self.patch_embed.num_patches)
 
     def special_positions(self, num_tokens: int) -> tuple[int, ...]:
@@ -182,11 +206,22 @@ class VisionMamba(nn.Module):
 
     def _embed(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the tokens (B, L, D), class token and positions included."""
-        x = self.patch_embed(x)
-        index = self.class_index
+        tokens = self.patch_embed(x)
+        index = class_index(self.class_token, tokens.shape[1])
         if index is not None:
-            x = insert_at(x, self.cls_token.expand(x.shape[0], -1, -1), index)
-        return self.pos_drop(x + self.pos_embed)
+            tokens = insert_at(tokens, self.cls_token.expand(tokens.shape[0], -1, -1), index)
+        return self.pos_drop(tokens + self._positions(x))
+
+    def _positions(self, x: Tensor) -> Tensor:
+        """The position table for images of the size of x (B, C, ..., H, W)."""
+        if not self.patch_embed.dynamic_img_size:
+            return self.pos_embed
+        grid = self.patch_embed.grid_of(*x.shape[-2:])
+        return resize_positions(self.pos_embed, self.patch_embed.grid_size, grid, self.class_token)
+
+    def _map_shape(self, x: Tensor) -> tuple[int, ...]:
+        """Rows and columns of the patches of x."""
+        return self.patch_embed.grid_of(*x.shape[-2:])
 
     def _run(self, block: nn.Module, hidden: Tensor, residual: Any) -> tuple[Tensor, Any]:
         """One block; ``residual`` is passed on unseen, as a token reduction puts more than a tensor there."""
@@ -224,9 +259,8 @@ class VisionMamba(nn.Module):
 
     def _pool(self, tokens: Tensor) -> Tensor:
         """What the head sees."""
-        index = self.class_index
         if self.global_pool == "token":
-            return tokens[:, index]
+            return tokens[:, class_index(self.class_token, tokens.shape[1] - 1)]
         if self.global_pool == "avg":
             return self._apart(tokens)[0].mean(dim=1)
         return tokens
@@ -265,31 +299,27 @@ class VisionMamba(nn.Module):
         _check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
         wanted = pick_blocks(indices, len(self.layers))
         hidden, residual = self._embed(x), None
-        num_tokens, found = hidden.shape[1], []
+        num_tokens, grid, found = hidden.shape[1], self._map_shape(x), []
         for i, block in enumerate(self.layers):
             hidden, residual = self._run(block, hidden, residual)
             if i in wanted:
                 tokens = stream_tokens(hidden, residual)
                 tokens = self.norm_f(tokens) if norm else tokens
-                found.append(self._shaped(tokens, output_fmt, return_prefix_tokens))
+                found.append(self._shaped(tokens, None if output_fmt == "NLC" else grid, return_prefix_tokens))
             if stop_early and i == max(wanted):
                 break
         return found if intermediates_only else (self._finish(hidden, residual, num_tokens), found)
 
     def _apart(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L, D) to the patches (B, M, D) and the special tokens (B, S, D)."""
-        index = self.class_index
+        index = class_index(self.class_token, tokens.shape[1] - 1)
         return (tokens, tokens[:, :0]) if index is None else (without(tokens, index), tokens[:, index : index + 1])
 
-    def _shaped(self, tokens: Tensor, output_fmt: str, with_class: bool) -> Any:
+    def _shaped(self, tokens: Tensor, grid: tuple[int, ...] | None, with_class: bool) -> Any:
+        """The patches, as a map of that grid if it is given, and the special tokens."""
         patches, special = self._apart(tokens)
-        if output_fmt == "NCHW":
-            patches = self._as_map(patches)
+        patches = patches if grid is None else as_map(patches, grid)
         return (patches, special) if with_class and special.shape[1] else patches
-
-    def _as_map(self, patches: Tensor) -> Tensor:
-        """(B, M, D) to (B, D, rows, columns)."""
-        return as_map(patches, self.patch_embed.grid_size)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -313,13 +343,13 @@ class VisionMamba(nn.Module):
         like = self.pos_embed
         self.head: nn.Module = nn.Identity()
         if num_classes > 0:
-            head = nn.Linear(self.head_width, num_classes, device=like.device, dtype=like.dtype)
+            head = nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
             init_weights(head, std=0.02)
             self.head = head
 
     @property
-    def head_width(self) -> int:
-        """Channels that the head reads."""
+    def head_hidden_size(self) -> int:
+        """Channels that the head reads: those of ``forward_head(..., pre_logits=True)``."""
         return self.embed_dim
 
     def get_classifier(self) -> nn.Module:
@@ -357,28 +387,26 @@ class VisionMamba(nn.Module):
         del prefix
         load_checkpoint(self, path, new_head=True)
 
-    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Refuse other families by name, and interpolate positions made for another grid.
+    def adapt_state_dict(self, state: dict[str, Tensor], fit: Fit | None = None) -> dict[str, Tensor]:
+        """Fit weights to this model, and refuse those of others; see docs/checkpoints.md.
+
+        Args:
+            state: By the names of this model's parameters.
+            fit: How, with what the file says, and the list where is said what was done. Default: as for a training to
+                begin with.
 
         Raises:
-            CheckpointError: The weights are of a family that this class does not implement.
+            CheckpointError: The weights are of a family that this class does not implement, or of another model.
         """
         family = family_of(state)
         if family is not None:
             raise CheckpointError(f"the weights are of {family}")
-        table, own = state.get("pos_embed"), self.pos_embed.shape
-        if table is None or table.shape == own or table.shape[::2] != own[::2]:
-            return state  # equal, or otherwise let strict loading report it
-        grid = square_grid(table.shape[1] - self.num_class_tokens)
-        if grid is None:
-            return state
-        resized = resize_positions(table, grid, self.patch_embed.grid_size, self.class_token)
-        return {**state, "pos_embed": resized}
+        return fit_weights(state, self, Fit(initial=True, new_head=True) if fit is None else fit)
 
 
-def _stack(dim: int, depth: int, drop_path_rate: float, **mixer: Any) -> nn.ModuleList:
+def _stack(dim: int, depth: int, drop_path_rate: float, **options: Any) -> nn.ModuleList:
     """The blocks; each one's output starts small, so that the sum over the depth does not grow with it."""
-    blocks = [Block(dim, drop_path_rate * max(i - 1, 0) / max(depth - 1, 1), **mixer) for i in range(depth)]
+    blocks = [Block(dim, drop_path_rate * max(i - 1, 0) / max(depth - 1, 1), **options) for i in range(depth)]
     for block in blocks:
         block.mixer.out_proj.weight.data.div_(depth**0.5)
     return nn.ModuleList(blocks)

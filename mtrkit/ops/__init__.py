@@ -1,6 +1,6 @@
 """Operators on token tensors: score, group, match, reorder, merge. They know no model."""
 
-from mtrkit.ops.gaps import count_gaps, original_positions, remember_dropped, sum_gaps
+from mtrkit.ops.gaps import count_gaps, frame_of, original_positions, remember_dropped, sum_gaps
 from mtrkit.ops.group import in_sequence, rank_tokens, split_by_rank, without
 from mtrkit.ops.lengths import Lengths, count_lengths
 from mtrkit.ops.match import Links, Similarity, match_nearest, match_neighbors, pair_similarity, strongest_links
@@ -43,6 +43,7 @@ __all__ = [
     "count_gaps",
     "count_lengths",
     "exact_slots",
+    "frame_of",
     "hold_special",
     "in_sequence",
     "match_nearest",

@@ -17,6 +17,20 @@ def original_positions(stream: ReducedStream) -> Tensor:
     return positions
 
 
+def frame_of(stream: ReducedStream, special: tuple[int, ...], frames: int) -> Tensor:
+    """(B, L') int64, of a clip: in which of its frames each patch stood.
+
+    Args:
+        stream: What travels.
+        special: Positions of the special tokens in the full sequence, which are of no frame and get any.
+        frames: Their number; all have as many patches.
+    """
+    position = original_positions(stream)
+    before = sum(((position > place).to(position.dtype) for place in special), torch.zeros_like(position))
+    patches = (stream.slot.shape[1] - len(special)) // frames
+    return (position - before).div(patches, rounding_mode="floor")
+
+
 def count_gaps(stream: ReducedStream) -> Gaps:
     """How many dropped tokens lie in front of each one that is left, (B, L', 1) per direction."""
     return _between(original_positions(stream), (stream.slot < 0).to(stream.size.dtype)[..., None])

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mtrkit.adapters.base import Adapter, SpecialAt, missing_name
+from mtrkit.adapters.base import Adapter, SpecialAt
 from mtrkit.dynamo import constant_result, refuse_proxy
 from mtrkit.errors import InputError, StreamError, UnsupportedModelError
 from mtrkit.methods.base import Method, MethodConfig
@@ -22,6 +22,7 @@ from mtrkit.ops import (
     correct_stream,
     count_gaps,
     count_lengths,
+    frame_of,
     open_stream,
     reduce_stream,
     reduce_sum,
@@ -31,12 +32,17 @@ from mtrkit.ops import (
     sum_gaps,
 )
 from mtrkit.patch.journal import Journal
+from mtrkit.patch.measured import Measured
 from mtrkit.patch.patched import Companion, Patched, Replication
 from mtrkit.patch.plan import Plan
+from mtrkit.scan import can_look
 from mtrkit.schedule import MambaShape, ModelShape
-from mtrkit.types import BlockState, Correction, Decision, Gaps, MixerCall, ReducedStream, Signals
+from mtrkit.types import BlockState, Correction, Decision, Gaps, Limit, MixerCall, ReducedStream, Signals
 
 Observer = Callable[[int, BlockState, Decision, ReducedStream], None]
+Watcher = Callable[[int, Tensor], None]
+"""Sees the strengths (B, s) of all links behind a block, counted from 1, of a reduction with thresholds."""
+
 Recorder = Callable[[Tensor, ReducedStream], None]
 """Sees the stream of a two-tensor family after the last block, before anything is put back."""
 
@@ -52,6 +58,7 @@ class Reduction:
     special_at: SpecialAt
     plan: Plan
     host: nn.Module = field(repr=False)
+    frames: int = 1  # of a clip
     correction: Correction | None = None  # of the features after the last block
     trained: nn.Module | None = field(default=None, repr=False)  # what a trained method has beside the model
     kind: "type[PatchedBlock] | None" = (
@@ -61,11 +68,14 @@ class Reduction:
     removed: bool = False  # what others still hold of the patch then runs as if there were none
     observers: list[Observer] = field(default_factory=list)
     recorders: list[Recorder] = field(default_factory=list)
+    watchers: list[Watcher] = field(default_factory=list)
+    measured: Measured = field(init=False, repr=False)  # for thresholds
     journal: Journal = field(default_factory=Journal, repr=False)
     blocks: tuple[nn.Module, ...] = field(init=False, repr=False)  # as they were when the patch was made
     _seen: tuple[nn.Module, ...] = field(init=False, repr=False)  # what was last found in their place, and is in order
 
     def __post_init__(self) -> None:
+        self.measured = Measured(self.plan.layers)
         self.blocks = self._seen = tuple(self.adapter.blocks(self.host))
         first = {id(block): index for index, block in reversed([*enumerate(self.blocks)])}
         twice = next((i for i, block in enumerate(self.blocks) if first[id(block)] != i), None)
@@ -78,7 +88,7 @@ class Reduction:
 
     def __getstate__(self) -> dict[str, Any]:
         """The state of a copy: enabled, and without those who watch."""
-        return vars(self) | {"disabled": 0, "observers": [], "recorders": []}
+        return vars(self) | {"disabled": 0, "observers": [], "recorders": [], "watchers": []}
 
     @property
     def first(self) -> int:
@@ -115,7 +125,7 @@ class Reduction:
             raise UnsupportedModelError(fault)
         for block in self.blocks if self.adapter.own_code_reads else ():
             mixer = self.adapter.mixer(block)
-            if missing_name(mixer, self.adapter.own_code_reads) is None:
+            if self.adapter.has_layers(mixer):
                 self.adapter.check_layers(mixer, weights=False)
 
     @constant_result  # a compiler takes the answer: raised while it traces, an error would be taken for one of its own
@@ -148,9 +158,15 @@ class Reduction:
                 )
         return ""
 
-    def decide(self, index: int, state: BlockState, num_kept: int, stream: ReducedStream) -> Decision:
-        """Ask the method, and tell the observers."""
+    def decide(self, index: int, state: BlockState, num_kept: int, stream: ReducedStream) -> Decision | None:
+        """Ask the method, and tell the observers; ``None`` if no link reaches the threshold."""
         decision = self.method.decide(state, num_kept, self.config)
+        if state.limit is not None:
+            before, after = state.num_tokens, decision.token_map.num_kept
+            if stream.slot.shape[1] == self.plan.shape.tokens:
+                self.measured.add(state.layer, len(state.hidden), before, after)
+            if before == after:
+                return None
         for observer in self.observers:
             observer(index, state, decision, stream)
         return decision
@@ -205,6 +221,7 @@ class PatchedBlock(Patched):
         self.restores = last and not adapter.restores_itself
         self.correction = reduction.correction if last else None
         self.weighs = config.proportional_attention and not self.opens
+        self.threshold = plan.threshold(index) if self.reduces else None
         self.reads = config.reads if self.reduces else frozenset()
         self.needs_readable = not adapter.reads_itself and self._is_read()
         # The adapter's code runs a single-stream block that has to stop, or to hand something over, on the way.
@@ -279,12 +296,31 @@ class PatchedBlock(Patched):
     def _decide(self, hidden: Tensor, residual: Tensor, signals: Signals, stream: ReducedStream) -> Decision | None:
         """Where the tokens go; ``None`` if the plan keeps them all."""
         began_with = stream.slot.shape[1]
-        num_kept = self.reduction.plan.num_kept(self.index, began_with)
+        num_kept, limit = self.reduction.plan.num_kept(self.index, began_with), None
+        if self.threshold is not None:
+            num_kept, limit = self.reduction.plan.fewest(hidden.shape[1]), self._limit(hidden, self.threshold)
         if num_kept >= hidden.shape[1]:
             return None
         special = self.reduction.special_at(began_with)
-        state = BlockState(hidden, residual, stream.size, columns(stream.slot, special), signals, self.index + 1)
+        frame = frame_of(stream, special, self.reduction.frames) if self.reduction.frames > 1 else None
+        slots = columns(stream.slot, special)
+        state = BlockState(hidden, residual, stream.size, slots, signals, self.index + 1, frame, limit)
         return self.reduction.decide(self.index, state, num_kept, stream)
+
+    def _limit(self, hidden: Tensor, threshold: float) -> Limit:
+        """What stops the block from merging; :class:`InputError` while something records operators."""
+        if not can_look(hidden):
+            raise InputError(
+                "threshold= counts links by the data, so the model has no fixed shapes that torch.compile, "
+                "torch.export, torch.jit.trace or torch.func could record; reduce it by ratio= or tokens= for them"
+            )
+        watchers, layer = self.reduction.watchers, self.index + 1
+
+        def watch(strength: Tensor) -> None:
+            for watcher in watchers:
+                watcher(layer, strength)
+
+        return Limit(threshold, watch if watchers else None)
 
     def _keep_time(self, stream: ReducedStream) -> ReducedStream:
         """The stream after a reduction, with how long its tokens last from now on."""

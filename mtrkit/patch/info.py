@@ -27,6 +27,9 @@ class ReductionInfo:
         corrected: Whether a calibration corrects the final features.
         scan_share: Measured share of the scans that run, in a model that chooses them per sample. ``None`` if all run,
             or if it was not measured: the FLOPs then count all.
+        thresholds: Least similarity of what merges, for each of the layers; ``None`` if the plan is fixed.
+        measured: Samples that the tokens and FLOPs of a reduction with thresholds are the mean of, those of
+            ``input_size`` since it was applied. 0: none yet, and the numbers are the fewest tokens that may be left.
     """
 
     method: str
@@ -43,6 +46,8 @@ class ReductionInfo:
     scan_backend: str
     corrected: bool = False
     scan_share: float | None = None
+    thresholds: tuple[float, ...] | None = None
+    measured: int = 0
 
     @property
     def directions(self) -> Directions:
@@ -58,15 +63,22 @@ class ReductionInfo:
         """Plain data for a results file."""
         return dataclasses.asdict(self) | {"promised_speedup": self.promised_speedup}
 
+    def _limits(self) -> str:
+        assert self.thresholds is not None
+        values = ", ".join(f"{value:.4g}" for value in self.thresholds)
+        counted = f"the mean of {self.measured} samples" if self.measured else "the least possible, as none has run yet"
+        return f"threshold: {values}; tokens and FLOPs are {counted}"
+
     def __str__(self) -> str:
         asked = "" if self.ratio is None else f" of {self.ratio:.3f} asked"
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         places = ", ".join(f"{layer}: {self.tokens[layer - 1]}" for layer in self.layers)
         corrected = "; the final features are corrected" if self.corrected else ""
         share = "" if self.scan_share is None else f"; {self.scan_share:.1%} of the scans run, as measured"
+        limits = "" if self.thresholds is None else f"{self._limits()}\n"
         return (
             f"{self.method}({options}) on {self.adapter}, input {'×'.join(map(str, self.input_size))}\n"
-            f"tokens: {self.num_tokens}, then after block {places or 'none'}\n"
+            f"{limits}tokens: {self.num_tokens}, then after block {places or 'none'}\n"
             f"FLOPs: {self.flops_dense.gflops:.3f} → {self.flops_reduced.gflops:.3f} G "
             f"(ratio {self.ratio_reached:.3f}{asked}), speed-up promised ×{self.promised_speedup:.2f}\n"
             f"scan: {self.scan_backend}{corrected}{share}"

@@ -4,14 +4,23 @@ from dataclasses import dataclass, field, replace
 
 from mtrkit.dynamo import constant_result
 from mtrkit.errors import ScheduleError
-from mtrkit.schedule import ModelShape, ReductionCost, check_schedule, solve_keep, solve_ratio, solve_removal
+from mtrkit.schedule import (
+    ModelShape,
+    ReductionCost,
+    check_schedule,
+    most_removed,
+    solve_keep,
+    solve_ratio,
+    solve_removal,
+)
 
 
 @dataclass
 class Plan:
     """The requested reduction, and the schedule it gives for each sequence length.
 
-    Exactly one of ``ratio``, ``r``, ``tokens`` and ``keep`` says how much to remove.
+    Exactly one of ``ratio``, ``r``, ``tokens``, ``keep`` and ``thresholds`` says how much to remove. With the last it
+    depends on the data, and the schedule is of the fewest tokens that may be left.
 
     Attributes:
         shape: Sizes of the model at the input size the plan was made for.
@@ -22,6 +31,7 @@ class Plan:
         r: Tokens to remove after each of the layers.
         tokens: Tokens left after each block.
         keep: Share of the patches that each of the layers keeps.
+        thresholds: Least strength of a link that leaves, for each of the layers.
         any_length: Whether inputs come in every length, so that one too short for ``ratio`` loses what it can.
     """
 
@@ -33,6 +43,7 @@ class Plan:
     r: int | None = None
     tokens: tuple[int, ...] | None = None
     keep: float | None = None
+    thresholds: tuple[float, ...] | None = None
     any_length: bool = False
     schedule: tuple[int, ...] = field(init=False)  # tokens after each block at the input size the plan was made for
     _others: dict[int, tuple[int, ...]] = field(default_factory=dict, repr=False)  # the same at other lengths
@@ -58,12 +69,30 @@ class Plan:
         Known are the passes of all lengths that there have been; a dense pass may have any.
         """
         known = {self.shape.tokens: self.schedule, **self._others}
+        if self.thresholds is not None:  # a reduced pass may have any length
+            return length not in known
         return length not in known and any(schedule[index - 1] == length for schedule in known.values())
 
     def at(self, num_tokens: int) -> ModelShape:
         """The model's sizes for a sequence of another length."""
         class_tokens = self.shape.tokens - self.shape.patches
         return replace(self.shape, tokens=num_tokens, patches=num_tokens - class_tokens)
+
+    def threshold(self, index: int) -> float | None:
+        """That of block ``index`` (from 0); ``None`` if a fixed number of tokens leaves there, or none does."""
+        return None if self.thresholds is None else self.thresholds[self.layers.index(index + 1)]
+
+    def fewest(self, num_tokens: int) -> int:
+        """Tokens that are left of ``num_tokens`` if as many leave in one place as ever may."""
+        return num_tokens - max(0, most_removed(num_tokens - self.shape.special, self.max_share))
+
+    def _emptied(self, num_tokens: int) -> tuple[int, ...]:
+        """The schedule in which as many tokens leave at each of the layers as ever may."""
+        left = []
+        for block in range(1, self.shape.depth + 1):
+            num_tokens = self.fewest(num_tokens) if block in self.layers else num_tokens
+            left.append(num_tokens)
+        return tuple(left)
 
     def _solve(self, shape: ModelShape, at_most: bool = False) -> tuple[int, ...]:
         if self.tokens is not None:
@@ -72,6 +101,8 @@ class Plan:
             return tuple(solve_removal(shape, self.layers, self.r, max_share=self.max_share))
         if self.keep is not None:
             return tuple(solve_keep(shape, self.layers, self.keep))
+        if self.thresholds is not None:
+            return self._emptied(shape.tokens)
         ratio = 0.0 if self.ratio is None else self.ratio
         schedule = solve_ratio(
             shape, self.layers, ratio, reduction_cost=self.cost, max_share=self.max_share, at_most=at_most

@@ -2,18 +2,26 @@
 
 from mtrkit.native.weights import DirectionWeights, MixerWeights
 from mtrkit.scan.backend import BackendStatus
-from mtrkit.scan.dispatch import backend_for, length_last, scan_backends, use_scan_backend, writes_runs_out
+from mtrkit.scan.dispatch import backend_for, can_look, length_last, scan_backends, use_scan_backend, writes_runs_out
+from mtrkit.scan.flops import flop_handles
 from mtrkit.scan.interface import causal_conv1d, selective_scan
-from mtrkit.scan.mixer import mixer_forward, mixer_parts
+from mtrkit.scan.mixer import direction_layers, mixer_forward, mixer_parts
+from mtrkit.scan.steps import DirectionLayers, MixerLayers, Parts
 from mtrkit.types import Signals
 
 __all__ = [
     "BackendStatus",
+    "DirectionLayers",
     "DirectionWeights",
+    "MixerLayers",
     "MixerWeights",
+    "Parts",
     "Signals",
     "backend_for",
+    "can_look",
     "causal_conv1d",
+    "direction_layers",
+    "flop_handles",
     "length_last",
     "mixer_forward",
     "mixer_parts",

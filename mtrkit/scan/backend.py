@@ -18,6 +18,15 @@ class BackendStatus(NamedTuple):
     reason: str
 
 
+def dispatch_modes() -> set[str]:
+    """Names of the classes of the modes that see every operator before it runs, such as ``"_FlopCounterMode"``."""
+    return {type(torch._C._get_dispatch_stack_at(i)).__name__ for i in range(torch._C._len_torch_dispatch_stack())}
+
+
+COUNTERS = frozenset({"_FlopCounterMode", "FlopCounterMode"})
+"""Dispatch modes that count what they see, and change and record nothing."""
+
+
 @dataclass(frozen=True)
 class Backend:
     """One implementation of scan and convolution.

@@ -13,7 +13,7 @@ from mtrkit.dynamo import constant_result
 from mtrkit.errors import BackendError
 from mtrkit.registry import Registry
 from mtrkit.scan import mamba_ssm, operators, reference, standard
-from mtrkit.scan.backend import Backend, BackendStatus
+from mtrkit.scan.backend import COUNTERS, Backend, BackendStatus, dispatch_modes
 
 _logger = logging.getLogger(__name__)
 
@@ -126,6 +126,13 @@ def under_transform() -> bool:
 def standard_only() -> bool:
     """Whether only operators are wanted that a transform can take apart, or that another runtime knows."""
     return _forced in _STANDARD or under_transform()
+
+
+def can_look(x: Tensor) -> bool:
+    """Whether the host may look at numbers: nothing records operators for other data, or stands for the data."""
+    if torch.compiler.is_compiling() or type(x) is not Tensor or x.is_meta or under_transform():
+        return False
+    return not (dispatch_modes() - COUNTERS) and torch._C._get_tracing_state() is None
 
 
 @constant_result  # compile takes the answer, not the import machinery behind it

@@ -4,7 +4,7 @@ A call passes if the backend in force is ``"native"``, the tensors are float32 o
 nothing has to see what happens inside: no derivative, no autocast, no tracer, no transform, no hook.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard, TypeVar
 
 import torch
@@ -23,6 +23,8 @@ M = TypeVar("M", bound=type[nn.Module])
 _OWN_FORWARD: dict[type[nn.Module], Any] = {
     cls: cls.forward for cls in (nn.Linear, nn.Conv1d) if cls.forward.__module__ == cls.__module__
 }
+
+_COUNTERS = ("torch.utils.module_tracker", "fvcore.nn.jit_analysis")  # whose hooks change nothing
 
 
 def native_can_run(device: str) -> bool:
@@ -116,9 +118,13 @@ def is_plain(module: nn.Module) -> bool:
 
 def _is_hooked(own: dict[str, Any]) -> bool:
     """Whether a module of these attributes has hooks that see what it is given or what it gives."""
-    return bool(
-        own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
-    )
+    kinds = own["_forward_hooks"], own["_forward_pre_hooks"], own["_backward_hooks"], own["_backward_pre_hooks"]
+    return any(kinds) and not _only_counted(kinds)
+
+
+def _only_counted(kinds: Iterable[Mapping[int, Any]]) -> bool:
+    """Whether all these hooks only note which module runs, for those who count FLOPs of modules."""
+    return all(getattr(hook, "__module__", None) in _COUNTERS for kind in kinds for hook in kind.values())
 
 
 def _looks_back(conv: dict[str, Any]) -> bool:
@@ -132,13 +138,13 @@ def _looks_back(conv: dict[str, Any]) -> bool:
 
 def are_plain(modules: Iterable[nn.Module]) -> bool:
     """Whether :func:`is_plain` for all of them, and no hook holds for every module."""
-    everywhere = (
-        torch_module._global_forward_hooks
-        or torch_module._global_forward_pre_hooks
-        or torch_module._global_backward_hooks
-        or torch_module._global_backward_pre_hooks
+    kinds = (
+        torch_module._global_forward_hooks,
+        torch_module._global_forward_pre_hooks,
+        torch_module._global_backward_hooks,
+        torch_module._global_backward_pre_hooks,
     )
-    return not everywhere and all(map(is_plain, modules))
+    return (not any(kinds) or _only_counted(kinds)) and all(map(is_plain, modules))
 
 
 def tells_all(layer: nn.Module, weights: bool = True) -> bool:

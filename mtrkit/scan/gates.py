@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtrkit.native.weights import MixerWeights
-from mtrkit.scan.dispatch import under_transform
+from mtrkit.scan.dispatch import can_look
 from mtrkit.types import Gating
 
 
@@ -44,11 +44,7 @@ def can_leave_out(hidden: Tensor, gating: Gating) -> bool:
     """Whether a scan may be left out for single samples: the host looks at the gates, which nothing records."""
     if gating.select is None or gating.mask is not None or gating.trains:
         return False
-    if torch.compiler.is_compiling() or type(hidden) is not Tensor:
-        return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None or under_transform():
-        return False
-    return not (hidden.is_cuda and torch.cuda.is_current_stream_capturing())
+    return can_look(hidden) and not (hidden.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def run_chosen(

@@ -97,9 +97,14 @@ def mixer_parts(mixer: Any, suffixes: tuple[str, ...] = ("", "_b"), halve: bool 
     weights = None if torch.compiler.is_compiling() else _plain_weights(mixer, names, halve)
     if weights is not None:
         return weights
-    ways = tuple([DirectionLayers(*[getattr(mixer, name) for name in way]) for way in names])
+    ways = tuple([direction_layers(mixer, suffix) for suffix in suffixes])
     layers = MixerLayers(mixer.in_proj, mixer.out_proj, ways, halve)
     return _compiled_weights(layers) if torch.compiler.is_compiling() else layers
+
+
+def direction_layers(mixer: Any, suffix: str = "") -> DirectionLayers:
+    """The layers of one scan direction of a ``Mamba`` module, by the suffix of their names."""
+    return DirectionLayers(*[getattr(mixer, name) for name in _NAMES[suffix]])
 
 
 def _plain_weights(mixer: Any, names: list[_Names], halve: bool) -> MixerWeights | None:

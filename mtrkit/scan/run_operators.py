@@ -12,35 +12,36 @@ from torch import Tensor
 from mtrkit.native import scan as native
 from mtrkit.native.layout import empty_as
 from mtrkit.scan.operators import derive_convolution, grad_templates, only_present, refuse_derivatives, settle
-from mtrkit.types import Scan
+from mtrkit.types import Runs, Scan
 
 _lib = torch.library.Library("mtrkit", "FRAGMENT")
 _SCAN = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, Tensor lengths"
-_CONV = "Tensor x, Tensor weight, Tensor? bias, Tensor lengths, bool silu, bool reverse"
-_lib.define(f"scan_runs({_SCAN}, bool softplus, bool reverse, bool save) -> (Tensor, Tensor)")
+_CONV = "Tensor x, Tensor weight, Tensor? bias, Tensor lengths, int positions, bool silu, bool reverse"
+_lib.define(f"scan_runs({_SCAN}, int positions, bool softplus, bool reverse, bool save) -> (Tensor, Tensor)")
 _lib.define(
-    f"scan_runs_backward(Tensor grad_y, {_SCAN}, Tensor checkpoints, bool softplus, bool reverse) -> "
+    f"scan_runs_backward(Tensor grad_y, {_SCAN}, Tensor checkpoints, int positions, bool softplus, "
+    "bool reverse) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _lib.define(f"convolve_runs({_CONV}) -> Tensor")
 _lib.define(f"convolve_runs_backward(Tensor grad_y, {_CONV}) -> (Tensor, Tensor, Tensor)")
 
 
-def scan_runs(scan: Scan, lengths: Tensor) -> Tensor:
-    """The mean over each token's positions of the scan (B, E, L); ``lengths`` (B, L) int64 says how many it lasts."""
+def scan_runs(scan: Scan, runs: Runs) -> Tensor:
+    """The mean over each token's positions of the scan (B, E, L)."""
     save = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in scan)
-    y: Tensor = torch.ops.mtrkit.scan_runs.default(*scan.tensors, lengths, scan.softplus, scan.reverse, save)[0]
+    y: Tensor = torch.ops.mtrkit.scan_runs.default(*scan.tensors, *runs, scan.softplus, scan.reverse, save)[0]
     return y
 
 
-def convolve_runs(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor, reverse: bool) -> Tensor:
+def convolve_runs(x: Tensor, weight: Tensor, bias: Tensor | None, runs: Runs, reverse: bool) -> Tensor:
     """The same of the causal convolution of x (B, E, L) with weight (E, 1, K), and SiLU at each position."""
-    y: Tensor = torch.ops.mtrkit.convolve_runs.default(x, weight.squeeze(1), bias, lengths, True, reverse)
+    y: Tensor = torch.ops.mtrkit.convolve_runs.default(x, weight.squeeze(1), bias, *runs, True, reverse)
     return y
 
 
 def _scan(*arguments: Any) -> tuple[Tensor, Tensor]:
-    tensors, (lengths, softplus, reverse, save) = arguments[:8], arguments[8:]
+    tensors, (lengths, _, softplus, reverse, save) = arguments[:8], arguments[8:]
     y, _, checkpoints = native.scan_forward(Scan(*(*tensors, softplus, reverse)), save, lengths)
     return y, checkpoints
 
@@ -53,7 +54,7 @@ def _scan_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _scan_backward(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *tensors, lengths, checkpoints, softplus, reverse = arguments
+    *tensors, lengths, checkpoints, _, softplus, reverse = arguments
     scan = Scan(*(*tensors, softplus, reverse))
     if checkpoints.numel() == 0:  # nothing was kept: autograd was asked for behind the caller's back
         checkpoints = native.scan_forward(scan, True, lengths)[2]
@@ -66,19 +67,21 @@ def _scan_backward_shapes(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]
 
 
 def _scan_keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, softplus, reverse, _ = inputs
+    *tensors, positions, softplus, reverse, _ = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*tensors, output[1])
-    ctx.flags = (softplus, reverse)
+    ctx.flags = (positions, softplus, reverse)
 
 
 def _scan_derivative(ctx: Any, grad_y: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # read once: under activation checkpointing each read computes them again
     grads = torch.ops.mtrkit.scan_runs_backward(grad_y, *saved, *ctx.flags)
-    return (*only_present(grads, saved[:8]), None, None, None, None)
+    return (*only_present(grads, saved[:8]), *[None] * 5)
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor, silu: bool, reverse: bool) -> Tensor:
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor, positions: int, silu: bool, reverse: bool
+) -> Tensor:
     return native.conv_forward(x, weight, bias, silu, reverse, lengths)
 
 
@@ -87,7 +90,7 @@ def _convolve_shapes(x: Tensor, *_: Any) -> Tensor:
 
 
 def _convolve_backward(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    x, weight, bias, lengths, silu, reverse = arguments
+    x, weight, bias, lengths, _, silu, reverse = arguments
     grads = native.conv_backward(grad_y, x, weight, bias, silu, reverse, lengths)
     return tuple(map(settle, grads, _convolve_backward_shapes(grad_y, *arguments)))
 

@@ -4,6 +4,7 @@ A layer whose weights say all is computed from them, in the order of memory that
 layer, such as one with an adapter, hooks or quantised weights, is called as the module that it is.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ class DirectionLayers(NamedTuple):
     """The layers of one scan direction, where their weights do not say all; E, N, R, K as in DirectionWeights."""
 
     conv: Any  # of (B, E, L), padded by K − 1
-    x_proj: nn.Module  # E to R + 2N
+    x_proj: Callable[[Tensor], Tensor]  # E to R + 2N, a module unless norms follow it
     dt_proj: nn.Module  # R to E, with the bias of Δ
     A_log: Tensor
     D: Tensor
@@ -40,6 +41,7 @@ class MixerLayers(NamedTuple):
     out_proj: nn.Module
     directions: tuple[DirectionLayers, ...]
     halve: bool = False
+    norm: Callable[[Tensor], Tensor] | None = None  # of the sum of the scans (B, L, E), in front of the gate
 
 
 Parts = MixerWeights | MixerLayers
@@ -73,9 +75,10 @@ def mix(
 ) -> tuple[Tensor, Signals]:
     """Run a mixer; arguments and results of :func:`mtrkit.scan.mixer_forward`."""
     x, z = _project_in(hidden, parts).chunk(2, dim=1)
+    norm = parts.norm if isinstance(parts, MixerLayers) else None
     # A signal y has to be seen before the gate, so the gate moves out of the kernel if it is read; and the scan
-    # over gaps has its skip term outside.
-    gate = None if "y" in reads or gaps is not None else z
+    # over gaps has its skip term outside. A norm comes between the two.
+    gate = None if "y" in reads or gaps is not None or norm is not None else z
     ahead, behind = (None, None) if gaps is None else gaps
     # As many positions as tokens: every token lasts one.
     time = None if runs is None or runs.positions == hidden.shape[1] else _time(runs, parts, x)
@@ -86,6 +89,7 @@ def mix(
     if gate is None:
         if "y" in reads:  # written out: torch 2.6's compiler does not follow `_replace`
             signals = Signals(signals.delta, signals.delta_mean, signals.ssm_B, signals.ssm_C, y.transpose(1, 2))
+        y = y if norm is None else norm(y.transpose(1, 2)).transpose(1, 2)
         y = y * F.silu(z)
     return _project_out(y.transpose(1, 2), parts), signals
 
@@ -115,7 +119,7 @@ def _scan_direction(
     reverse: bool,
     reads: frozenset[str],
     gap: Tensor | None,
-    time: Written | Tensor | None,
+    time: Written | Runs | None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Signals]:
     """One direction on x (B, E, L): the scan's output (B, E, L) and this direction's signals."""
@@ -145,16 +149,16 @@ def _scan_direction(
     return y, signals
 
 
-def _time(runs: Runs, parts: Parts, x: Tensor) -> Written | Tensor:
-    """The sequence written out, or, where convolution and scan step through runs, how long each token lasts."""
+def _time(runs: Runs, parts: Parts, x: Tensor) -> Written | Runs:
+    """The sequence written out, or, where convolution and scan step through runs, these."""
     plain = isinstance(parts, MixerWeights) or are_plain(tuple(way.conv for way in parts.directions))
-    return runs.lengths if plain and steps_through_runs(x) else write_out(runs)
+    return runs if plain and steps_through_runs(x) else write_out(runs)
 
 
-def _scan(scan: Scan, time: Written | Tensor | None) -> Tensor:
+def _scan(scan: Scan, time: Written | Runs | None) -> Tensor:
     """On the sequence as it is; or averaged over the positions that each token lasts."""
     u, delta, A, B, C, D, z, bias, softplus, reverse = scan
-    if isinstance(time, Tensor):
+    if isinstance(time, Runs):
         return scan_runs(scan._replace(B=B.unsqueeze(1), C=C.unsqueeze(1)), time)
     if time is None:
         return selective_scan(u, delta, A, B, C, D, z, bias, softplus, reverse=reverse)
@@ -163,7 +167,7 @@ def _scan(scan: Scan, time: Written | Tensor | None) -> Tensor:
     return time.average(selective_scan(u, delta, A, B, C, D, z, bias, softplus, reverse=reverse))
 
 
-def _convolve(x: Tensor, parts: Direction, reverse: bool, time: Written | Tensor | None) -> Tensor:
+def _convolve(x: Tensor, parts: Direction, reverse: bool, time: Written | Runs | None) -> Tensor:
     if isinstance(time, Written):
         return time.average(_convolve(time.repeat(x, blank=True), parts, reverse, None))
     if isinstance(parts, DirectionLayers) and not are_plain((parts.conv,)):
@@ -213,7 +217,7 @@ def _loose(parts: Direction, name: str) -> Tensor:
     return x
 
 
-def _call(layer: Tensor | nn.Module, x: Tensor) -> Tensor:
+def _call(layer: Tensor | Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return F.linear(x, layer) if isinstance(layer, Tensor) else layer(x)
 
 

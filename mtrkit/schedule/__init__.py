@@ -1,6 +1,6 @@
 """What a reduction costs, where it happens, and how many tokens it leaves."""
 
-from mtrkit.schedule.check import check_schedule, reduction_ratio
+from mtrkit.schedule.check import check_schedule, most_removed, reduction_ratio
 from mtrkit.schedule.cost import (
     Directions,
     FlopsReport,
@@ -31,6 +31,7 @@ __all__ = [
     "check_schedule",
     "default_layers",
     "model_flops",
+    "most_removed",
     "reduction_ratio",
     "resolve_layers",
     "solve_keep",

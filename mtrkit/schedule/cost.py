@@ -48,6 +48,7 @@ class ModelShape(ABC):
         head_macs: Multiply-adds of the head: D · classes for a linear one.
         head_token_macs: Those of a head that answers at every token of the full sequence, per token: D · vocabulary.
         sequences: Sequences of ``tokens`` each that a sample is cut into; blocks count all of them.
+        frames: Patches of a clip in the direction of time; all of a frame come before those of the next.
 
     Raises:
         OptionError: A size is not an integer or out of range.
@@ -62,6 +63,7 @@ class ModelShape(ABC):
     head_macs: int
     head_token_macs: int = 0
     sequences: int = 1
+    frames: int = 1
 
     def __post_init__(self) -> None:
         for field in (field for field in fields(self) if field.name not in _NOT_SIZES):

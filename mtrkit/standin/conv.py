@@ -92,6 +92,31 @@ def causal_conv1d_update(
     return y if x.dim() == 3 else y.squeeze(-1)
 
 
+def causal_conv1d_ref(
+    x: Tensor,
+    weight: Tensor,
+    bias: Maybe = None,
+    initial_states: Maybe = None,
+    return_final_states: bool = False,
+    final_states_out: Maybe = None,
+    activation: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """:func:`causal_conv1d_fn` under the arguments of the package's reference."""
+    return causal_conv1d_fn(x, weight, bias, None, initial_states, return_final_states, final_states_out, activation)
+
+
+def causal_conv1d_update_ref(
+    x: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Maybe = None,
+    activation: str | None = None,
+    cache_seqlens: Maybe = None,
+) -> Tensor:
+    """:func:`causal_conv1d_update` under the arguments of the package's reference."""
+    return causal_conv1d_update(x, conv_state, weight, bias, activation, cache_seqlens)
+
+
 def is_silu(activation: str | None) -> bool:
     """Whether SiLU follows the convolution; other names than those of causal_conv1d raise :class:`OptionError`."""
     if activation not in (None, "silu", "swish"):

@@ -15,7 +15,7 @@ import torch
 
 from mtrkit.scan import scan_backends
 from mtrkit.standin.finder import Finder, StandInModule, is_stand_in
-from mtrkit.standin.names import EXTENSIONS, MODULES, PACKAGES, TRITON
+from mtrkit.standin.names import EXTENSIONS, MODULES, OUTSIDE, PACKAGES, TRITON
 
 _logger = logging.getLogger(__name__)
 _lock = threading.RLock()
@@ -67,8 +67,9 @@ def as_mamba_ssm(force: bool = False) -> StandIns:
 
     A plain call stays in force until ``remove()`` of what it returns; ``with mtrkit.as_mamba_ssm():`` until the end of
     the block. What imports is left alone: the compiled extensions are tried first, then the packages over them, so that
-    the Python code of a fork that is installed runs as it is. Where Triton cannot run, what needs it is replaced too. A
-    name that mtrkit does not have raises an error that says so. Code that was imported meanwhile keeps what it has.
+    the Python code of a fork that is installed runs as it is. Where Triton cannot run, what needs it is replaced too,
+    and ``mamba_ssm.utils`` if a fork does not import by it. A name that mtrkit does not have raises an error that says
+    so. Code that was imported meanwhile keeps what it has.
 
     Args:
         force: Whether to stand in for all of it, even where it imports. Modules that code has imported before keep
@@ -109,8 +110,19 @@ def _wanted(force: bool, handle: StandIns) -> Iterator[tuple[str, str]]:
     if reason and _is_installed("mamba_ssm"):
         yield from ((name, reason) for name in TRITON)
     for name in PACKAGES:
-        if reason := _why_not(name, handle):
+        reason = _why_not(name, handle)
+        if reason and name == "mamba_ssm" and _is_installed(name):
+            yield from ((outside, reason) for outside in OUTSIDE)
+            reason = _why_not(name, handle)
+        if reason:
+            _warn(name, reason)
             yield name, reason
+
+
+def _warn(name: str, reason: str) -> None:
+    """Say that what is there is not used."""
+    if _is_installed(name):
+        _logger.warning("mtrkit stands in for %s, which is installed: %s", name, reason)
 
 
 def _why_not(name: str, handle: StandIns) -> str:
@@ -127,9 +139,7 @@ def _why_not(name: str, handle: StandIns) -> str:
         importlib.import_module(name)
     except Exception as error:  # a broken installation raises anything
         _drop_remains(known)
-        reason = f"it cannot be imported ({type(error).__name__}: {error})"
-        _logger.warning("mtrkit stands in for %s, which is installed: %s", name, reason)
-        return reason
+        return f"it cannot be imported ({type(error).__name__}: {error})"
     if handle.reasons:
         handle._probed.add(name)
     return ""

@@ -1,17 +1,22 @@
-"""``mamba_ssm.Mamba`` on our mixer: its constructor, its parameters and their names, its forward pass.
+"""``mamba_ssm.Mamba`` on our mixer: its constructor, its parameters and their names, whole sequences and generation.
 
 Source: Gu and Dao, "Mamba" (arXiv:2312.00752), section 3.6 for the initial values.
 """
 
 import math
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mtrkit.errors import OptionError
-from mtrkit.scan import mixer_forward, mixer_parts
+from mtrkit.errors import InputError, OptionError
+from mtrkit.scan import mixer_forward, mixer_parts, selective_scan
 from mtrkit.scan.fastpath import known_forward
+from mtrkit.standin.conv import causal_conv1d_update, convolve, last_inputs
+from mtrkit.standin.state import selective_state_update
+
+States = tuple[Tensor, Tensor]
+"""What generation goes on from: the last inputs of the convolution (B, E, K) and the scan's state (B, E, N)."""
 
 
 @known_forward
@@ -32,7 +37,7 @@ class Mamba(nn.Module):
         conv_bias: Whether the convolution has a bias.
         bias: Whether the outer projections have one.
         use_fast_path: Has no effect: mtrkit chooses how it runs by itself.
-        layer_idx: Kept as an attribute.
+        layer_idx: Under which generation keeps this mixer's states.
         device: Of the parameters.
         dtype: Of the parameters, but for ``A_log`` and ``D``, which are float32.
 
@@ -78,20 +83,76 @@ class Mamba(nn.Module):
         self.out_proj = nn.Linear(inner, d_model, bias=bias, **place)
 
     def forward(self, hidden_states: Tensor, inference_params: Any = None, **kwargs: Any) -> Tensor:
-        """Tokens (B, L, D) to (B, L, D), with gradients; the state of a generation raises :class:`OptionError`."""
-        if inference_params is not None:
-            _refuse("inference_params")
+        """Tokens (B, L, D) to (B, L, D), with gradients.
+
+        Args:
+            hidden_states: The tokens; after the first call of a generation, the one token that follows.
+            inference_params: Where a generation keeps its states; see
+                :class:`~mtrkit.standin.generation.InferenceParams`. Default: no generation.
+            kwargs: Raise :class:`OptionError`.
+        """
         if kwargs:
             raise OptionError(f"Mamba was called with {', '.join(kwargs)}; mtrkit's stand-in takes tokens alone")
-        return mixer_forward(hidden_states, mixer_parts(self, suffixes=("",)))[0]
+        if inference_params is None:
+            return mixer_forward(hidden_states, mixer_parts(self, suffixes=("",)))[0]
+        states = self._states_in(inference_params, len(hidden_states))
+        if inference_params.seqlen_offset > 0:
+            return self.step(hidden_states, *states)[0]
+        return self._begin(hidden_states, *states)
 
-    def step(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Not supported: raises :class:`OptionError`."""
-        _refuse("step()")
+    def step(self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One more token (B, 1, D), given the states, which are brought up to date in place and returned too."""
+        if hidden_states.dim() != 3 or hidden_states.shape[1] != 1:
+            expected = f"(B, 1, {self.d_model})"
+            raise InputError(f"step() got tokens of shape {tuple(hidden_states.shape)}; expected {expected}")
+        x, z = self.in_proj(hidden_states.squeeze(1)).chunk(2, dim=-1)
+        u = causal_conv1d_update(x, conv_state, self.conv1d.weight.squeeze(1), self.conv1d.bias, "silu")
+        delta, B, C = self._project(u)
+        bias = self.dt_proj.bias
+        y = selective_state_update(ssm_state, u, delta, self._decay(), B, C, self.D, z, bias, dt_softplus=True)
+        return self.out_proj(y).unsqueeze(1), conv_state, ssm_state
 
-    def allocate_inference_cache(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Not supported: raises :class:`OptionError`."""
-        _refuse("allocate_inference_cache()")
+    def allocate_inference_cache(
+        self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> States:
+        """States of a generation that has not begun: zeros; ``max_seqlen`` has no effect."""
+        del max_seqlen, kwargs
+        weight = self.conv1d.weight
+        shapes = ((batch_size, self.d_inner, self.d_conv), (batch_size, self.d_inner, self.d_state))
+        conv_state, ssm_state = (torch.zeros(s, device=weight.device, dtype=dtype or weight.dtype) for s in shapes)
+        return conv_state, ssm_state
+
+    def _states_in(self, inference_params: Any, batch_size: int) -> States:
+        """This mixer's states, made if there are none yet."""
+        if self.layer_idx is None:
+            raise OptionError("Mamba was asked to generate, and has no layer_idx; give each mixer its own")
+        states = inference_params.key_value_memory_dict
+        if self.layer_idx not in states:
+            states[self.layer_idx] = self.allocate_inference_cache(batch_size, 0)
+        found: States = states[self.layer_idx]
+        if found[0].shape[0] != batch_size:
+            raise InputError(f"the states are of {found[0].shape[0]} samples, and {batch_size} came; begin a new one")
+        return found
+
+    def _begin(self, hidden: Tensor, conv_state: Tensor, ssm_state: Tensor) -> Tensor:
+        """A whole sequence, whose states are written down."""
+        x, z = self.in_proj(hidden).transpose(1, 2).chunk(2, dim=1)
+        u = convolve(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, None, silu=True)
+        delta, B, C = (part.transpose(1, 2) for part in self._project(u.transpose(1, 2)))
+        scan = (u, delta, self._decay(), B, C, self.D, z, self.dt_proj.bias, True)
+        y, last = selective_scan(*scan, return_last_state=True)
+        with torch.no_grad():
+            conv_state.copy_(last_inputs(x, None, self.d_conv))
+            ssm_state.copy_(last)
+        return self.out_proj(y.transpose(1, 2))
+
+    def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Δ before its bias (..., E), B and C (..., N) of tokens (..., E) behind the convolution."""
+        steps, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        return nn.functional.linear(steps, self.dt_proj.weight), B, C
+
+    def _decay(self) -> Tensor:
+        return -torch.exp(self.A_log.float())
 
     def _init_dt(self, kind: str, scale: float, limits: tuple[float, float], floor: float) -> None:
         """Δ starts log-uniform between the limits; the bias is its inverse softplus."""
@@ -105,13 +166,6 @@ class Mamba(nn.Module):
             weight.uniform_(-bound, bound) if kind == "random" else weight.fill_(bound)
             bias.copy_(dt + torch.log(-torch.expm1(-dt)))
         bias._no_reinit = True  # type: ignore[attr-defined]  # training code leaves such a bias as it is
-
-
-def _refuse(what: str) -> NoReturn:
-    raise OptionError(
-        f"Mamba was asked for {what}, and mtrkit's stand-in does not generate token by token; run whole sequences, or "
-        "install mamba_ssm"
-    )
 
 
 def _undecayed(values: Tensor) -> nn.Parameter:

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mtrkit.standin import conv, extensions, mamba, norms, scan, state
+from mtrkit.standin import block, conv, extensions, generation, hub, language, mamba, norms, scan, state
 
 EXTENSIONS = ("selective_scan_cuda", "causal_conv1d_cuda")
 PACKAGES = ("causal_conv1d", "mamba_ssm")
 TRITON = tuple(f"mamba_ssm.ops.triton.{name}" for name in ("layer_norm", "layernorm", "selective_state_update"))
+
+OUTSIDE = ("mamba_ssm.utils.generation", "mamba_ssm.utils.hf")  # which import what transformers keeps renaming
 
 _CONV = {"causal_conv1d_fn": conv.causal_conv1d_fn, "causal_conv1d_update": conv.causal_conv1d_update}
 _SCAN = {
@@ -29,7 +31,11 @@ MODULES: Mapping[str, Mapping[str, Any]] = {
         "causal_conv1d_update": extensions.conv_update,
     },
     "causal_conv1d": {"__version__": "1.4.0+mtrkit", **_CONV},
-    "causal_conv1d.causal_conv1d_interface": _CONV,
+    "causal_conv1d.causal_conv1d_interface": {
+        **_CONV,
+        "causal_conv1d_ref": conv.causal_conv1d_ref,
+        "causal_conv1d_update_ref": conv.causal_conv1d_update_ref,
+    },
     "causal_conv1d.cpp_functions": {  # from 1.5.1, for what calls the extension in its form of before
         "causal_conv1d_fwd_function": extensions.conv_forward,
         "causal_conv1d_bwd_function": extensions.conv_backward,
@@ -40,9 +46,21 @@ MODULES: Mapping[str, Mapping[str, Any]] = {
         "Mamba": mamba.Mamba,
         "selective_scan_fn": scan.selective_scan_fn,
         "mamba_inner_fn": scan.mamba_inner_fn,
+        "MambaLMHeadModel": language.MambaLMHeadModel,
+    },
+    "mamba_ssm.models": {},
+    "mamba_ssm.models.config_mamba": {"MambaConfig": language.MambaConfig},
+    "mamba_ssm.models.mixer_seq_simple": {
+        "MambaConfig": language.MambaConfig,
+        "MambaLMHeadModel": language.MambaLMHeadModel,
+        "MixerModel": language.MixerModel,
+        "create_block": language.create_block,
+        "_init_weights": language.init_weights,
     },
     "mamba_ssm.modules": {},
-    "mamba_ssm.modules.mamba_simple": {"Mamba": mamba.Mamba},
+    "mamba_ssm.modules.block": {"Block": block.Block},
+    "mamba_ssm.modules.mamba_simple": {"Mamba": mamba.Mamba, "Block": block.EarlyBlock},
+    "mamba_ssm.modules.mlp": {"GatedMLP": block.GatedMLP},
     "mamba_ssm.ops": {},
     "mamba_ssm.ops.selective_scan_interface": _SCAN,
     "mamba_ssm.ops.triton": {},
@@ -50,11 +68,26 @@ MODULES: Mapping[str, Mapping[str, Any]] = {
         "RMSNorm": norms.RMSNorm,
         "layer_norm_fn": norms.layer_norm_fn,
         "rms_norm_fn": norms.rms_norm_fn,
+        "_layer_norm_fwd": norms.layer_norm_forward,
     },
     "mamba_ssm.ops.triton.layernorm": {
         "RMSNorm": norms.RMSNorm,
         "layer_norm_fn": norms.early_layer_norm_fn,
         "rms_norm_fn": norms.early_rms_norm_fn,
     },
-    "mamba_ssm.ops.triton.selective_state_update": {"selective_state_update": state.selective_state_update},
+    "mamba_ssm.ops.triton.selective_state_update": {
+        "selective_state_update": state.selective_state_update,
+        "selective_state_update_ref": state.selective_state_update,
+    },
+    "mamba_ssm.utils": {},
+    "mamba_ssm.utils.generation": {
+        "GenerationMixin": generation.GenerationMixin,
+        "InferenceParams": generation.InferenceParams,
+        "decode": generation.decode,
+        "sample": generation.sample,
+    },
+    "mamba_ssm.utils.hf": {
+        "load_config_hf": hub.load_config_hf,
+        "load_state_dict_hf": hub.load_state_dict_hf,
+    },
 }

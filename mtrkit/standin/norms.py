@@ -106,6 +106,22 @@ def rms_norm_fn(
     return layer_norm_fn(x, weight, bias, *second, True, return_dropout_mask)
 
 
+def layer_norm_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Maybe,
+    eps: float,
+    residual: Maybe = None,
+    *,
+    residual_dtype: torch.dtype | None = None,
+    is_rms_norm: bool = False,
+) -> tuple[Tensor]:
+    """``_layer_norm_fwd``, which the package's own fused mixer calls: the norm alone, which is all that it reads."""
+    del residual_dtype  # of a sum that is not returned
+    normed, _ = _norm(x, weight, bias, residual, eps, True, False, is_rms_norm)
+    return (normed,)
+
+
 def early_layer_norm_fn(
     x: Tensor,
     weight: Tensor,

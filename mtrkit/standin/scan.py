@@ -4,14 +4,27 @@ Gradients come from torch autograd through our operators. The fused functions ar
 convolution, projections, scan, gate, projection.
 """
 
+from typing import NamedTuple
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from mtrkit.errors import InputError
 from mtrkit.scan import causal_conv1d, selective_scan
-from mtrkit.standin.conv import refuse
 
 Maybe = Tensor | None
+
+
+class Norms(NamedTuple):
+    """Weights of root-mean-square norms in front of the scan, as in Falcon-Mamba."""
+
+    delta: Maybe = None
+    B: Maybe = None
+    C: Maybe = None
+    eps: float = 1e-6
+
+
+NO_NORMS = Norms()
 
 
 def selective_scan_fn(
@@ -87,22 +100,22 @@ def mamba_inner_fn(
         C_proj_bias: (N,), the same for C.
         delta_softplus: Whether softplus is applied to Δ.
         checkpoint_lvl: Has no effect: what is kept for the backward pass is mtrkit's affair.
-        b_rms_weight: Not supported, like the next two; give ``None``.
-        c_rms_weight: See above.
-        dt_rms_weight: See above.
+        b_rms_weight: (N,), of a root-mean-square norm of the B that come from the input. Default: no norm.
+        c_rms_weight: (N,), the same for C.
+        dt_rms_weight: (R,), the same for Δ before its projection.
         b_c_dt_rms_eps: Of those norms.
 
     Returns:
         (B, L, D).
 
     Raises:
-        OptionError: An argument that is not supported.
         InputError: Shapes, dtypes or devices do not fit together.
     """
-    del checkpoint_lvl, b_c_dt_rms_eps
-    refuse("mamba_inner_fn", b_rms_weight=b_rms_weight, c_rms_weight=c_rms_weight, dt_rms_weight=dt_rms_weight)
-    scan = (A, B, C, D, delta_bias, B_proj_bias, C_proj_bias, delta_softplus)
-    y = mamba_inner_fn_no_out_proj(xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, *scan)
+    del checkpoint_lvl
+    weights = (conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight)
+    norms = Norms(dt_rms_weight, b_rms_weight, c_rms_weight, b_c_dt_rms_eps)
+    biases = (delta_bias, B_proj_bias, C_proj_bias)
+    y = _inner(xz, *weights, A, B, C, D, *biases, delta_softplus, norms=norms)
     return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
 
 
@@ -198,11 +211,12 @@ def _inner(
     softplus: bool,
     A_back: Maybe = None,
     backend: str = "auto",
+    norms: Norms = NO_NORMS,
 ) -> Tensor:
     """A mixer between its outer projections, (B, E, L); with ``A_back`` a scan from the last token is added."""
     x, z = _halves(xz)
     u = causal_conv1d(x, conv_weight, conv_bias, backend=backend)
-    delta, B, C = _project(u, x_proj, delta_proj, A, B, C, B_bias, C_bias)
+    delta, B, C = _project(u, x_proj, delta_proj, A, B, C, B_bias, C_bias, norms)
     y = selective_scan(u, delta, A, B, C, D, z, delta_bias, softplus, backend=backend)
     if A_back is None:
         return y
@@ -225,6 +239,7 @@ def _project(
     C: Maybe,
     B_bias: Maybe,
     C_bias: Maybe,
+    norms: Norms,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Δ before its bias (B, E, L), and B and C (B, N, L) where they are not given."""
     rank, states, rows = delta_proj.shape[1], A.shape[1], x_proj.shape[0]
@@ -233,11 +248,19 @@ def _project(
         raise InputError(f"x_proj_weight has {rows} rows; expected {wanted}: {rank} of Δ, {states} of each of B and C")
     projected = F.linear(u.transpose(1, 2), x_proj)
     steps, rows_B, rows_C = projected[..., :rank], projected[..., rank : rank + states], projected[..., -states:]
-    delta = F.linear(steps, delta_proj).transpose(1, 2)
-    return delta, _rows(B, rows_B, B_bias), _rows(C, rows_C, C_bias)
+    delta = F.linear(_normed(steps, norms.delta, norms.eps), delta_proj).transpose(1, 2)
+    found_B = B if B is not None else _rows(rows_B, B_bias, norms.B, norms.eps)
+    return delta, found_B, C if C is not None else _rows(rows_C, C_bias, norms.C, norms.eps)
 
 
-def _rows(given: Maybe, computed: Tensor, bias: Maybe) -> Tensor:
-    if given is not None:
-        return given
-    return (computed if bias is None else computed + bias.to(computed.dtype)).transpose(1, 2)
+def _rows(computed: Tensor, bias: Maybe, norm: Maybe, eps: float) -> Tensor:
+    biased = computed if bias is None else computed + bias.to(computed.dtype)
+    return _normed(biased, norm, eps).transpose(1, 2)
+
+
+def _normed(values: Tensor, weight: Maybe, eps: float) -> Tensor:
+    if weight is None:
+        return values
+    if weight.shape != values.shape[-1:]:
+        raise InputError(f"a norm of {weight.shape[0]} weights came for {values.shape[-1]} numbers of each token")
+    return F.rms_norm(values, weight.shape, weight.to(values.dtype), eps)

@@ -1,7 +1,7 @@
 """Pictures of where the tokens of an image go."""
 
+from mtrkit.adapters.grid import PatchGrid, patch_grid
 from mtrkit.vis.curves import Point, draw_curves
-from mtrkit.vis.grid import PatchGrid, patch_grid
 from mtrkit.vis.overlay import ROLE_COLOURS, draw_groups, draw_roles, roles
 from mtrkit.vis.sheet import draw_methods, draw_reduction, strip
 

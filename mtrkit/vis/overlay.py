@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
+from mtrkit.adapters.grid import PatchGrid
 from mtrkit.patch import TraceStage
-from mtrkit.vis.grid import PatchGrid
 
 Role = Literal["keep", "target", "source", "gone"]
 Colour = tuple[int, int, int]

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from mtrkit.adapters.grid import PatchGrid
 from mtrkit.errors import InputError
 from mtrkit.patch import Trace, TraceStage
-from mtrkit.vis.grid import PatchGrid
 from mtrkit.vis.overlay import ROLE_COLOURS, Colour, draw_groups, draw_roles, roles
 
 _PANEL = 224  # pixels on the shorter side, at least

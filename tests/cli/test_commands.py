@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 import mtrkit
@@ -110,3 +111,14 @@ def test_draw(mtrkit_run, photos, tmp_path):
         assert ran.code == 0, ran.err
         with Image.open(out) as image:
             assert image.width > image.height > 2 * 200
+
+
+def test_what_a_file_is_of_can_be_said(mtrkit_run, tmp_path):
+    file = tmp_path / "videomamba_micro_patch4_32.pth"  # which it is not
+    torch.save(mtrkit.create_model(MODEL, "pretrained").state_dict(), file)
+    ran = mtrkit_run("info", MODEL, "--checkpoint", file)
+    assert ran.code != 0 and "the weights are of VideoMamba" in ran.err and "says its name" in ran.err
+    ran = mtrkit_run("info", MODEL, "--checkpoint", file, "--origin", MODEL)
+    assert ran.code == 0 and str(file) not in ran.err
+    ran = mtrkit_run("info", MODEL, "--checkpoint", file, "--origin", MODEL, "--input-size", "1x48x48")
+    assert ran.code == 0 and ran.err.count(f"mtrkit: warning: {file}: ") == 1 and "was adapted to 1" in ran.err

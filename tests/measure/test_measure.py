@@ -12,12 +12,15 @@ from mtrkit.data import bundled_images
 from mtrkit.errors import InputError, OptionError
 from mtrkit.measure import (
     ImageSet,
+    Precision,
     Preprocess,
     check_backend,
+    forward_pass,
     image_folder,
     interleave,
     open_images,
     paired_difference,
+    peak_memory,
     predict,
     preprocess_for,
     score,
@@ -127,6 +130,26 @@ def test_summary_compares_within_rounds():
     timing = summarise(rounds, "fast", "dense", batch_size=10)
     assert (timing.images_per_second, timing.speedup, timing.rounds) == (10, 2, 3)
     assert timing.quartiles == (7.5, 15) and timing.speedup_quartiles == (2, 2.5)
+
+
+def test_peak_memory_counts_what_lies_there_at_the_same_time():
+    def run():
+        first = torch.empty(1 << 20)
+        del first
+        second = torch.empty(3 << 18)
+        return second + torch.empty(1)
+
+    assert peak_memory(run, CPU) == pytest.approx(6 << 20, rel=0.01)  # 3 MiB and its sum
+    assert peak_memory(run, CPU, held=1000) == peak_memory(run, CPU) + 1000
+    assert peak_memory(run, torch.device("meta")) is None
+
+
+def test_peak_memory_does_not_depend_on_who_ran_before():
+    model, x = micro(), torch.randn(8, 3, 32, 32)
+    run, small = forward_pass(model, x, Precision("float32")), forward_pass(model, x[:1], Precision("float32"))
+    alone = peak_memory(small, CPU)
+    run()
+    assert peak_memory(small, CPU) == alone and peak_memory(run, CPU) > 4 * alone
 
 
 def test_twins_share_weights_and_nothing_else():

@@ -47,13 +47,14 @@ GIVEN = {
     ("random", "metric"): {"operation": "merge"},
     ("random", "similarity"): {"operation": "merge"},
 }
+OF_CLIPS = ("across_frames",)  # tested in test_lengths.py
 NO_CHANGE = {("rmeeto", "similarity", "l2")}  # between unit vectors it ranks as cosine does
 
 
 def every_option():
     """(method, option, value) for all values that are no default."""
     for method in METHODS:
-        for field in dataclasses.fields(method.config):
+        for field in (field for field in dataclasses.fields(method.config) if field.name not in OF_CLIPS):
             hint = get_type_hints(method.config)[field.name]
             values = get_args(hint) if get_origin(hint) is Literal else NUMBERS.get(field.name, (False, True))
             yield from ((method.name, field.name, value) for value in values if value != field.default)

@@ -1,12 +1,15 @@
 """Other image sizes: positions follow, and the class token's row stays the class token's."""
 
 import pickle
+import warnings
 from functools import partial
 
 import pytest
 import torch
 
-from mtrkit.models import MambaReg, create_model
+import mtrkit
+from mtrkit import InputError, SizeWarning
+from mtrkit.models import MambaReg, VideoMamba, create_model
 from mtrkit.models.positions import insert_at, resize_positions, square_grid, without
 from tests.models.shared import IMAGES, real_images, tiny
 
@@ -104,3 +107,101 @@ def test_wrong_size_after_a_change_is_still_refused():
     model.set_input_size(20)
     with pytest.raises(ValueError, match="20, 20"):
         model(IMAGES)
+
+
+SIZES = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_classes": 5}
+KINDS = {
+    "middle": tiny,
+    "front": partial(tiny, class_token="front"),
+    "none": partial(tiny, class_token="none"),
+    "overlapping": partial(tiny, stride=2),
+    "registers": lambda **options: MambaReg(**(SIZES | {"num_registers": 3} | options)).eval(),
+    "clips": lambda **options: VideoMamba(**(SIZES | {"num_frames": 4} | options)).eval(),
+}
+
+
+def inputs(kind, height, width, frames=4):
+    """Two images, or clips, of a size."""
+    return torch.randn(2, 3, *((frames,) if kind == "clips" else ()), height, width)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_dynamic_size_equals_building_for_that_size(kind):
+    dynamic, fixed = KINDS[kind](dynamic_img_size=True), KINDS[kind]()
+    fixed.load_state_dict(dynamic.state_dict())
+    assert torch.equal(dynamic(x := inputs(kind, 16, 16)), fixed(x))
+    for height, width in ((20, 28), (12, 16), (32, 32)):
+        fixed.set_input_size((height, width))
+        x, fixed = inputs(kind, height, width), fixed.eval()
+        assert torch.equal(dynamic(x), fixed(x))
+        maps = [model.forward_intermediates(x, 1, intermediates_only=True)[0] for model in (dynamic, fixed)]
+        assert torch.equal(*maps) and maps[0].shape[-2:] == fixed.patch_embed.grid_size
+        fixed = KINDS[kind]()
+        fixed.load_state_dict(dynamic.state_dict())
+    assert dynamic.patch_embed.img_size == (16, 16) and dynamic.pos_embed.shape == fixed.pos_embed.shape
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_reduced_model_of_every_size_plans_anew(kind):
+    dynamic = mtrkit.apply_reduction(KINDS[kind](dynamic_img_size=True), ratio=0.2)
+    x = inputs(kind, 32, 32)
+    fixed = KINDS[kind]()
+    fixed.load_state_dict(dynamic.state_dict())
+    fixed.set_input_size(32)
+    mtrkit.apply_reduction(fixed, ratio=0.2)
+    assert torch.equal(dynamic(x), fixed(x))
+
+
+def test_positions_of_every_size_are_trained():
+    model = tiny(dynamic_img_size=True)
+    model(torch.randn(2, 3, 24, 20)).sum().backward()
+    assert model.pos_embed.grad.abs().sum(-1).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 3, 16), (2, 1, 16, 16), (2, 3, 16), (2, 3, 4, 16, 16)])
+def test_no_image_of_any_size(shape):
+    with pytest.raises(InputError, match=r"expected \(B, 3, 16, 16\)"):
+        tiny(dynamic_img_size=True)(torch.zeros(shape))
+
+
+def test_too_few_patches_for_the_registers():
+    with pytest.raises(InputError, match="3 registers stand between more patches than 2"):
+        KINDS["registers"](dynamic_img_size=True)(torch.zeros(1, 3, 4, 8))
+
+
+@torch.no_grad()
+def test_clips_of_other_lengths():
+    model, dynamic = KINDS["clips"](), KINDS["clips"](dynamic_img_size=True)
+    torch.nn.init.normal_(dynamic.temporal_pos_embedding)
+    model.load_state_dict(dynamic.state_dict())
+    x = inputs("clips", 16, 20, frames=7)
+    with pytest.raises(InputError, match=r"set_input_size\(\(height, width\), num_frames=...\).*dynamic_img_size=True"):
+        model(x)
+    model.set_input_size((16, 20), num_frames=7)
+    assert model.patch_embed.input_size == (3, 7, 16, 20) and model.temporal_pos_embedding.shape == (1, 7, 32)
+    assert torch.equal(model(x), dynamic(x))
+    with pytest.raises(InputError, match="7 frames, expected a multiple of tubelet_size=2"):
+        KINDS["clips"](dynamic_img_size=True, tubelet_size=2)(x)
+
+
+def test_what_is_cut_is_said():
+    says = r"16x19 pixels are seen up to 16x16: .* leave 0 rows at the bottom and 3 columns at the right out"
+    with pytest.warns(SizeWarning, match=says):
+        tiny(img_size=(16, 19))
+    model = tiny(dynamic_img_size=True)
+    with pytest.warns(SizeWarning, match=says):
+        model.set_input_size((16, 19))
+    with pytest.warns(SizeWarning, match="21x16"):
+        model(torch.zeros(1, 3, 21, 16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny(img_size=(20, 28)), tiny(stride=2), create_model("vim_tiny_patch16_stride8_224", depth=1)
+        model(torch.zeros(1, 3, 24, 16))
+
+
+@torch.no_grad()
+def test_what_is_cut_is_not_seen():
+    model, x = tiny(dynamic_img_size=True), torch.randn(1, 3, 18, 19)
+    torch.testing.assert_close(model(x), model(x[:, :, :16, :16]))

@@ -1,7 +1,6 @@
 """Stand-ins for forks of hustvl/Vim, by the attributes they publish: those that are reduced run, the others only look.
 
-Vim4Path, of AtlasAnalyticsLab/Vim4Path, embeds a class token twice. Famba-V, R-MeeTo and DyVM reduce by themselves,
-and AuM (kaistmm/Audio-Mamba-AuM) reads spectrograms.
+Vim4Path, of AtlasAnalyticsLab/Vim4Path, embeds a class token twice. Famba-V, R-MeeTo and DyVM reduce by themselves.
 """
 
 import torch
@@ -92,13 +91,4 @@ def dyvm():
     model = hustvl_vim.VisionMamba()
     model.pruning_loc, model.token_ratio = [2, 4], [0.7, 0.49]
     model.score_predictors = nn.ModuleList([nn.Linear(32, 2), nn.Linear(32, 2)])
-    return model
-
-
-def audio_mamba():
-    """A patch embedding without an image size, and positions as a module."""
-    model = hustvl_vim.VisionMamba()
-    model.spectrogram_size, model.use_end_cls_token, model.transpose_token_sequence = (32, 32), False, False
-    model.patch_embed = nn.Module()
-    model.patch_embed.proj = nn.Conv2d(1, 32, 4, 4)
     return model

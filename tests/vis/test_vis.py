@@ -84,7 +84,7 @@ def test_grid_of_an_unknown_model():
 
 @pytest.mark.parametrize(("rows", "columns", "size"), [(3, 5, (50, 31)), (27, 27, (224, 224)), (8, 8, (32, 32))])
 def test_boxes_cover_the_picture_once(rows, columns, size):
-    grid = PatchGrid(rows, columns, tuple(range(rows * columns)))
+    grid = PatchGrid(rows, columns, tuple(range(rows * columns)), rows * columns)
     covered = np.zeros(size[::-1], dtype=int)
     for patch in range(rows * columns):
         left, top, right, bottom = grid.box(patch, size)
@@ -114,7 +114,7 @@ def test_without_groups_roles_follow_from_where_tokens_went(operation):
 
 
 def test_tints():
-    grid = PatchGrid(2, 2, (0, 2, 3, 4))  # position 1 is a class token
+    grid = PatchGrid(2, 2, (0, 2, 3, 4), 5)  # position 1 is a class token
     picture = draw_roles(GREY, grid, {0: "keep", 1: "keep", 2: "target", 3: "source", 4: "gone"})
     red, blue, dark, pale = (picture.getpixel(place) for place in ((5, 5), (25, 5), (5, 25), (25, 25)))
     assert red[0] > red[2] and blue[2] > blue[0]
@@ -125,7 +125,7 @@ def test_tints():
 def test_merged_patches_get_their_mean_and_an_outline():
     pixels = np.zeros((40, 40, 3), dtype=np.uint8)
     pixels[:20, :20], pixels[:20, 20:], pixels[20:, :20], pixels[20:, 20:] = 10, 50, 200, 255
-    picture = draw_groups(Image.fromarray(pixels), PatchGrid(2, 2, (0, 1, 2, 3)), [[0, 1], [2]])
+    picture = draw_groups(Image.fromarray(pixels), PatchGrid(2, 2, (0, 1, 2, 3), 4), [[0, 1], [2]])
     at = picture.getpixel
     assert at((10, 10)) == at((30, 10)) == (30, 30, 30)
     assert at((10, 30)) == (200, 200, 200)

@@ -1,7 +1,7 @@
 """Export a reduced model, and run the file without mtrkit.
 
-    python examples/05_export.py                       # .onnx and .pt2 in a folder of its own
-    python examples/05_export.py --out exported        # and keep them
+    python examples/07_export.py                       # .onnx and .pt2 in a folder of its own
+    python examples/07_export.py --out exported        # and keep them
 
 Needs the extra `export`: pip install "mtrkit[export]"
 """

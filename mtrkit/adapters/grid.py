@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from mtrkit.adapters import find_adapter
+from mtrkit.adapters.host import find_adapter
 from mtrkit.errors import UnsupportedModelError
 
 Box = tuple[int, int, int, int]
@@ -22,11 +22,13 @@ class PatchGrid:
         rows: Number of rows.
         columns: Number of columns.
         positions: Position in the sequence of each patch, row by row; class and register tokens have none.
+        num_tokens: L of the whole sequence, these included.
     """
 
     rows: int
     columns: int
     positions: tuple[int, ...]
+    num_tokens: int
 
     def patches_at(self, positions: list[int]) -> list[int]:
         """The patches, numbered row by row, that stand at these positions of the sequence."""
@@ -62,18 +64,23 @@ def patch_grid(model: nn.Module, input_size: tuple[int, ...] | None = None) -> P
     adapter = find_adapter(model)
     size = input_size or adapter.input_size(model)
     shape = adapter.shape(model, size)
+    if len(size) < 3 or shape.sequences > 1:
+        raise UnsupportedModelError(
+            f"the tokens of a {type(model).__name__} are of a text or of windows; only inputs with one token per "
+            "patch have a grid"
+        )
     special = set(adapter.special_at(model)(shape.tokens)) if shape.tokens > shape.patches else set()
     positions = tuple(position for position in range(shape.tokens) if position not in special)
     frames = size[1] if len(size) == 4 else 1
     if len(positions) != shape.patches or shape.patches % frames:
         raise UnsupportedModelError(
             f"{type(model).__name__} has {shape.tokens} tokens, of which {len(special)} special, for "
-            f"{shape.patches} patches of an input {size}; what is drawn are images with one token per patch"
+            f"{shape.patches} patches of an input {size}; only inputs with one token per patch have a grid"
         )
     rows = _rows(shape.patches // frames, size[-2] / size[-1])
     of_frames = np.array(positions).reshape(frames, rows, -1)  # models see frame after frame, a strip has rows
     strip = tuple(of_frames.transpose(1, 0, 2).flatten().tolist())
-    return PatchGrid(rows, shape.patches // rows, strip)
+    return PatchGrid(rows, shape.patches // rows, strip, shape.tokens)
 
 
 def _rows(patches: int, aspect: float) -> int:

@@ -1,0 +1,63 @@
+"""``mamba_ssm.utils.hf``: configuration and weights of a published model, from a folder or the Hugging Face hub."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtrkit.errors import CheckpointError, StandInError
+
+CONFIG, WEIGHTS = "config.json", "pytorch_model.bin"
+Name = str | os.PathLike[str]
+
+
+def load_config_hf(model_name: Name) -> dict[str, Any]:
+    """The configuration of the model in a folder, or of that name on the hub."""
+    with open(_path(model_name, CONFIG), encoding="utf-8") as file:
+        found: dict[str, Any] = json.load(file)
+    return found
+
+
+def load_state_dict_hf(
+    model_name: Name, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> dict[str, torch.Tensor]:
+    """Its weights, on a device and in a dtype; nothing in the file is executed.
+
+    Raises:
+        CheckpointError: The file is not one of weights, or not there.
+    """
+    path = _path(model_name, WEIGHTS)
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of the zip file, of the pickle in it, or of what it asks for
+        raise CheckpointError(
+            f"{path} does not hold weights ({type(error).__name__}); fetch or save it again"
+        ) from error
+    return {name: value.to(device=device, dtype=dtype) for name, value in weights.items()}
+
+
+def _path(model_name: Name, file: str) -> str:
+    """Where the file lies, fetched if need be.
+
+    Raises:
+        CheckpointError: The folder has no such file, or it cannot be fetched.
+        StandInError: It is not a folder, and huggingface_hub is not installed.
+    """
+    if Path(model_name).is_dir():
+        found = Path(model_name) / file
+        if not found.is_file():
+            raise CheckpointError(f"{model_name} has no {file}")
+        return str(found)
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise StandInError(f"{model_name} is not a folder; install huggingface_hub to fetch it") from error
+    try:
+        return str(hf_hub_download(str(model_name), file))
+    except Exception as error:  # offline, unknown, full disk: the hub has an exception for each
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(
+            f"{model_name} is not a folder, and its {file} cannot be fetched from the hub: {reason}"
+        ) from error
