@@ -119,7 +119,8 @@ def is_plain(module: nn.Module) -> bool:
 def _is_hooked(own: dict[str, Any]) -> bool:
     """Whether a module of these attributes has hooks that see what it is given or what it gives."""
     kinds = own["_forward_hooks"], own["_forward_pre_hooks"], own["_backward_hooks"], own["_backward_pre_hooks"]
-    return any(kinds) and not _only_counted(kinds)
+    hooked = kinds[0] or kinds[1] or kinds[2] or kinds[3]  # compile does not notice a change behind `any`
+    return bool(hooked) and not _only_counted(kinds)
 
 
 def _only_counted(kinds: Iterable[Mapping[int, Any]]) -> bool:
@@ -144,7 +145,8 @@ def are_plain(modules: Iterable[nn.Module]) -> bool:
         torch_module._global_backward_hooks,
         torch_module._global_backward_pre_hooks,
     )
-    return (not any(kinds) or _only_counted(kinds)) and all(map(is_plain, modules))
+    hooked = kinds[0] or kinds[1] or kinds[2] or kinds[3]
+    return (not hooked or _only_counted(kinds)) and all(map(is_plain, modules))
 
 
 def tells_all(layer: nn.Module, weights: bool = True) -> bool:
