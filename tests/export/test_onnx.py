@@ -13,7 +13,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 VIM = [method for method in mtrkit.list_methods() if has_what_it_reads(method, "vim")]
-OTHERS = ["vim_mean", "vim_mambar", "hustvl_vim", "timm_vit"]
+OTHERS = ["vim_mean", "vim_mambar", "timm_vit"]
 
 
 def run(path, images):
@@ -46,8 +46,8 @@ def test_other_families(name, tmp_path):
 OPTIONS = {
     "l1": ("mtr", {"similarity": "l1"}),
     "l2": ("mtr", {"similarity": "l2"}),
-    "gaps": ("evit", {"alignment": "bias"}),
-    "lengths": ("rmeeto", {"lengths": "positions"}),
+    "gaps": ("hsa", {"state": "decay"}),
+    "lengths": ("rmeeto", {"lengths": "positions", "ratio": 0.1}),
     "kth": ("rmeeto", {"kth": 2}),
 }
 
