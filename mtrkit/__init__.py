@@ -27,6 +27,7 @@ from mtrkit.errors import (
     BackendError,
     CheckpointError,
     CheckpointWarning,
+    ExportError,
     InputError,
     MtrkitError,
     OptionError,
@@ -47,6 +48,7 @@ from mtrkit.types import BlockState, Decision, TokenMap
 
 if TYPE_CHECKING:
     from mtrkit.calibration import calibrate, find_thresholds
+    from mtrkit.exporting import export
     from mtrkit.models import VisionMamba, create_model, list_models, load_checkpoint
 
 __version__ = "0.1.0"
@@ -60,6 +62,7 @@ __all__ = [
     "CheckpointWarning",
     "Decision",
     "EveryNth",
+    "ExportError",
     "FlopsReport",
     "InputError",
     "MethodConfig",
@@ -82,6 +85,7 @@ __all__ = [
     "calibrate",
     "count_flops",
     "create_model",
+    "export",
     "find_thresholds",
     "flop_handles",
     "full_grid",
@@ -113,6 +117,10 @@ def __getattr__(name: str) -> Any:
         from mtrkit import calibration
 
         return getattr(calibration, name)
+    if name == "export":
+        from mtrkit import exporting
+
+        return exporting.export
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

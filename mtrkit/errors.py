@@ -43,6 +43,10 @@ class CheckpointError(MtrkitError, RuntimeError):
     """A checkpoint is unreadable, unsafe, or does not belong to the model."""
 
 
+class ExportError(MtrkitError, RuntimeError):
+    """The model cannot be exported to this format, or the file would not give what the model gives."""
+
+
 class CheckpointWarning(UserWarning):
     """A checkpoint was adapted to the model, or something was assumed that the file does not say."""
 

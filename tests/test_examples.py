@@ -51,6 +51,15 @@ def test_official_vim_with_a_model_of_its_form():
     assert "hustvl_vim" in done.stdout and "logits: (2, 10)" in done.stdout
 
 
+def test_export():
+    for package in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    done = run("07_export.py")
+    assert done.returncode == 0, done.stderr
+    by_onnx, by_torch = (line.partition(":")[2] for line in done.stdout.splitlines() if line.startswith("classes by"))
+    assert by_onnx.strip() == by_torch.strip() and "'method': 'mtr', 'ratio': '0.3'" in done.stdout
+
+
 def test_segment():
     done = run("segment.py", "--size", "128", "--rounds", "1")
     assert done.returncode == 0, done.stderr

@@ -27,6 +27,7 @@ FLOORS = {
     "measure": 8,
     "vis": 8,
     "dyvm": 8,
+    "exporting": 8,
     "calibration": 9,
     "finetune": 9,
     "cli": 10,

@@ -22,6 +22,7 @@ COMMANDS = {  # name → (module, what it does)
     "finetune": ("finetune", "re-train a model with its reduction in place, to get accuracy back"),
     "compare": ("compare", "methods side by side on the same images, with paired differences and plots"),
     "bench": ("bench", "measured speed-up beside the one the FLOPs promise"),
+    "export": ("export", "write a model as a file that runs without mtrkit: ONNX, .pt2"),
     "draw": ("draw", "pictures of which tokens an image keeps, and what is merged"),
     "doctor": ("doctor", "check every scan backend on this machine, and say what to install"),
 }

@@ -26,7 +26,7 @@ def wide(x: Tensor) -> Tensor:
         raise InputError(
             f"a weight of a mixer has dtype {x.dtype}; only real floating-point weights have a meaning there"
         )
-    return x if x.dtype == torch.float64 else x.float()
+    return x if x.dtype in (torch.float64, torch.float32) else x.float()
 
 
 def decay_rates(A_log: Tensor) -> Tensor:

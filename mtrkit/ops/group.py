@@ -40,7 +40,8 @@ def rank_tokens(score: Tensor, special: Tensor) -> Tensor:
     """
     limits = torch.finfo(score.dtype)
     finite = score.nan_to_num(nan=limits.min, posinf=limits.max, neginf=limits.min)
-    ranked = finite.scatter(1, special, torch.inf)  # finite before, so that nothing ties with a special token
+    # Finite before, so that nothing ties with a special token. A tensor: AOTInductor cannot write an infinite number.
+    ranked = finite.scatter(1, special, finite.new_full(special.shape, torch.inf))
     return torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, special.shape[1] :]
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mtrkit.ops.tensors import comparable, precise_product, take
 from mtrkit.scan import operators
+from mtrkit.scan.dispatch import standard_only
 from mtrkit.scan.fastpath import can_match
 
 Similarity = Literal["cosine", "l1", "l2"]
@@ -44,7 +45,7 @@ def match_nearest(metric: Tensor, src: Tensor, dst: Tensor, similarity: Similari
     scores, scale = _similarity_matrix(take(metric, src), take(metric, dst), similarity)
     first = _first_best(scores, scale)
     for _ in range(min(kth, dst.shape[1]) - 1):
-        scores = scores.scatter(2, first, -torch.inf)
+        scores = scores.scatter(2, first, scores.new_full(first.shape, -torch.inf))
         first = _first_best(scores, scale)
     return dst.gather(1, first.squeeze(2))
 
@@ -113,6 +114,8 @@ def _similarity_matrix(a: Tensor, b: Tensor, similarity: Similarity) -> tuple[Te
     if similarity == "cosine":
         return precise_product(a, b.transpose(1, 2)), 1.0
     if similarity == "l1":
+        if standard_only():
+            return -(a[:, :, None] - b[:, None]).abs().sum(dim=3), 0.0
         return -torch.cdist(a, b, p=1.0), 0.0
     a, b = _centred(a, b)
     terms = a.square().sum(-1, keepdim=True) + b.square().sum(-1)[:, None]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtrkit.native import tokens as native
 from mtrkit.ops.tensors import precise_product, take
-from mtrkit.scan.dispatch import under_transform
+from mtrkit.scan.dispatch import standard_only
 from mtrkit.scan.fastpath import can_merge
 from mtrkit.types import TokenMap
 
@@ -49,7 +49,7 @@ class Merger:
             return _merge_extreme(tokens, token_map)
         if can_merge(tokens, token_map.slot):
             return native.merge(tokens, token_map.slot, token_map.num_kept, token_map.weight)
-        if under_transform():
+        if standard_only():
             return _multiply(tokens, token_map, token_map.weight)
         if token_map.weight is None:
             return _gather_up(tokens, self.bags(), "mean")
@@ -62,7 +62,7 @@ class Merger:
             return take(size, token_map.kept)
         if can_merge(size, token_map.slot):
             return native.merge(size, token_map.slot, token_map.num_kept, mean=False)
-        if under_transform():
+        if standard_only():
             return _multiply(size, token_map, mean=False)
         return _gather_up(size, self.bags(), "sum")
 

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from mtrkit.dynamo import constant_result
 from mtrkit.errors import BackendError
 from mtrkit.registry import Registry
-from mtrkit.scan import mamba_ssm, operators, reference
+from mtrkit.scan import mamba_ssm, operators, reference, standard
 from mtrkit.scan.backend import COUNTERS, Backend, BackendStatus, dispatch_modes
 
 _logger = logging.getLogger(__name__)
@@ -20,6 +20,7 @@ _logger = logging.getLogger(__name__)
 BACKENDS: Registry[Backend] = Registry("scan backend")
 for _backend in (mamba_ssm.BACKEND, operators.BACKEND, reference.BACKEND):  # best first
     BACKENDS.add(_backend.name, _backend)
+_STANDARD = {backend.name: backend for backend in (standard.CHUNKS, standard.OPERATOR)}  # never chosen by themselves
 
 _forced = "auto"
 _requests: list[list[str]] = []  # of everyone who is inside of `use_scan_backend`, the latest last
@@ -32,6 +33,10 @@ def scan_backends() -> list[BackendStatus]:
         Named tuples ``(name, available, reason)``.
     """
     return [BackendStatus(backend.name, *backend.status()) for backend in BACKENDS]
+
+
+def _named(name: str) -> Backend:
+    return _STANDARD[name] if name in _STANDARD else BACKENDS.get(name)
 
 
 @contextmanager
@@ -49,7 +54,7 @@ def use_scan_backend(name: str) -> Iterator[None]:
     """
     global _forced
     if name != "auto":
-        _require_available(BACKENDS.get(name))
+        _require_available(_named(name))
     request = [name]  # a list, as two that ask for the same are not the same
     _requests.append(request)
     _forced = name
@@ -72,7 +77,7 @@ def backend_of(device_type: str) -> str:
 
 def writes_runs_out(name: str) -> bool:
     """Whether tokens that last several positions are written out for this backend, which costs the scan its saving."""
-    return not BACKENDS.get(name).steps_through_runs
+    return not _named(name).steps_through_runs
 
 
 def steps_through_runs(x: Tensor) -> bool:
@@ -92,7 +97,7 @@ def length_last(device: torch.device) -> bool:
 
     If not, channels should be neighbours: a (B, L, E) tensor seen through ``transpose(1, 2)``.
     """
-    return BACKENDS.get(_choose(_forced, device.type, torch.float32)).length_last
+    return _named(_choose(_forced, device.type, torch.float32)).length_last
 
 
 def choose_backend(requested: str, x: Tensor) -> Backend:
@@ -105,7 +110,7 @@ def choose_backend(requested: str, x: Tensor) -> Backend:
                 'differentiation is at work; use backend="auto", which then takes "reference"'
             )
         name = "reference"
-    return BACKENDS.get(_choose(name, x.device.type, x.dtype))
+    return _named(_choose(name, x.device.type, x.dtype))
 
 
 def under_transform() -> bool:
@@ -116,6 +121,11 @@ def under_transform() -> bool:
     if torch.compiler.is_compiling():
         return False
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def standard_only() -> bool:
+    """Whether only operators are wanted that a transform can take apart, or that another runtime knows."""
+    return _forced in _STANDARD or under_transform()
 
 
 def can_look(x: Tensor) -> bool:
@@ -134,7 +144,7 @@ def _choose(name: str, device: str, dtype: torch.dtype) -> str:
 def _chosen(name: str, device: str, dtype: torch.dtype) -> str:
     if name == "auto":
         return _best(device, dtype)
-    backend = BACKENDS.get(name)
+    backend = _named(name)
     _require_available(backend)
     refusal = backend.refuses(device, dtype)
     if refusal:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtrkit.scan.dispatch import under_transform
+from mtrkit.scan.dispatch import standard_only
 from mtrkit.types import Runs
 
 
@@ -36,7 +36,7 @@ class Written(NamedTuple):
         batch, channels, positions = x.shape
         dtype = torch.promote_types(x.dtype, torch.float32)
         rows = x.transpose(1, 2).to(dtype)
-        if under_transform():
+        if standard_only():
             return self._average_by_sums(rows).transpose(1, 2).to(x.dtype)
         every = torch.arange(batch * positions, device=x.device)
         begin = self.begin + torch.arange(batch, device=x.device)[:, None] * positions
@@ -56,6 +56,9 @@ def write_out(runs: Runs) -> Written:
     lengths = runs.lengths
     ends = lengths.cumsum(dim=1)
     positions = torch.arange(runs.positions, device=lengths.device).expand(lengths.shape[0], -1).contiguous()
-    token = torch.searchsorted(ends, positions, right=True)
+    if standard_only():
+        token = (ends[:, None] <= positions[..., None]).sum(dim=2)
+    else:
+        token = torch.searchsorted(ends, positions, right=True)
     begin = torch.cat([ends - lengths, ends[:, -1:]], dim=1)
     return Written(token.clamp(max=lengths.shape[1] - 1), positions < ends[:, -1:], begin)
