@@ -29,6 +29,11 @@ def _scan(u: Shape, delta: Shape, A: Shape, B: Shape, C: Shape, D: Shape, z: Sha
     return prod(u) * (9 * A[1] + (D is not None) + (z is not None))
 
 
+def _recurrence(step: Shape, x: Shape, A: Shape, *rest: Any) -> int:
+    """A scan's, without what is around it; A is (G, N, F)."""
+    return prod(x) * 9 * A[1]
+
+
 def _conv(x: Shape, weight: Shape, *rest: Any) -> int:
     return _convolved(x[0], x[1], x[2], weight[-1])
 
@@ -107,6 +112,7 @@ FORMULAS: Mapping[str, Formula] = {
     "mixer": _mixer,
     "add_rms_norm": _nothing,
     "delta_softplus": _nothing,
+    "recurrence": _recurrence,
     "nearest": _nearest,
     "cosines": _cosines,
 }
