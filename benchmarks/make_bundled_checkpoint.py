@@ -5,8 +5,8 @@
     python benchmarks/make_bundled_checkpoint.py --describe
 
 A file of examples/train_reference.py says itself what it is; the other, in the layout of the official training code,
-is described here. The same input gives the same bytes. ``--describe`` writes family and config anew into the files that
-are there, and leaves every byte of their tensors as it is.
+is described here. The same input gives the same bytes. ``--describe`` writes family and config again into the files
+that are there, and leaves every byte of their tensors as it is.
 """
 
 import argparse

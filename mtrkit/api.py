@@ -205,7 +205,7 @@ def full_grid(intermediate: Any, trace: Trace, fill: float = 0.0) -> Tensor:
     sequence, grid = trace.sequence(intermediate, fill), trace.grid
     if grid is None:
         raise UnsupportedModelError(
-            "the tokens of this model are not one per patch of an image, so there is no grid; trace.sequence gives "
+            "the tokens of this model are not one per patch of an image, so they have no grid; trace.sequence gives "
             "the full sequence"
         )
     if sequence.shape[1] != grid.num_tokens:
@@ -364,7 +364,7 @@ def _prepare(
     size = tuple(input_size) if input_size is not None else adapter.input_size(host)
     shape = _placed(shape_of(model, host, adapter, size), config)
     plan = _plan(shape, chosen, config, adapter.any_length, amount, layers)
-    return Reduction(chosen, config, adapter, size, adapter.special_at(host), plan, host, shape.frames)
+    return Reduction(chosen, config, adapter, size, adapter.special_at(host), plan, host)
 
 
 def _calibrated(

@@ -61,7 +61,7 @@ def find_thresholds(
     trial = twin(cast(nn.Module, getattr(model, "_orig_mod", model))).eval()
     wanted: dict[str, Any] = {"input_size": tuple(samples.shape[1:]), "layers": layers, **options}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SmallModelWarning)  # whoever applies what is found is told
+        warnings.simplefilter("ignore", SmallModelWarning)  # who applies the result is warned then
         return _find(trial, samples, ratio, method, wanted, batch_size)
 
 

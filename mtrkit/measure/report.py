@@ -54,10 +54,10 @@ def _layers(rows: list[Row]) -> str:
     for row in rows:
         if row["layers"]:
             methods.setdefault(str(row["layers"]), {})[row["method"]] = None
-    most, *others = sorted(methods, key=lambda layers: -len(methods[layers])) or [""]
-    return f", layers {most}" * bool(most) + "".join(
-        f", {layers} for {', '.join(methods[layers])}" for layers in others
-    )
+    if not methods:
+        return ""
+    most, *others = sorted(methods, key=lambda layers: -len(methods[layers]))
+    return f", layers {most}" + "".join(f", {layers} for {', '.join(methods[layers])}" for layers in others)
 
 
 def images_per_second(rows: list[Row]) -> list[float]:

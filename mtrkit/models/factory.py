@@ -38,7 +38,7 @@ def create_model(
         new_head: Whether the checkpoint may have another number of classes; the head is random then.
         initial: Whether the checkpoint may be of another model, as training only begins with it.
         origin: The model that the checkpoint is of, if it does not say it; see :func:`mtrkit.models.load_checkpoint`.
-        pos_grid: Rows and columns of its position table, if it is no square.
+        pos_grid: Rows and columns of its position table, if it is not a square.
         features_only: Whether to return a backbone instead, whose output is a list of feature maps; see
             :class:`mtrkit.models.FeatureMaps`.
         out_indices: The blocks after which its maps are taken. Default: the last three.

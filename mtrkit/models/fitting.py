@@ -12,7 +12,16 @@ from torch import Tensor
 
 from mtrkit.errors import CheckpointError
 from mtrkit.models.origin import Origin, class_place, family_name
-from mtrkit.models.positions import ClassToken, Grid, class_index, insert_at, resize_positions, square_grid, without
+from mtrkit.models.positions import (
+    ClassToken,
+    Grid,
+    class_index,
+    grid_of,
+    insert_at,
+    resize_positions,
+    square_grid,
+    without,
+)
 
 State = dict[str, Tensor]
 _PATCHES = "patch_embed.proj.weight"
@@ -249,7 +258,7 @@ def _of_other_stride(old: Grid, model: Any) -> str:
     named = model.pretrained_cfg.get("input_size", embed.img_size)[-2:]
     for size in {embed.img_size, tuple(named)}:
         for stride in _other_strides(embed):
-            if old == _grid(size, embed.patch_size, stride) != _grid(size, embed.patch_size, embed.stride):
+            if old == grid_of(size, embed.patch_size, stride) != grid_of(size, embed.patch_size, embed.stride):
                 return f"its {_sides(old)} patches are those of {_sides(size)} images at a stride of {_sides(stride)}"
     return ""
 
@@ -258,10 +267,6 @@ def _other_strides(embed: Any) -> list[tuple[int, int]]:
     """The patch size, and what divides both of its sides."""
     height, width = embed.patch_size
     return [(height // part, width // part) for part in range(1, height + 1) if not height % part and not width % part]
-
-
-def _grid(size: Any, patch: Grid, stride: Grid) -> Grid:
-    return (size[0] - patch[0]) // stride[0] + 1, (size[1] - patch[1]) // stride[1] + 1
 
 
 def _sides(pair: Any) -> str:

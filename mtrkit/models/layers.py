@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mtrkit.dynamo import refuse_proxy
 from mtrkit.errors import InputError, OptionError, SizeWarning
+from mtrkit.models.positions import grid_of
 from mtrkit.scan import fused
 from mtrkit.scan.fastpath import for_inference, known_forward, plain_tensors
 
@@ -145,7 +146,7 @@ class PatchEmbed(nn.Module):
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the patches of an image of this size."""
-        return (height - self.patch_size[0]) // self.stride[0] + 1, (width - self.patch_size[1]) // self.stride[1] + 1
+        return grid_of((height, width), self.patch_size, self.stride)
 
     def _say_what_is_cut(self, height: int, width: int) -> None:
         """Warn if the patches end before the image does."""

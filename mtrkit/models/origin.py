@@ -15,7 +15,7 @@ from typing import Any, get_args
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtrkit.models.positions import ClassToken, Grid
+from mtrkit.models.positions import ClassToken, Grid, grid_of
 
 _VIM: dict[str, Any] = {"family": "vim", "class_token": "middle", "halve": True}
 _FRONT: dict[str, Any] = {"family": "videomamba", "class_token": "front", "halve": False}
@@ -54,9 +54,7 @@ class Origin:
         """Rows and columns of the patches."""
         if self.img_size is None or self.patch_size is None or self.stride is None:
             return None
-        sides = zip(self.img_size, self.patch_size, self.stride, strict=True)
-        rows, columns = ((size - patch) // step + 1 for size, patch, step in sides)
-        return rows, columns
+        return grid_of(self.img_size, self.patch_size, self.stride)
 
     def __str__(self) -> str:
         """The family and how its models differ from others with the same names."""

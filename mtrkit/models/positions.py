@@ -32,6 +32,11 @@ def without(x: Tensor, index: int) -> Tensor:
     return torch.cat([x[:, :index], x[:, index + 1 :]], dim=1)
 
 
+def grid_of(size: Grid, patch: Grid, stride: Grid) -> Grid:
+    """Rows and columns of the patches of an image of this size."""
+    return (size[0] - patch[0]) // stride[0] + 1, (size[1] - patch[1]) // stride[1] + 1
+
+
 def square_grid(num_patches: int) -> Grid | None:
     """The square grid with so many patches, or ``None`` if there is none."""
     side = math.isqrt(max(num_patches, 0))

@@ -58,7 +58,6 @@ class Reduction:
     special_at: SpecialAt
     plan: Plan
     host: nn.Module = field(repr=False)
-    frames: int = 1  # of a clip
     correction: Correction | None = None  # of the features after the last block
     trained: nn.Module | None = field(default=None, repr=False)  # what a trained method has beside the model
     kind: "type[PatchedBlock] | None" = (
@@ -301,8 +300,8 @@ class PatchedBlock(Patched):
             num_kept, limit = self.reduction.plan.fewest(hidden.shape[1]), self._limit(hidden, self.threshold)
         if num_kept >= hidden.shape[1]:
             return None
-        special = self.reduction.special_at(began_with)
-        frame = frame_of(stream, special, self.reduction.frames) if self.reduction.frames > 1 else None
+        special, frames = self.reduction.special_at(began_with), self.reduction.plan.shape.frames
+        frame = frame_of(stream, special, frames) if frames > 1 else None
         slots = columns(stream.slot, special)
         state = BlockState(hidden, residual, stream.size, slots, signals, self.index + 1, frame, limit)
         return self.reduction.decide(self.index, state, num_kept, stream)

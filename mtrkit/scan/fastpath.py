@@ -119,13 +119,14 @@ def is_plain(module: nn.Module) -> bool:
 def _is_hooked(own: dict[str, Any]) -> bool:
     """Whether a module of these attributes has hooks that see what it is given or what it gives."""
     kinds = own["_forward_hooks"], own["_forward_pre_hooks"], own["_backward_hooks"], own["_backward_pre_hooks"]
-    hooked = kinds[0] or kinds[1] or kinds[2] or kinds[3]  # compile does not notice a change behind `any`
-    return bool(hooked) and not _only_counted(kinds)
+    return _any_count(kinds)
 
 
-def _only_counted(kinds: Iterable[Mapping[int, Any]]) -> bool:
-    """Whether all these hooks only note which module runs, for those who count FLOPs of modules."""
-    return all(getattr(hook, "__module__", None) in _COUNTERS for kind in kinds for hook in kind.values())
+def _any_count(kinds: tuple[Mapping[int, Any], ...]) -> bool:
+    """Whether there are hooks of these four kinds that do more than note which module runs, to count its FLOPs."""
+    if not (kinds[0] or kinds[1] or kinds[2] or kinds[3]):  # compile does not notice a change behind `any`
+        return False
+    return any(getattr(hook, "__module__", None) not in _COUNTERS for kind in kinds for hook in kind.values())
 
 
 def _looks_back(conv: dict[str, Any]) -> bool:
@@ -145,8 +146,7 @@ def are_plain(modules: Iterable[nn.Module]) -> bool:
         torch_module._global_backward_hooks,
         torch_module._global_backward_pre_hooks,
     )
-    hooked = kinds[0] or kinds[1] or kinds[2] or kinds[3]
-    return (not hooked or _only_counted(kinds)) and all(map(is_plain, modules))
+    return not _any_count(kinds) and all(map(is_plain, modules))
 
 
 def tells_all(layer: nn.Module, weights: bool = True) -> bool:
