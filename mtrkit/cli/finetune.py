@@ -46,7 +46,8 @@ HELP = {
     "weight_decay": "of matrices",
     "clip_norm": "longest gradient",
     "ema": "decay per step of averaged weights, which then are the result",
-    "distill": "weight of the divergence from what the same weights answer dense",
+    "distill": "weight of the divergence from what the dense model answers",
+    "teacher": "that dense model: 'itself', the weights in training, or 'before', a copy of the first ones",
     "fraction": "share of the images that is used",
     "label_smoothing": "share of the target that goes to all classes alike",
     "mixup": "α of Mixup, 0 for none",
@@ -60,7 +61,7 @@ HELP = {
     "seed": "of everything that is drawn",
 }
 DYVM = "dyvm"  # is trained in a form of its own
-_TYPES: dict[str, Any] = {"auto_augment": str, "opt": str, "precision": str}
+_TYPES: dict[str, Any] = {"auto_augment": str, "opt": str, "precision": str, "teacher": str}
 _COUNTS = ("batch_size", "accumulate", "repeats", "seed")
 
 
@@ -136,7 +137,7 @@ def _to_train(args: argparse.Namespace, recipe: "Recipe") -> tuple[Any, Any]:
             raise OptionError(f"{DYVM} takes keep, block_target and layers ({error})") from error
     if args.ratio or args.r is not None:
         reduce_model(model, args.method, args)
-    return model, CrossEntropy(recipe)
+    return model, CrossEntropy.for_model(model, recipe)
 
 
 def _prepare(args: argparse.Namespace) -> tuple[Any, "Recipe", Any]:

@@ -75,7 +75,8 @@ def estimate(
     draws, info = Draws(images, augmentation(model, recipe), recipe), reduction_info(model)
     parts = check_cut(recipe, accelerator.num_processes)
     per_pass = recipe.batch_size // parts
-    seconds, memory = _time_a_pass(model, objective or CrossEntropy(recipe), per_pass, len(images.classes), accelerator)
+    objective = objective or CrossEntropy.for_model(model, recipe)
+    seconds, memory = _time_a_pass(model, objective, per_pass, len(images.classes), accelerator)
     steps = max(1, round(recipe.epochs * draws.steps_per_epoch))
     return Estimate(
         images=len(draws.used),

@@ -1,5 +1,6 @@
 """What a re-training makes small."""
 
+import copy
 from typing import Protocol
 
 import torch
@@ -27,19 +28,29 @@ class Objective(Protocol):
 
 
 class CrossEntropy:
-    """Cross-entropy, and if asked the divergence from what the same weights answer dense.
+    """Cross-entropy, and if asked the divergence from a teacher's answers.
 
-    R-MeeTo's paper trains by the first alone. Its scripts add the second at a weight of 0.5, with a copy of the dense
-    model as the teacher. Here the teacher is the model itself with its reduction disabled, in eval mode: one model in
-    memory.
+    R-MeeTo's paper trains by the first alone. Its scripts add the second at a weight of 0.5.
+
+    Args:
+        recipe: Its ``distill`` is the weight of the divergence.
+        teacher: A copy of the model from before training; it is frozen, and its reduction does not count. Default: the
+            model itself as it is in training, with its reduction disabled and in eval mode: one model in memory.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, teacher: nn.Module | None = None) -> None:
         self.distill = recipe.distill
+        self.teacher = None if teacher is None else teacher.requires_grad_(False)
+
+    @classmethod
+    def for_model(cls, model: nn.Module, recipe: Recipe) -> "CrossEntropy":
+        """As the recipe says, for a model that is not trained yet."""
+        return cls(recipe, copy.deepcopy(model) if recipe.distill and recipe.teacher == "before" else None)
 
     def __call__(self, model: nn.Module, bare: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Objective`."""
-        lesson = _dense_answers(bare, images) if self.distill else None
+        teacher = bare if self.teacher is None else self.teacher.to(images.device)
+        lesson = _dense_answers(teacher, images) if self.distill else None
         logits = model(images).float()
         loss = F.cross_entropy(logits, targets)
         if lesson is not None:

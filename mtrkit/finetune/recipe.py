@@ -22,7 +22,9 @@ class Recipe:
         weight_decay: Of matrices; vectors and what the model names in ``no_weight_decay`` have none.
         clip_norm: Longest gradient, in the 2-norm over all weights; ``None``: any.
         ema: Decay per step of averaged weights, which then are the result; ``None``: no average.
-        distill: Weight of the Kullback-Leibler divergence from the answers that the same weights give dense.
+        distill: Weight of the Kullback-Leibler divergence from the answers of the dense model.
+        teacher: Which one that is: ``"itself"``, the weights as they are in training, or ``"before"``, a copy of those
+            from before, which takes memory but does not move.
         fraction: Share of the images that is used, in (0, 1]; which ones depends on the seed.
         label_smoothing: Share of the target that goes to all classes alike.
         mixup: α of Mixup, 0 for none (Zhang et al. 2018).
@@ -47,6 +49,7 @@ class Recipe:
     clip_norm: float | None = None
     ema: float | None = None
     distill: float = 0.0
+    teacher: Literal["itself", "before"] = "itself"
     fraction: float = 1.0
     label_smoothing: float = 0.1
     mixup: float = 0.8
@@ -72,6 +75,8 @@ class Recipe:
             raise OptionError("epochs, lr, fraction and crop_scale must be above 0")
         if self.min_lr > self.lr:
             raise OptionError(f"min_lr={self.min_lr:g} is above lr={self.lr:g}; the rate falls from lr to min_lr")
+        if self.teacher not in ("itself", "before"):
+            raise OptionError(f"teacher={self.teacher!r} is unknown; choose 'itself' or 'before'")
         if self.precision not in ("no", "bf16", "fp16"):
             raise OptionError(f"precision={self.precision!r} is unknown; choose 'no', 'bf16' or 'fp16'")
 

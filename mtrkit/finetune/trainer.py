@@ -64,7 +64,7 @@ def retrain(
     accelerator = accelerator or accelerator_for(recipe)
     check_images(model, images)
     draws = Draws(images, augmentation(model, recipe), recipe, skip_unreadable)
-    objective, preprocess = objective or CrossEntropy(recipe), preprocess or preprocess_of(model)
+    objective, preprocess = objective or CrossEntropy.for_model(model, recipe), preprocess or preprocess_of(model)
     run = Run(model, draws, RunFolder(out), recipe, objective, accelerator, preprocess)
     run.begin({"held_out": None if held_out is None else held_out.digest})
     return run.through(held_out, save_every, workers, tensorboard, show_progress)

@@ -168,13 +168,14 @@ static TARGET void FN(conv_backward_task)(const void *job, int64_t task, float *
 static TARGET void FN(project_task)(const void *job, int64_t task, float *scratch) {
     const project_job *q = job;
     const conv_job *j = &q->conv;
-    int64_t L = j->length, K = j->channels, span = span_of(q), spans = ceil_div(L, span);
-    int64_t b = task / spans, first = task % spans * span, last = first + span < L ? first + span : L;
+    int64_t L = j->length, K = j->channels, spans = ceil_div(L, q->span), part = task / (j->batch * spans);
+    int64_t b = task / spans % j->batch, first = task % spans * q->span, last = first + q->span < L ? first + q->span : L;
+    int64_t blocks = q->columns / BLOCK, begin = part * blocks / q->parts, end = (part + 1) * blocks / q->parts;
     past *p = j->lengths == NULL ? NULL : (past *)(scratch + conv_scratch(j->width));
     if (p != NULL) look_back(lasting_from(j->lengths, b, L, j->reverse), first, last, j->width, p);
     for (int64_t e = 0; e < K && j->width; e += BLOCK) FN(convolve_span)(j, b, e, first, last, p, scratch);
     walk tokens = walk_from(j->y, b, 0, L, j->reverse), out = walk_rows(q->out, b, 0, L, j->reverse);
-    for (int64_t c = 0; c < q->columns; c += BLOCK)
+    for (int64_t c = begin * BLOCK; c < end * BLOCK; c += BLOCK)
         for (int64_t from = first; from < last; from += LANES) PARTS(v) {
             float *to = out.p + from * out.t + c + v;
             FN(multiply)(tokens, from, last - from, K, q->weight + c * K + v, to, out.t);

@@ -37,4 +37,6 @@ typedef int32_t FN(vi) __attribute__((vector_size(LANES * 4)));
 #undef TARGET
 #undef SHIFT
 #undef AVX2
+#undef INTERLEAVE_LOW
+#undef INTERLEAVE_HIGH
 #undef AVX512_EXP2

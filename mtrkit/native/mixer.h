@@ -28,6 +28,8 @@ typedef struct {
 /* At most: weights that are packed, and steps of a chunk, which are products and scans. */
 enum { MIXER_PACKS = 8, MIXER_STEPS = 6 };
 
+enum { MANY_TASKS = 32 }; /* of one step: the last of them keep threads waiting for little */
+
 static int64_t filled_up(int64_t count) { return ceil_div(count, BLOCK) * BLOCK; }
 
 /* The jobs so far, and where the next weight is packed. */
@@ -70,12 +72,23 @@ static packed_weights append_packs(chain *c, const mixer_job *m) {
     return p;
 }
 
+/* Few tokens are cut into more tasks, so that threads end together; the results do not depend on it. */
+static int64_t conv_span(int64_t tokens) {
+    int64_t tiles = tokens / (MANY_TASKS * TILE);
+    return TILE * (tiles < 1 ? 1 : tiles < CONV_SPAN / TILE ? tiles : CONV_SPAN / TILE);
+}
+
+static int64_t parts_of(int64_t tokens, int64_t columns) {
+    int64_t parts = ceil_div(MANY_TASKS, ceil_div(tokens, TILE)), blocks = columns / BLOCK;
+    return parts < blocks ? parts : blocks;
+}
+
 /* The product of tokens and a packed weight; samples one behind the other fill the tiles of the product. */
 static void append_product(chain *c, float *tokens, int64_t count, int64_t channels, float *weight, int64_t columns,
                            float *out) {
     int64_t all = filled_up(columns);
     project_job job = {{.batch = 1, .channels = channels, .length = count, .y = {tokens, 0, 1, channels}},
-                       all, weight, {out, 0, 0, all}};
+                       all, weight, {out, 0, 0, all}, TILE, parts_of(count, all)};
     append(c, PROJECT, &job, sizeof job);
 }
 
@@ -101,7 +114,7 @@ static void append_direction(chain *c, const mixer_job *m, const packed_weights 
     view step = m->sum_steps ? (view){m->step, ceil_div(E, BLOCK) * L, L, 1} : (view){m->step, L * E, 1, E};
     conv_job conv = {B, E, L, m->taps, 1, i == 1, .x = x, .y = inside};
     conv.weight = w->conv_weight, conv.bias = w->conv_bias, conv.lengths = lengths;
-    project_job project = {conv, columns, p->x_proj[i], found};
+    project_job project = {conv, columns, p->x_proj[i], found, conv_span(B * L), 1};
     append(c, PROJECT, &project, sizeof project);
     scan_job scan = {.batch = B, .channels = E, .length = L, .states = N, .groups = 1, .softplus = 1};
     scan.reverse = i == 1, scan.rank = R, scan.add = i > 0, scan.sum_steps = m->sum_steps;

@@ -29,8 +29,7 @@ __declspec(dllimport) int __stdcall SwitchToThread(void);
 #define PAIR 2        /* states whose gradients are found together */
 #define TEAM_BLOCKS 4 /* channel blocks whose contributions to dB and dC are summed inside one task */
 #define SUM_SPAN 256  /* columns that one task of a sum adds up */
-#define SPAN 16       /* tokens that one task of a product takes */
-#define CONV_SPAN 64  /* where a convolution comes before it, which has to look back */
+#define CONV_SPAN 64  /* tokens that one task of a convolution takes, which has to look back */
 #define NORM_SPAN 32  /* rows that one task of a norm takes */
 #define SPINS 4096    /* looks at the others' progress before a waiting thread yields its processor */
 
@@ -81,6 +80,8 @@ typedef struct {
     int64_t columns; /* a multiple of BLOCK */
     float *weight;   /* (columns / BLOCK, channels, BLOCK), contiguous */
     rows out;        /* (batch, 1, columns, length) */
+    int64_t span;    /* tokens that one task takes, a multiple of TILE, at most CONV_SPAN */
+    int64_t parts;   /* into which the columns are cut for more tasks; 1 with a convolution */
 } project_job;
 
 typedef struct {
@@ -154,8 +155,6 @@ enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t blocks_per_group(const scan_job *j) { return ceil_div(j->channels / j->groups, BLOCK); }
 static int64_t teams_per_group(const scan_job *j) { return ceil_div(blocks_per_group(j), TEAM_BLOCKS); }
-
-static int64_t span_of(const project_job *q) { return q->conv.width ? CONV_SPAN : SPAN; }
 
 /* One direction through time: where the first visited token of a channel block lies, and the way to the next. */
 typedef struct {
@@ -300,9 +299,20 @@ static const float *rows_in(walk w, int64_t step, int64_t steps, int64_t states,
 #define FN(name) JOIN(name, SUFFIX)
 #define LOG2E 1.4426950408889634f
 
+/* Compilers without a shuffle of two vectors (GCC before 12) pack number by number. */
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLES
+#endif
+#endif
+
 #define SUFFIX _base
 #define LANES 4
 #define TARGET
+#ifdef SHUFFLES
+#define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
+#define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
+#endif
 #include "kernels.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -313,12 +323,21 @@ static const float *rows_in(walk w, int64_t step, int64_t steps, int64_t states,
 #define LANES 8
 #define TARGET __attribute__((target("avx2,fma")))
 #define AVX2
+#ifdef SHUFFLES
+#define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define INTERLEAVE_HIGH(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#endif
 #include "kernels.h"
 
 #define SUFFIX _avx512
 #define LANES 16
 #define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")))
 #define AVX512_EXP2
+#ifdef SHUFFLES
+#define INTERLEAVE_LOW(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define INTERLEAVE_HIGH(a, b) \
+    __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#endif
 #include "kernels.h"
 #endif
 
@@ -379,7 +398,7 @@ static work_size softplus_size(const void *job) {
 
 static work_size project_size(const void *job) {
     const project_job *j = job;
-    int64_t tasks = j->conv.batch * ceil_div(j->conv.length, span_of(j));
+    int64_t tasks = j->conv.batch * ceil_div(j->conv.length, j->span) * j->parts;
     return (work_size){tasks, conv_scratch(j->conv.width) + past_size(j->conv.width) / (int64_t)sizeof(float)};
 }
 
@@ -466,13 +485,17 @@ static void measure_all(const team *t, int64_t *tasks, int64_t *scratch) {
     }
 }
 
-/* Take tasks until none is left, then wait for those that others still work on: the next job may need them. The
- * wait is for tasks, not for threads, as some may never come. */
+/* Take tasks until none is left. */
 static void share_job(const header *h, int level, _Atomic int64_t *taken, _Atomic int64_t *done, float *scratch) {
     const job_kind *kind = &kinds[h->kind];
     int64_t tasks = kind->size(h + 1).tasks;
     for (int64_t task; (task = atomic_fetch_add(taken, 1)) < tasks; atomic_fetch_add(done, 1))
         kind->run[level](h + 1, task, scratch);
+}
+
+/* Wait for the tasks that others still work on. The wait is for tasks, not for threads, as some may never come. */
+static void wait_for(const header *h, _Atomic int64_t *done) {
+    int64_t tasks = kinds[h->kind].size(h + 1).tasks;
     for (int spins = 0; atomic_load(done) < tasks; spins++)
         if (spins > SPINS) YIELD();
 }
@@ -487,9 +510,13 @@ static void work(void *data) {
         return;
     }
     float *scratch = (float *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
-    const header *h = t->jobs;
-    for (int64_t k = 0; k < t->count; k++, h = after(h))
+    const header *h = t->jobs, *waits = h;
+    _Atomic int64_t *done = t->shared + 2;
+    for (int64_t k = 0; k < t->count; k++, h = after(h)) {
         share_job(h, t->level, t->shared + 1 + 2 * k, t->shared + 2 + 2 * k, scratch);
+        if (h->kind == PACK && k + 1 < t->count) continue; /* needs nothing that others of its kind do */
+        for (; waits <= h; waits = after(waits), done += 2) wait_for(waits, done);
+    }
     free(memory);
 }
 

@@ -35,6 +35,37 @@ static TARGET void FN(sum_task)(const void *job, int64_t task, float *scratch) {
     memcpy(j->dst + task / spans * j->inner + from, sum, (size_t)size * sizeof(float));
 }
 
+#ifdef INTERLEAVE_LOW
+/* LANES vectors as the rows of a square, which becomes its columns: each round puts the halves between each other. */
+INLINE void FN(transpose)(vf *rows) {
+    for (int round = LANES; round > 1; round /= 2) {
+        vf mixed[LANES];
+        for (int i = 0; i < LANES / 2; i++) {
+            mixed[2 * i] = INTERLEAVE_LOW(rows[i], rows[i + LANES / 2]);
+            mixed[2 * i + 1] = INTERLEAVE_HIGH(rows[i], rows[i + LANES / 2]);
+        }
+        memcpy(rows, mixed, sizeof mixed);
+    }
+}
+
+/* As many channels of a full block as fill vectors, and how many they are. */
+INLINE int64_t FN(pack_squares)(const float *src, int64_t K, float factor, float *dst) {
+    int64_t e = 0;
+    for (; e + LANES <= K; e += LANES) PARTS(v) {
+        vf square[LANES];
+        for (int i = 0; i < LANES; i++) square[i] = LOAD(src + (v + i) * K + e) * factor;
+        FN(transpose)(square);
+        for (int i = 0; i < LANES; i++) STORE(dst + (e + i) * BLOCK + v, square[i]);
+    }
+    return e;
+}
+#else
+INLINE int64_t FN(pack_squares)(const float *src, int64_t K, float factor, float *dst) {
+    (void)src, (void)K, (void)factor, (void)dst;
+    return 0;
+}
+#endif
+
 /* A block of columns side by side, as `multiply` reads them. */
 static TARGET void FN(pack_task)(const void *job, int64_t task, float *scratch) {
     const pack_job *j = job;
@@ -43,7 +74,8 @@ static TARGET void FN(pack_task)(const void *job, int64_t task, float *scratch) 
     float *dst = j->dst + first * K, scale = (float)j->scale, factor = j->decay ? LOG2E : scale;
     (void)scratch;
     if (count < BLOCK) memset(dst, 0, (size_t)(K * BLOCK) * sizeof(float));
-    for (int64_t e = 0; e < K; e++)
+    int64_t e = count == BLOCK ? FN(pack_squares)(src, K, factor, dst) : 0;
+    for (; e < K; e++)
         for (int64_t c = 0; c < count; c++) dst[e * BLOCK + c] = src[c * K + e] * factor;
     for (int64_t i = 0; i < K * BLOCK && j->decay; i += LANES) STORE(dst + i, FN(exp2)(LOAD(dst + i)) * -scale);
 }

@@ -131,6 +131,22 @@ def test_distillation_is_from_the_same_weights_dense():
     assert model.training and all(module.training for module in model.modules())
 
 
+def test_a_teacher_from_before_does_not_move():
+    model = reduced().train()
+    images, targets = torch.randn(4, 3, 32, 32), torch.eye(4)
+    lesson = mtrkit.remove_reduction(copy.deepcopy(model)).eval()(images).log_softmax(-1).detach()
+    objective = CrossEntropy.for_model(model, recipe(distill=0.5, teacher="before"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.05)
+    loss, logits = objective(model, model, images, targets)
+    student = logits.log_softmax(-1)
+    by_hand = -(targets * student).sum(-1).mean() + 0.5 * (lesson.exp() * (lesson - student)).sum(-1).mean()
+    torch.testing.assert_close(loss, by_hand)
+    with pytest.raises(OptionError, match=r"teacher='after' is unknown; choose 'itself' or 'before'"):
+        recipe(teacher="after")
+
+
 class Breaks:
     """An objective that is not a number from some step on."""
 
