@@ -13,20 +13,22 @@ from pathlib import Path
 from mtrkit.cli.console import print_table, say
 from mtrkit.cli.measuring import add_measuring, evaluation_from, measure_with_progress
 from mtrkit.cli.options import add_calibrations, add_data, add_reduction, positive, resolve_running
+from mtrkit.cli.pages import PAGES, add_page, check_target, save_page
+from mtrkit.cli.plots import page_of, plot_flops, plot_speed
 from mtrkit.measure import Precision
-from mtrkit.measure.candidates import DENSE, ModelChoice, candidates
+from mtrkit.measure.candidates import ModelChoice, candidates
 from mtrkit.measure.evaluation import Reference
 from mtrkit.measure.processes import Processes, joined
-from mtrkit.measure.report import as_markdown, caption, images_per_second, table
+from mtrkit.measure.report import as_markdown, caption, table
 from mtrkit.measure.results import Results, Row
 from mtrkit.models import create_model
 from mtrkit.patch import Calibration
-from mtrkit.vis.curves import Point, draw_curves
 
 EPILOG = """examples:
   mtrkit compare --model vim_micro_patch4_stride2_32 --data bundled --method mtr rmeeto random --ratio 0.2 0.3 0.4
   mtrkit compare --model vim_small_patch16_224=vim_s.pth vim_tiny_patch16_224=vim_t.pth --data imagenet/val \\
       --method mtr rmeeto utr hsa evit pumer --out compare.json --table compare.md --plot compare.png compare.svg
+  mtrkit compare --model vim_micro_patch4_stride2_32 --data bundled --method runs mtr --page compare.html
   mtrkit compare --model MODEL=FILE --data FOLDER --method rmeeto:layers=even rmeeto:layers=odd --ratio 0 --r 5 11
 """
 
@@ -52,11 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--title", default="", help="a line above table and plots")
     parser.add_argument("--table", type=Path, metavar="FILE", help="Markdown table")
     parser.add_argument(
-        "--plot", type=Path, nargs="+", default=[], metavar="FILE", help="accuracy against GFLOPs, .png or .svg"
+        "--plot", type=Path, nargs="+", default=[], metavar="FILE", help="accuracy lost against GFLOPs, .png or .svg"
     )
     parser.add_argument(
-        "--speed-plot", type=Path, nargs="+", default=[], metavar="FILE", help="accuracy against images/s"
+        "--speed-plot", type=Path, nargs="+", default=[], metavar="FILE", help="accuracy lost against images/s"
     )
+    add_page(parser, "the table, and a plot with the numbers of every point")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, processes: Processes) -> int:
+    if args.page:
+        check_target(args.page, PAGES, "pages")
     results = Results(args.out if processes.main else None)
     device, precision = resolve_running(args), Precision(args.dtype)
     rows: list[Row] = []
@@ -97,19 +102,8 @@ def _report(args: argparse.Namespace, rows: list[Row]) -> None:
         text = head + as_markdown(columns, cells) + f"\n{caption(rows, against, args.command_line)}\n"
         args.table.write_text(text, encoding="utf-8")
     if args.plot:
-        _plot(rows, [float(row["gflops"]) for row in rows], "GFLOPs", args.plot, args.title)
+        plot_flops(rows, args.plot, args.title)
     if args.speed_plot:
-        timed = [row for row in rows if row.get("speedup")]
-        _plot(timed, images_per_second(timed), "images/s", args.speed_plot, args.title)
-
-
-def _plot(rows: list[Row], costs: list[float], unit: str, files: list[Path], title: str) -> None:
-    lines: dict[str, list[Point]] = {}
-    dense: dict[str, Point] = {}
-    for row, cost in zip(rows, costs, strict=True):
-        point = Point(cost, float(row["top1"]), float(row["top1_low"]), float(row["top1_high"]))
-        if row["method"] == DENSE:
-            dense[row["model"]] = point
-        else:
-            lines.setdefault(row["method"], []).append(point)
-    draw_curves(lines, dense, unit, files, title)
+        plot_speed(rows, args.speed_plot, args.title)
+    if args.page:
+        save_page(args.page, page_of(rows, args))

@@ -7,22 +7,19 @@ pointer, importance, the answers before and after, and what was measured.
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mtrkit.api import trace_reduction
-from mtrkit.cli.console import say
-from mtrkit.cli.inputs import Seen, add_preprocessing, name_of, read_input
+from mtrkit.cli.console import print_table, say
+from mtrkit.cli.inputs import add_preprocessing, read_input
 from mtrkit.cli.loading import load_model
 from mtrkit.cli.options import add_model, add_reduction, whole
-from mtrkit.errors import InputError, OptionError, ScheduleError
-from mtrkit.measure import Precision, Timing, describe_machine, forward_pass, interleave, summarise
-from mtrkit.measure.candidates import DENSE, Candidate, candidates
-from mtrkit.measure.labels import class_labels
-from mtrkit.vis import Answer, Cost, Pass, Shown, animate_reduction, draw_reduction, patch_grid, tokens_page
+from mtrkit.cli.pages import PAGES, add_page, check_target, save_page
+from mtrkit.cli.tracing import RATIO, SLIDER, Drawn, trace_all
+from mtrkit.errors import InputError
+from mtrkit.measure import describe_machine, takes_clips
+from mtrkit.vis import Shown, animate_reduction, draw_reduction, patch_grid, tokens_page
 
 EPILOG = """examples:
   mtrkit draw vim_micro_patch4_stride2_32 bundled:13 bundled:310 --method runs --out tokens.png
@@ -34,10 +31,6 @@ EPILOG = """examples:
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _ANIMATIONS = (".gif", ".webp")
-_RATIO = 0.3
-_SLIDER = (0.1, 0.2, 0.3, 0.4, 0.5)
-_TOP = 5
-_FULL = Precision("float32")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE",
         help="image files, or bundled:7 for one that comes with mtrkit; video files for a model of clips",
     )
-    add_reduction(parser, [_RATIO])
+    add_reduction(parser, [RATIO])
     parser.set_defaults(ratio=None)
     parser.add_argument(
         "--map",
@@ -61,150 +54,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help=".png, .jpg or .webp; of a clip .gif and .webp are animations (default: mtrkit_draw.png, or none beside --page)",
+        help=".png, .jpg or .webp; of a clip .gif and .webp are animations (default: mtrkit_draw.png, unless --page is "
+        "given)",
     )
-    parser.add_argument(
-        "--page",
-        type=Path,
-        metavar="FILE",
-        help=f"an .html file with all of it; its slider goes over --ratio (default: {' '.join(map(str, _SLIDER))})",
-    )
+    add_page(parser, f"all of it on a page, with a slider over --ratio (default there: {' '.join(map(str, SLIDER))})")
     parser.add_argument("--rounds", type=whole, default=5, help="rounds of timing for --page, 0 for none (default: 5)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Read the images, run the models on them, and write a picture, a page or both."""
     out = args.out or (None if args.page else Path("mtrkit_draw.png"))
-    _check_targets(out, args.page)
     model = load_model(args)
+    _check_targets(args, out, takes_clips(model))
     seen = [read_input(path, args, model) for path in args.images]
-    batch = torch.stack([each.tensor for each in seen])
-    dense, *reduced = _candidates(args, model)
-    labels = class_labels(args.model, args.checkpoint, int(dense.model(batch[:1]).shape[-1]))
-    shown = _shown(args.images, seen, _top(dense.model, batch, labels))
-    timings = _timings([dense, *reduced], batch, args.rounds if args.page else 0)
-    passes = [_traced(each, batch, labels, timings.get(each.name)) for each in reduced]
+    drawn = trace_all(args, model, seen, rounds=args.rounds if args.page else 0)
+    _say_answers(drawn)
     if out:
-        _save_picture(args, out, shown, passes, model)
-        say(*_sentences(shown, passes), f"picture: {out}")
+        _save_picture(args, out, drawn, model)
+        say(f"picture: {out}")
     if args.page:
-        cost = _cost(dense, timings.get(DENSE))
-        page = tokens_page(shown, passes, patch_grid(model), cost, _title(args), _about(args, model, len(batch)))
-        args.page.write_text(page, encoding="utf-8")
-        say(f"page: {args.page} ({args.page.stat().st_size / 1e6:.2f} MB); open it in a browser")
+        save_page(args.page, _page(args, drawn, model))
     return 0
 
 
-def _check_targets(out: Path | None, page: Path | None) -> None:
-    if out and out.suffix.lower() not in (*_PICTURES, *_ANIMATIONS):
-        raise InputError(f"{out}: pictures are written as .png, .jpg, .webp or .gif; give one of these suffixes")
-    if page and page.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"{page}: pages are written as .html; give this suffix")
-    for path in filter(None, (out, page)):
-        if not path.absolute().parent.is_dir():
-            raise InputError(f"{path.parent} is not a folder; make it first, or write elsewhere")
+def _check_targets(args: argparse.Namespace, out: Path | None, clips: bool) -> None:
+    if out:
+        check_target(out, (*_PICTURES, *_ANIMATIONS), "pictures")
+        if not clips and out.suffix.lower() not in _PICTURES:
+            raise InputError(
+                f"{out}: such a file shows the frames of a clip, and {args.model} takes images; write a .png"
+            )
+    if args.page:
+        check_target(args.page, PAGES, "pages")
 
 
-def _candidates(args: argparse.Namespace, model: nn.Module) -> list[Candidate]:
-    """The dense model and its reductions; of the slider's own ratios those that every method reaches."""
-    ratios = args.ratio
-    if ratios is None:
-        ratios = [] if args.r else [_RATIO] if args.page is None else _reachable(args, model)
-    found = candidates(model, args.method, ratios, args.layers, dict(args.option), args.r)
-    if len(found) == 1:
-        raise OptionError("--ratio 0 reduces nothing, so there is nothing to draw; give a ratio above 0")
-    return found
+def _save_picture(args: argparse.Namespace, out: Path, drawn: Drawn, model: nn.Module) -> None:
+    shown = drawn.inputs, drawn.passes, patch_grid(model), args.map, args.model
+    if len(drawn.inputs[0].frames) == 1 or out.suffix.lower() not in _ANIMATIONS:
+        draw_reduction(*shown).save(out)
+        return
+    first, *others = animate_reduction(*shown)
+    first.save(out, save_all=True, append_images=others, duration=_duration(drawn.inputs[0]), loop=0)
 
 
-def _reachable(args: argparse.Namespace, model: nn.Module) -> list[float]:
-    found = []
-    for ratio in _SLIDER:
-        try:
-            candidates(model, args.method, [ratio], args.layers, dict(args.option))
-        except ScheduleError:
-            say(f"ratio {ratio:g} is out of reach for {', '.join(each.text for each in args.method)}; left out")
-        else:
-            found.append(ratio)
-    return found
-
-
-def _top(model: nn.Module, batch: Tensor, labels: Sequence[str] | None) -> list[list[Answer]]:
-    """For each input the likeliest classes, by name if that is known."""
-    with torch.inference_mode():
-        return _answers(model(batch), labels)
-
-
-def _answers(logits: Tensor, labels: Sequence[str] | None) -> list[list[Answer]]:
-    probabilities, numbers = logits.float().softmax(dim=-1).topk(min(_TOP, logits.shape[-1]))
-    return [
-        [
-            Answer(f"class {number}" if labels is None else labels[number], share)
-            for number, share in zip(*both, strict=True)
-        ]
-        for both in zip(numbers.tolist(), probabilities.tolist(), strict=True)
-    ]
-
-
-def _shown(paths: Sequence[str], seen: Sequence[Seen], tops: Sequence[Sequence[Answer]]) -> list[Shown]:
-    return [
-        Shown(each.frames, name_of(path), top, each.times) for path, each, top in zip(paths, seen, tops, strict=True)
-    ]
-
-
-def _traced(candidate: Candidate, batch: Tensor, labels: Sequence[str] | None, timing: Timing | None) -> Pass:
-    with torch.inference_mode(), trace_reduction(candidate.model) as trace:
-        tops = _answers(candidate.model(batch), labels)
-    amount = candidate.amount if candidate.r is not None else f"ratio {candidate.amount}"
-    return Pass(candidate.method, amount, trace, tops, _cost(candidate, timing))
-
-
-def _cost(candidate: Candidate, timing: Timing | None) -> Cost:
-    return (
-        Cost(candidate.gflops) if timing is None else Cost(candidate.gflops, timing.images_per_second, timing.speedup)
-    )
-
-
-def _timings(found: Sequence[Candidate], batch: Tensor, rounds: int) -> dict[str, Timing]:
-    """Candidate → its speed on these inputs, all timed in turns; nothing without rounds."""
-    if not rounds:
-        return {}
-    passes = {each.name: forward_pass(each.model, batch, _FULL) for each in found}
-    taken = list(interleave(passes, batch.device, rounds=rounds, seconds=0.1))
-    return {each.name: summarise(taken, each.name, DENSE, len(batch)) for each in found}
-
-
-def _save_picture(
-    args: argparse.Namespace, out: Path, shown: Sequence[Shown], passes: Sequence[Pass], model: nn.Module
-) -> None:
-    drawn = shown, passes, patch_grid(model), args.map, args.model
-    clips = len(shown[0].frames) > 1
-    if clips and out.suffix.lower() in _ANIMATIONS:
-        first, *others = animate_reduction(*drawn)
-        first.save(out, save_all=True, append_images=others, duration=_durations(shown), loop=0)
-    elif out.suffix.lower() in _PICTURES:
-        draw_reduction(*drawn).save(out)
-    else:
-        raise InputError(f"{out}: a .gif shows the frames of a clip, and {args.model} takes images; write a .png")
-
-
-def _durations(shown: Sequence[Shown]) -> int:
-    """Milliseconds for each frame of an animation: half of its own speed, but fast enough to be seen as one."""
-    times = shown[0].times
-    gap = 0.25 if not times or len(times) < 2 else (times[-1] - times[0]) / (len(times) - 1)
+def _duration(shown: Shown) -> int:
+    """Milliseconds for each frame of an animation: twice the time between frames, within what is still seen as one."""
+    times = shown.times or (0.0, 0.25)
+    gap = (times[-1] - times[0]) / max(1, len(times) - 1)
     return round(1000 * min(1.0, max(0.2, 2 * gap)))
 
 
-def _sentences(shown: Sequence[Shown], passes: Sequence[Pass]) -> list[str]:
-    return [
-        f"{each.name}, dense: {each.top[0]}; "
-        + "; ".join(f"{one.name}: {one.tops[i][0]}" for one in passes if one.tops)
-        for i, each in enumerate(shown)
-    ]
+def _say_answers(drawn: Drawn) -> None:
+    """A line for each reduction, a column for each input."""
+    lines = [("dense", *(str(each.top[0]) for each in drawn.inputs))]
+    lines += [(one.name, *(str(top[0]) for top in one.tops or ())) for one in drawn.passes]
+    columns = ("reduction", *(each.name for each in drawn.inputs))
+    print_table(columns, lines, text=range(len(columns)))
 
 
-def _title(args: argparse.Namespace) -> str:
-    methods = ", ".join(dict.fromkeys(choice.text for choice in args.method))
-    return f"Where the tokens go: {args.model}, {methods}"
+def _page(args: argparse.Namespace, drawn: Drawn, model: nn.Module) -> str:
+    title = f"Where the tokens go: {args.model}, {', '.join(dict.fromkeys(one.method for one in drawn.passes))}"
+    about = _about(args, model, len(drawn.inputs))
+    return tokens_page(drawn.inputs, drawn.passes, patch_grid(model), drawn.dense, title, about)
 
 
 def _about(args: argparse.Namespace, model: nn.Module, batch: int) -> dict[str, str]:
@@ -213,9 +124,9 @@ def _about(args: argparse.Namespace, model: nn.Module, batch: int) -> dict[str, 
     timed = f"medians of {args.rounds} rounds in turns, {batch} at a time, float32" if args.rounds else ""
     return {
         "Model": f"{args.model}, weights: {args.checkpoint or 'random, so the answers mean nothing'}",
-        "Speed": timed,
-        "Machine": f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, scan {machine['scan']}",
         "FLOPs": "of one input, one scan direction counted, as papers do; the cost of reducing is included",
-        "Made by": f"mtrkit {machine['mtrkit']}, {machine['time']}",
+        "Speed": timed,
+        "Machine": "{device}, {threads} threads, torch {torch}, scan {scan}".format(**machine),
+        "Made by": "mtrkit {mtrkit}, {time}".format(**machine),
         "Command": args.command_line,
     }

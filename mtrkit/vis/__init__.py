@@ -1,7 +1,8 @@
 """Pictures and pages of where the tokens of an image go, and plots of what that costs."""
 
 from mtrkit.adapters.grid import PatchGrid, patch_grid
-from mtrkit.vis.curves import Point, draw_curves
+from mtrkit.vis.comparing import compare_page
+from mtrkit.vis.curves import Dense, Point, draw_curves
 from mtrkit.vis.groups import Group, merged_groups
 from mtrkit.vis.overlay import ROLE_COLOURS, draw_groups, draw_importance, draw_roles
 from mtrkit.vis.page import data_of, render_page
@@ -14,6 +15,7 @@ __all__ = [
     "ROLE_COLOURS",
     "Answer",
     "Cost",
+    "Dense",
     "Group",
     "Map",
     "Pass",
@@ -23,6 +25,7 @@ __all__ = [
     "Shown",
     "StageView",
     "animate_reduction",
+    "compare_page",
     "data_of",
     "draw_curves",
     "draw_groups",

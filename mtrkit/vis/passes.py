@@ -75,8 +75,8 @@ def check_traces(inputs: Sequence[Shown], passes: Sequence[Pass]) -> None:
         traced = len(each.trace.slot) if each.trace.stages else 0
         if traced != len(inputs):
             raise InputError(
-                f"{len(inputs)} inputs were given, and the trace of {each.name} is of {traced}; trace one pass on exactly "
-                "these inputs"
+                f"{len(inputs)} inputs were given, and the trace of {each.name} is of {traced}; trace one pass on "
+                "exactly these inputs"
             )
     if len({len(shown.frames) for shown in inputs}) > 1:
         raise InputError("the inputs of one picture or page must have the same number of frames")
