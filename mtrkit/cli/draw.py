@@ -16,7 +16,7 @@ from mtrkit.cli.inputs import add_preprocessing, read_input
 from mtrkit.cli.loading import load_model
 from mtrkit.cli.options import add_model, add_reduction, whole
 from mtrkit.cli.pages import PAGES, add_page, check_target, save_page
-from mtrkit.cli.tracing import RATIO, SLIDER, Drawn, trace_all
+from mtrkit.cli.tracing import RATIO, SLIDER, Drawn, check_amounts, trace_all
 from mtrkit.errors import InputError
 from mtrkit.measure import describe_machine, takes_clips
 from mtrkit.vis import Shown, animate_reduction, draw_reduction, patch_grid, tokens_page
@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read the images, run the models on them, and write a picture, a page or both."""
     out = args.out or (None if args.page else Path("mtrkit_draw.png"))
+    check_amounts(args)
     model = load_model(args)
     _check_targets(args, out, takes_clips(model))
     seen = [read_input(path, args, model) for path in args.images]

@@ -54,31 +54,33 @@ def trace_all(args: argparse.Namespace, model: nn.Module, seen: Sequence[Seen], 
     return Drawn(inputs, passes, cost(dense))
 
 
+def check_amounts(args: argparse.Namespace) -> None:
+    """Raise :class:`OptionError` if nothing is to be removed."""
+    if args.ratio is not None and not any(args.ratio) and not args.r:
+        raise OptionError("a ratio of 0 reduces nothing, so there is nothing to draw; give --ratio above 0")
+
+
 def wanted_candidates(args: argparse.Namespace, model: nn.Module) -> list[Candidate]:
     """The dense model and its reductions; without --ratio, for a page those that every method reaches.
 
     Raises:
-        OptionError: There is no reduction.
+        ScheduleError: None of these is within reach.
     """
     ratios = args.ratio
     if ratios is None:
         ratios = [] if args.r else [RATIO] if args.page is None else _reachable(args, model)
-    found = candidates(model, args.method, ratios, args.layers, dict(args.option), args.r)
-    if len(found) == 1:
-        raise OptionError("a ratio of 0 reduces nothing, so there is nothing to draw; give --ratio above 0")
-    return found
+    return candidates(model, args.method, ratios, args.layers, dict(args.option), args.r)
 
 
 def _reachable(args: argparse.Namespace, model: nn.Module) -> list[float]:
-    found = []
-    for ratio in SLIDER:
+    for count in range(len(SLIDER), 1, -1):
         try:
-            candidates(model, args.method, [ratio], args.layers, dict(args.option))
+            candidates(model, args.method, SLIDER[:count], args.layers, dict(args.option))
         except ScheduleError as error:
-            say(f"ratio {ratio:g} is left out: {error}")
+            say(f"ratio {SLIDER[count - 1]:g} is left out: {error}")
         else:
-            found.append(ratio)
-    return found
+            return list(SLIDER[:count])
+    return [SLIDER[0]]
 
 
 def _answers(logits: Tensor, labels: Sequence[str] | None) -> list[list[Answer]]:

@@ -10,8 +10,8 @@ def compare_page(points: Sequence[Mapping[str, Any]], title: str, about: Mapping
     """Return a page, as HTML, of measured models side by side.
 
     Args:
-        points: One for each, with the fields of :class:`mtrkit.measure.comparison.Compared`; ``difference`` is a mapping
-            of ``share``, ``low`` and ``high``, or ``None``.
+        points: One for each, with the fields of :class:`mtrkit.measure.comparison.Compared`; ``difference`` is
+            a mapping of ``share``, ``low`` and ``high``, or ``None``.
         title: Of the page.
         about: Lines at its end: what the numbers are of.
     """

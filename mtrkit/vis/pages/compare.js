@@ -58,37 +58,46 @@ function drawPlot() {
   const { x, y, across, up } = scales(shown);
   svg.append(axes(x, y, across, up));
   const few = methods.length - state.hidden.size <= FEW;
+  const place = (point) => x(cost(point)) + (few ? besides(point) : 0);
   const body = shape("g", few ? { class: "few" } : {});
-  body.append(front(shown, x, y));
+  body.append(front(shown, place, y));
   for (const method of methods) {
     const line = shown.filter((point) => point.method === method).sort((a, b) => cost(a) - cost(b));
-    const corners = line.map((point) => `${x(cost(point))},${y(gain(point)[0])}`).join(" ");
+    const corners = line.map((point) => `${place(point)},${y(gain(point)[0])}`).join(" ");
     if (line.length > 1) body.append(shape("polyline", { class: `curve ${seriesOf(line[0])}`, points: corners }));
   }
-  for (const point of shown) body.append(drawPoint(point, x, y));
+  for (const point of shown) body.append(drawPoint(point, place(point), y));
   svg.append(body);
   byId("plot").replaceChildren(svg);
 }
 
+/** Pixels by which methods that have the same cost stand apart, so that their intervals do not cover each other. */
+function besides(point) {
+  const shown = methods.filter((method) => !state.hidden.has(method));
+  if (point.dense || state.cost !== "gflops") return 0;
+  return 9 * (shown.indexOf(point.method) - (shown.length - 1) / 2);
+}
+
+function label(text, attributes) {
+  const element = shape("text", attributes);
+  element.textContent = text;
+  return element;
+}
+
 function axes(x, y, across, up) {
   const group = shape("g", { "aria-hidden": "true" });
-  const text = (content, attributes) => {
-    const element = shape("text", attributes);
-    element.textContent = content;
-    return element;
-  };
   for (const value of across.found) {
     group.append(shape("line", { class: "grid", x1: x(value), x2: x(value), y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }));
-    group.append(text(value.toFixed(across.digits), { class: "tick", x: x(value), y: HEIGHT - MARGIN.bottom + 18, "text-anchor": "middle" }));
+    group.append(label(value.toFixed(across.digits), { class: "tick", x: x(value), y: HEIGHT - MARGIN.bottom + 18, "text-anchor": "middle" }));
   }
   for (const value of up.found) {
     const zero = state.gain === "change" && Math.abs(value) < 1e-9;
     group.append(shape("line", { class: zero ? "zero" : "grid", x1: MARGIN.left, x2: WIDTH - MARGIN.right, y1: y(value), y2: y(value) }));
-    group.append(text(value.toFixed(up.digits).replace("-", "−"), { class: "tick", x: MARGIN.left - 8, y: y(value) + 4, "text-anchor": "end" }));
+    group.append(label(value.toFixed(up.digits).replace("-", "−"), { class: "tick", x: MARGIN.left - 8, y: y(value) + 4, "text-anchor": "end" }));
   }
   const middle = (MARGIN.top + HEIGHT - MARGIN.bottom) / 2;
-  group.append(text(state.cost === "gflops" ? "GFLOPs for one input" : "inputs per second", { x: (MARGIN.left + WIDTH - MARGIN.right) / 2, y: HEIGHT - 8, "text-anchor": "middle" }));
-  group.append(text(state.gain === "change" ? "points from dense" : "top-1, %", { x: 0, y: 0, "text-anchor": "middle", transform: `translate(14 ${middle}) rotate(-90)` }));
+  group.append(label(state.cost === "gflops" ? "GFLOPs for one input" : "inputs per second", { x: (MARGIN.left + WIDTH - MARGIN.right) / 2, y: HEIGHT - 8, "text-anchor": "middle" }));
+  group.append(label(state.gain === "change" ? "points from dense" : "top-1, %", { x: 0, y: 0, "text-anchor": "middle", transform: `translate(14 ${middle}) rotate(-90)` }));
   return group;
 }
 
@@ -102,14 +111,14 @@ function unbeaten(shown) {
   return found;
 }
 
-function front(shown, x, y) {
-  const corners = unbeaten(shown).map((point) => `${x(cost(point))},${y(gain(point)[0])}`);
+function front(shown, place, y) {
+  const corners = unbeaten(shown).map((point) => `${place(point)},${y(gain(point)[0])}`);
   return shape("polyline", { class: "front", points: corners.join(" ") });
 }
 
-function drawPoint(point, x, y) {
+function drawPoint(point, left, y) {
   const [value, low, high] = gain(point);
-  const [left, top] = [x(cost(point)), y(value)];
+  const top = y(value);
   const classes = `point ${seriesOf(point)}${state.chosen === point.index ? " chosen" : ""}`;
   const group = shape("g", { class: classes, tabindex: "0", role: "img", "aria-label": describe(point) });
   group.dataset.index = point.index;
@@ -117,6 +126,7 @@ function drawPoint(point, x, y) {
     shape("line", { class: "interval", x1: left, x2: left, y1: y(low), y2: y(high) }),
     shape("circle", { class: "halo", cx: left, cy: top, r: 12 }),
     mark(markOf(point), left, top),
+    label(point.amount, { class: "amount", x: left + 8, y: top - 8, "aria-hidden": "true" }),
   );
   group.addEventListener("pointerenter", () => choose(point.index));
   group.addEventListener("focus", () => choose(point.index));
