@@ -1,6 +1,6 @@
 """Vision Mamba models of our own, and safe loading of their checkpoints.
 
-Importing this package registers the models with timm too, if timm is installed.
+Importing this package registers the models with timm too, once timm is imported.
 """
 
 from mtrkit.models._timm import register_with_timm
