@@ -8,15 +8,19 @@ do for clips, each the strip of its frames.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mtrkit.api import trace_reduction
-from mtrkit.cli.console import say
+from mtrkit.cli.console import Output
+from mtrkit.cli.files import PICTURES, check_target, save_picture
 from mtrkit.cli.inputs import add_preprocessing, read_input
 from mtrkit.cli.loading import load_model, reduce_model
 from mtrkit.cli.options import add_model, add_reduction
-from mtrkit.errors import InputError, OptionError
+from mtrkit.cli.predictions import RANDOM_NOTE, Prediction, predictions
+from mtrkit.errors import OptionError
+from mtrkit.patch import Trace
 from mtrkit.vis import draw_methods, draw_reduction, patch_grid
 
 EPILOG = """examples:
@@ -29,7 +33,7 @@ EPILOG = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the images, one reduction, and where to write."""
-    add_model(parser, checkpoint="pretrained")
+    add_model(parser, "pretrained")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files; video files for a model of clips")
     add_reduction(parser, [0.3], many=False)
     add_preprocessing(parser)
@@ -38,33 +42,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the images, run the model on them, and write one picture."""
-    if args.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise InputError(f"{args.out}: pictures are written as .png, .jpg or .webp; give one of these suffixes")
+    check_target(args.out, PICTURES, "pictures")
     if args.ratio == 0:
         raise OptionError("--ratio 0 reduces nothing, so there is nothing to draw; give a ratio above 0")
     model = load_model(args)
     seen, inputs = zip(*(read_input(path, args, model) for path in args.images), strict=True)
     batch = torch.stack(inputs)
     grid, names = patch_grid(model), [Path(path).name for path in args.images]
-    traces, predicted = {}, {}
+    traces: dict[str, Trace] = {}
+    predicted: dict[str, list[Prediction]] = {}
     for method in args.method:
         reduce_model(model, method, args)
         with torch.inference_mode(), trace_reduction(model) as traces[method.text]:
-            predicted[method.text] = model(batch).argmax(dim=-1).tolist()
+            predicted[method.text] = predictions(model(batch), args, model)
     captions = {text: _captions(names, classes) for text, classes in predicted.items()}
     if len(traces) == 1 and batch.dim() == 4:
         text, trace = traces.popitem()
         title = f"{args.model}, {text} at {_amount(args)}"
-        draw_reduction(seen, trace, grid, captions[text], title).save(args.out)
+        save_picture(draw_reduction(seen, trace, grid, captions[text], title), args.out)
     else:
-        draw_methods(seen, traces, grid, names, f"{args.model} at {_amount(args)}").save(args.out)
-    say(*(f"{text}: {line}" for text, lines in captions.items() for line in lines))
-    say(f"picture: {args.out}")
+        save_picture(draw_methods(seen, traces, grid, names, f"{args.model} at {_amount(args)}"), args.out)
+    out = Output(args.json)
+    out.say(*(f"{text}: {line}" for text, lines in captions.items() for line in lines))
+    out.say(*([RANDOM_NOTE] if args.checkpoint is None else []), f"picture: {args.out}")
+    rows = [_row(text, *found) for text, every in predicted.items() for found in zip(args.images, every, strict=True)]
+    out.document({"model": args.model, "picture": args.out, "rows": rows})
     return 0
 
 
-def _captions(names: list[str], classes: list[int]) -> list[str]:
-    return [f"{name}, predicted class {number}" for name, number in zip(names, classes, strict=True)]
+def _row(method: str, file: str, prediction: Prediction) -> dict[str, Any]:
+    return {"method": method, "file": file, "prediction": prediction}
+
+
+def _captions(names: list[str], found: list[Prediction]) -> list[str]:
+    random = ", random weights" if found[0].random else ""
+    return [f"{name}, predicted {prediction}{random}" for name, prediction in zip(names, found, strict=True)]
 
 
 def _amount(args: argparse.Namespace) -> str:
