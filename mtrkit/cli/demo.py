@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from mtrkit.api import trace_reduction
 from mtrkit.cli.console import Output
@@ -57,6 +58,10 @@ DRAWN = 6  # images in the picture
 _BATCH = 64
 _PATIENCE = 40.0  # seconds after which no further round of timing begins, on a slow machine
 _FULL = Precision("float32")
+_COLUMNS = (
+    *("ratio", "top-1 % (95 % interval)", "GFLOPs"),
+    *("images/s", "ms per batch", "speed-up", "promised by FLOPs"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,18 +85,12 @@ def run(args: argparse.Namespace) -> int:
     found = candidates(model, [args.method], ratios(args))
     if len(found) == 1:
         raise OptionError("--ratio 0 reduces nothing, so there is nothing to show; give a ratio above 0")
-    metadata, slow = describe_machine(torch.device("cpu")), slow_scan("cpu")
-    out.say(
-        f"{MODEL}: a Vim pretrained on CIFAR-10, {count_parameters(model)}",
-        f"{len(images)} CIFAR-10 test images that it has not seen, float32",
-        f"{metadata['device']}, {metadata['threads']} threads, torch {metadata['torch']}, scan {metadata['scan']}",
-        *([slow] if slow else []),
-    )
+    metadata = describe_machine(torch.device("cpu"))
+    _say_what(out, model, images, metadata)
     accuracies = _accuracies(found, images, preprocess)
     timings = _timings(found, next(batches(images, preprocess, _BATCH)), args.rounds)
     rows = [_row(*measured) for measured in zip(found, accuracies, timings, strict=True)]
-    columns = ("ratio", "top-1 % (95 % interval)", "GFLOPs", "images/s", "ms per batch", "speed-up", "promised by FLOPs")
-    out.table(columns, map(_cells, rows))
+    out.table(_COLUMNS, map(_cells, rows))
     drawn = found[len(found) // 2]  # a ratio in the middle
     _draw(drawn, images, preprocess, args.out)
     out.say(
@@ -101,8 +100,18 @@ def run(args: argparse.Namespace) -> int:
         f"{time.perf_counter() - began:.0f} seconds",
     )
     picture = {"picture": args.out.resolve(), "picture_ratio": drawn.ratio}
-    out.document({"model": MODEL, "machine": metadata, "rows": rows, **picture, "advice": slow})
+    out.document({"model": MODEL, "machine": metadata, "rows": rows, **picture, "advice": slow_scan("cpu")})
     return 0
+
+
+def _say_what(out: Output, model: nn.Module, images: ImageSet, metadata: Row) -> None:
+    slow = slow_scan("cpu")
+    out.say(
+        f"{MODEL}: a Vim pretrained on CIFAR-10, {count_parameters(model)}",
+        f"{len(images)} CIFAR-10 test images that it has not seen, float32",
+        f"{metadata['device']}, {metadata['threads']} threads, torch {metadata['torch']}, scan {metadata['scan']}",
+        *([slow] if slow else []),
+    )
 
 
 def _accuracies(found: list[Candidate], images: ImageSet, preprocess: Preprocess) -> list[Accuracy]:

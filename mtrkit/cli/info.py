@@ -67,13 +67,6 @@ def run(args: argparse.Namespace) -> int:
 def _document(
     args: argparse.Namespace, model: nn.Module, one: ReductionInfo, every: ReductionInfo, slow: str, told: Any
 ) -> dict[str, Any]:
-    blocks = [
-        {"block": number, "tokens": tokens, "flops": flops, "reduction_flops": cost, "tokens_left": left}
-        for number, (tokens, flops, cost, left) in enumerate(
-            zip(one.flops_reduced.tokens, one.flops_reduced.blocks, one.flops_reduced.reductions, one.tokens, strict=True),
-            start=1,
-        )
-    ]
     return {
         "model": args.model,
         "checkpoint": args.checkpoint or "random",
@@ -87,7 +80,7 @@ def _document(
         "thresholds": one.thresholds,
         "layers": one.layers,
         "num_tokens": one.num_tokens,
-        "blocks": blocks,
+        "blocks": _blocks(one),
         "gflops_dense": one.flops_dense.gflops,
         "gflops_reduced": one.flops_reduced.gflops,
         "promised_speedup": one.promised_speedup,
@@ -97,6 +90,15 @@ def _document(
         "advice": slow,
         "input": None if told is None else {"file": args.input} | told,
     }
+
+
+def _blocks(info: ReductionInfo) -> list[dict[str, int]]:
+    flops = info.flops_reduced
+    columns = zip(flops.tokens, flops.blocks, flops.reductions, info.tokens, strict=True)
+    return [
+        {"block": number, "tokens": tokens, "flops": own, "reduction_flops": cost, "tokens_left": left}
+        for number, (tokens, own, cost, left) in enumerate(columns, start=1)
+    ]
 
 
 def _run_input(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
@@ -133,10 +135,9 @@ def _stage(stage: TraceStage) -> dict[str, int]:
 
 
 def _block_rows(info: ReductionInfo) -> list[tuple[str, int, str, str]]:
-    flops = info.flops_reduced
     rows = []
-    for index, (tokens, block, cost) in enumerate(zip(flops.tokens, flops.blocks, flops.reductions, strict=True)):
-        left = info.tokens[index]
+    for block in _blocks(info):
+        tokens, left, cost = block["tokens"], block["tokens_left"], block["reduction_flops"]
         then = f"{tokens} → {left} tokens, for {cost / 1e9:.4f} GFLOPs" if left < tokens else ""
-        rows.append((str(index + 1), tokens, f"{block / 1e9:.4f}", then))
+        rows.append((str(block["block"]), tokens, f"{block['flops'] / 1e9:.4f}", then))
     return rows

@@ -111,7 +111,8 @@ def open_clips(source: str | Path) -> ImageSet:
 def _video_list(file: Path) -> ImageSet:
     if not file.is_file():
         raise InputError(f"{file} is not a list of videos, nor a folder with a folder of videos per class")
-    lines = [(n, line.strip()) for n, line in enumerate(read_text(file, "a line `path label` for each video").splitlines(), 1) if line.strip()]
+    text = read_text(file, "a line `path label` for each video")
+    lines = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
     entries = [_entry(file, number, line) for number, line in lines]
     if not entries:
         raise InputError(f"{file} lists no videos; expected lines such as `abseiling/video.mp4 0`")

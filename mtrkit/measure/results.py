@@ -28,9 +28,9 @@ def configuration_key(configuration: Mapping[str, object]) -> str:
 class Results:
     """Rows, in memory or also in a file; each row stands alone, with machine and versions.
 
-    Several processes, on one machine or on several that share the folder, may write to one file: each writes its own
-    rows beside those that are there, one process at a time (a lock in ``.NAME.lock`` beside the file), and a reader sees
-    the file before or after that. A symbolic link stays one.
+    Several processes, on one machine or on several that share the folder, may write to one file: each adds its rows to
+    those that are there, one process at a time (``.NAME.lock`` beside the file is their lock), and a reader sees the
+    file before or after that. A symbolic link stays one.
 
     Args:
         path: A ``.json`` or ``.csv`` file, which may have rows of an earlier run; ``None`` for no file.
