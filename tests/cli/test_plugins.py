@@ -11,6 +11,7 @@ from mtrkit.adapters.base import ADAPTERS
 from mtrkit.methods import METHODS
 from mtrkit.models.registry import MODELS
 from tests.cli.conftest import MODEL
+from tests.helpers.running import ROOT
 
 METHOD = '''
 """A method of somebody else."""
@@ -105,6 +106,8 @@ def extra_model(**options):
     ran = mtrkit_run("info", "extra_model", "--import", tmp_path / "extra_model.py")
     assert ran.code == 0 and "tokens: 65" in ran.out, ran.err
     assert "extra_model" in mtrkit_run("list", "models").out
+    families = mtrkit_run("list", "families", "--import", ROOT / "examples" / "own_family.py")
+    assert families.code == 0 and "signal_mamba" in families.out
 
 
 @pytest.mark.parametrize(
