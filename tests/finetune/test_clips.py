@@ -152,17 +152,8 @@ def test_videos_that_cannot_be_read_are_named_or_passed_over(listed, tmp_path):
 
 def test_a_dry_run_of_the_command(listed, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(MODELS._entries, "videomamba", lambda **options: tiny())
-    command = [
-        "finetune",
-        "videomamba",
-        "--checkpoint",
-        "random",
-        "--data",
-        str(listed),
-        "--out",
-        str(tmp_path / "run"),
-        "--dry-run",
-    ]
+    command = ["finetune", "videomamba", "--checkpoint", "random", "--data", str(listed), "--dry-run"]
+    command += ["--out", str(tmp_path / "run")]
     command += ["--r", "8", "--layers", "1", "2", "--batch-size", "4", "--device", "cpu", "--epochs", "2"]
     assert main(command) == 0
     printed = capsys.readouterr().out
