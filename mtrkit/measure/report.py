@@ -40,9 +40,9 @@ def table(rows: list[Row], reference: str) -> tuple[list[str], list[list[str]]]:
     for method in dict.fromkeys(row["method"] for row in reduced):
         line = [method, *blank]
         for amount in amounts:
-            row = found.get((method, amount))
-            line.append("" if row is None else _top1_and_difference(row, rows, reference))
-            line += [speedup_of(row)] if timed else []
+            measured = found.get((method, amount))
+            line.append("" if measured is None else _top1_and_difference(measured, rows, reference))
+            line += [speedup_of(measured)] if timed else []
         lines.append(line)
     return columns, lines
 
