@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mtrkit.cli.options import positive
+from mtrkit.cli.parsing import positive
 from mtrkit.data import bundled_images
 from mtrkit.errors import InputError
 from mtrkit.measure import INTERPOLATIONS, Preprocess, input_size_of, preprocess_of, read_image, read_timed_clip
 from mtrkit.measure.images import BUNDLED
+from mtrkit.measure.kinds import image_for_clips, video_for_images
 
 
 class Seen(NamedTuple):
@@ -29,6 +30,13 @@ def add_preprocessing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--std", nargs=3, type=float, metavar=("R", "G", "B"))
     parser.add_argument("--crop", type=float, help="share of the resized image that is used, in (0, 1]")
     parser.add_argument("--interpolation", choices=list(INTERPOLATIONS))
+
+
+def check_kind(path: str | Path, clips: bool) -> None:
+    """Raise :class:`InputError` if a file is a video and the model takes no clips, or the other way round."""
+    wrong = image_for_clips(path) if clips else video_for_images(path)
+    if wrong:
+        raise InputError(wrong)
 
 
 def add_input(parser: argparse.ArgumentParser, use: str) -> None:
