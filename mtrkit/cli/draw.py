@@ -62,7 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help=".png, .jpg or .webp; of a clip .gif and .webp are animations (default: mtrkit_draw.png, or none with --page)",
+        help=".png, .jpg or .webp; of a clip .gif and .webp are animations (default: mtrkit_draw.png, "
+        "or none with --page)",
     )
     add_page(parser, f"all of it on a page, with a slider over --ratio (default there: {' '.join(map(str, SLIDER))})")
     parser.add_argument("--rounds", type=whole, default=5, help="rounds of timing for --page, 0 for none (default: 5)")
