@@ -61,7 +61,12 @@ def draw_curves(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise OptionError("plots need matplotlib: pip install 'mtrkit[vis]'") from error
-    style = {"svg.hashsalt": title, "axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
+    style: dict[Any, Any] = {
+        "svg.hashsalt": title,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "font.size": 10,
+    }
     with rc_context(style):  # without dates and with fixed ids the same points give the same bytes
         figure = Figure(layout="constrained")
         (_together if len(lines) <= _TOGETHER else _apart)(figure, lines, others, dense, cost)

@@ -45,7 +45,7 @@ NAMELESS = """() => {
     element.labels?.length || element.getAttribute("aria-label") || element.getAttribute("aria-labelledby") ||
     element.textContent.trim();
   const wanted = "input, select, button, canvas[tabindex], [role=img], [role=region]";
-  return [...document.querySelectorAll(wanted)].filter((element) => !named(element)).map((element) => element.outerHTML);
+  return [...document.querySelectorAll(wanted)].filter((one) => !named(one)).map((one) => one.outerHTML);
 }"""
 
 
