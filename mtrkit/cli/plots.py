@@ -1,18 +1,18 @@
 """Plots and the page of ``mtrkit compare``."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mtrkit.errors import InputError
 from mtrkit.measure.comparison import Compared, compare_with_dense
 from mtrkit.measure.results import Row
-from mtrkit.vis import Dense, Point, compare_page, draw_curves
+from mtrkit.vis import compare_page, plot_measured
 
 
 def plot_flops(rows: Sequence[Row], files: Sequence[Path], title: str) -> None:
     """Accuracy lost against GFLOPs."""
-    _plot(compare_with_dense(rows), lambda one: one.gflops, "GFLOPs for one input", files, title)
+    plot_measured(compare_with_dense(rows), "gflops", "GFLOPs for one input", files, title)
 
 
 def plot_speed(rows: Sequence[Row], files: Sequence[Path], title: str) -> None:
@@ -21,10 +21,10 @@ def plot_speed(rows: Sequence[Row], files: Sequence[Path], title: str) -> None:
     Raises:
         InputError: Nothing was timed.
     """
-    timed = [one for one in compare_with_dense(rows) if one.images_per_second is not None]
-    if not timed or not timed[0].dense:
+    found = compare_with_dense(rows)
+    if next(one for one in found if one.difference is None).images_per_second is None:
         raise InputError("nothing was timed, so there is no speed to plot; give --rounds above 0")
-    _plot(timed, lambda one: one.images_per_second or 0.0, "images per second", files, title)
+    plot_measured(found, "images_per_second", "images per second", files, title)
 
 
 def page_of(rows: Sequence[Row], args: argparse.Namespace) -> str:
@@ -43,20 +43,3 @@ def page_of(rows: Sequence[Row], args: argparse.Namespace) -> str:
 
 def _plain(one: Compared) -> dict[str, object]:
     return vars(one) | {"difference": one.difference and one.difference._asdict()}
-
-
-def _plot(
-    found: Sequence[Compared], cost: Callable[[Compared], float], unit: str, files: Sequence[Path], title: str
-) -> None:
-    reference = next(one for one in found if one.difference is None)
-    lines: dict[str, list[Point]] = {}
-    others: dict[str, Point] = {}
-    for one in found:
-        if one.difference is None:
-            continue
-        point = Point(cost(one), *one.difference, label=one.amount)
-        if one.dense:
-            others[one.model] = point
-        else:
-            lines.setdefault(one.method, []).append(point)
-    draw_curves(lines, others, Dense(reference.model, cost(reference), reference.top1), unit, files, title)

@@ -2,7 +2,7 @@
 
 from mtrkit.adapters.grid import PatchGrid, patch_grid
 from mtrkit.vis.comparing import compare_page
-from mtrkit.vis.curves import Dense, Point, draw_curves
+from mtrkit.vis.curves import Dense, Point, draw_curves, plot_measured
 from mtrkit.vis.groups import Group, merged_groups
 from mtrkit.vis.overlay import ROLE_COLOURS, draw_groups, draw_importance, draw_roles
 from mtrkit.vis.page import data_of, render_page
@@ -35,6 +35,7 @@ __all__ = [
     "frame_grids",
     "merged_groups",
     "patch_grid",
+    "plot_measured",
     "render_page",
     "stage_views",
     "tokens_data",

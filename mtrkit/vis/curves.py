@@ -6,7 +6,7 @@ than four methods each has a panel of its own, the others standing behind it in 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from mtrkit.errors import OptionError
 
@@ -37,7 +37,44 @@ class Dense(NamedTuple):
     top1: float  # share of right answers
 
 
+class Measured(Protocol):
+    """What :func:`plot_measured` reads of a measured model; :class:`mtrkit.measure.comparison.Compared` has it."""
+
+    model: str
+    method: str
+    amount: str
+    top1: float
+    difference: Any  # of ``share``, ``low`` and ``high``; None for the model that differences are taken from
+    dense: bool
+
+
 Lines = Mapping[str, Sequence[Point]]
+
+
+def plot_measured(
+    found: Sequence[Measured], cost: str, unit: str, files: Sequence[str | Path], title: str = ""
+) -> None:
+    """Plot measured models, as :func:`draw_curves` does.
+
+    Args:
+        found: One of them without a difference.
+        cost: Name of the attribute that the horizontal axis shows; a model without one is left out.
+        unit: What that axis says.
+        files: Where to write, ``.png`` or ``.svg``.
+        title: A line above.
+    """
+    lines: dict[str, list[Point]] = {}
+    others: dict[str, Point] = {}
+    reference = next(one for one in found if one.difference is None)
+    for one in found:
+        if one.difference is None or getattr(one, cost) is None:
+            continue
+        point = Point(getattr(one, cost), *one.difference, label=one.amount)
+        if one.dense:
+            others[one.model] = point
+        else:
+            lines.setdefault(one.method, []).append(point)
+    draw_curves(lines, others, Dense(reference.model, getattr(reference, cost), reference.top1), unit, files, title)
 
 
 def draw_curves(
@@ -135,6 +172,7 @@ def _aligned(lines: Lines, span: float) -> bool:
 
 def _draw_dense(axes: Any, others: Mapping[str, Point], dense: Dense, span: float) -> None:
     """The models as they are; those that cost as much as the one before stand beside it."""
+    axes.margins(x=0.14)
     axes.axhline(0, color=_DENSE, linewidth=0.8, linestyle=":", zorder=1)
     axes.plot([dense.cost], [0], "o", color=_DENSE, markersize=7, linestyle="none", label=f"{dense.name}, dense")
     placed = [dense.cost]

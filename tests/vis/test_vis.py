@@ -173,7 +173,7 @@ def test_roles_are_told_apart():
     roles = ("target", "keep", "source", "dropped", "gone")
     view = StageView(3, 4, 2, (0, 1, 2, 3, -1), (0, 1, 0, -1, -1), roles, None)
     picture = draw_roles(GREY.resize((64, 64)), FOUR, view)
-    blue, orange, dark, pale = (picture.getpixel(place) for place in ((8, 16), (40, 16), (8, 40), (40, 56)))
+    blue, orange, dark, pale = (picture.getpixel(place) for place in ((8, 16), (40, 16), (16, 35), (48, 35)))
     assert blue[2] > blue[0] and orange[0] > orange[2]
     assert max(dark) < 120 < 150 < min(pale)
     assert picture.getpixel((0, 0)) == ROLE_COLOURS["target"]  # an outline

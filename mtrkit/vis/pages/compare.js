@@ -1,9 +1,10 @@
 /* The page of `mtrkit compare`. */
 
-const WIDTH = 860;
-const HEIGHT = 460;
+const size = { width: 860, height: 460 };
 const MARGIN = { left: 62, right: 24, top: 16, bottom: 48 };
 const FEW = 3; // methods whose intervals are all shown
+const COLOURS = 8; // of the style sheet
+const NEAR = 40; // pixels from the pointer within which a point is chosen
 
 const points = data.points.map((point, index) => ({ ...point, index, dense: point.method === "dense" }));
 const methods = [...new Set(points.filter((point) => !point.dense).map((point) => point.method))];
@@ -12,8 +13,10 @@ const state = { cost: "gflops", gain: "change", hidden: new Set(), chosen: null,
 
 const nameOf = (point) => (point.dense ? `${point.model}, dense` : `${point.method} at ${amountOf(point)}`);
 const amountOf = (point) => (point.amount.includes("=") ? point.amount : `ratio ${point.amount}`);
-const seriesOf = (point) => (point.dense ? "dense" : `s${methods.indexOf(point.method) % 8}`);
-const markOf = (point) => (point.dense ? "circle" : ["circle", "square", "diamond", "up"][methods.indexOf(point.method) % 4]);
+const seriesOf = (point) => (point.dense ? "dense" : `s${methods.indexOf(point.method) % COLOURS}`);
+const MARKS = ["circle", "square", "diamond", "up"];
+const turn = (index) => index + Math.floor(index / COLOURS); // the colours' second turn has other marks
+const markOf = (point) => (point.dense ? "circle" : MARKS[turn(methods.indexOf(point.method)) % MARKS.length]);
 const cost = (point) => point[state.cost];
 const visible = () => points.filter((point) => cost(point) !== null && (point.dense || !state.hidden.has(point.method)));
 
@@ -45,8 +48,8 @@ function scales(shown) {
   const [left, right] = extent(shown.map(cost), 0.06);
   const [bottom, top] = extent(shown.flatMap(gain), 0.08);
   return {
-    x: (value) => MARGIN.left + ((value - left) / (right - left)) * (WIDTH - MARGIN.left - MARGIN.right),
-    y: (value) => HEIGHT - MARGIN.bottom - ((value - bottom) / (top - bottom)) * (HEIGHT - MARGIN.top - MARGIN.bottom),
+    x: (value) => MARGIN.left + ((value - left) / (right - left)) * (size.width - MARGIN.left - MARGIN.right),
+    y: (value) => size.height - MARGIN.bottom - ((value - bottom) / (top - bottom)) * (size.height - MARGIN.top - MARGIN.bottom),
     across: ticks(left, right, 6),
     up: ticks(bottom, top, 6),
   };
@@ -54,7 +57,9 @@ function scales(shown) {
 
 function drawPlot() {
   const shown = visible();
-  const svg = shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "group", "aria-label": "Accuracy against cost" });
+  size.width = Math.max(320, byId("plot").clientWidth);
+  size.height = Math.round(Math.min(480, Math.max(300, 0.55 * size.width)));
+  const svg = shape("svg", { viewBox: `0 0 ${size.width} ${size.height}`, role: "group", "aria-label": "Accuracy against cost" });
   const { x, y, across, up } = scales(shown);
   svg.append(axes(x, y, across, up));
   const few = methods.length - state.hidden.size <= FEW;
@@ -64,11 +69,42 @@ function drawPlot() {
   for (const method of methods) {
     const line = shown.filter((point) => point.method === method).sort((a, b) => cost(a) - cost(b));
     const corners = line.map((point) => `${place(point)},${y(gain(point)[0])}`).join(" ");
-    if (line.length > 1) body.append(shape("polyline", { class: `curve ${seriesOf(line[0])}`, points: corners }));
+    if (line.length < 2) continue;
+    const curve = shape("polyline", { class: `curve ${seriesOf(line[0])}`, points: corners });
+    curve.dataset.method = method;
+    body.append(curve);
   }
   for (const point of shown) body.append(drawPoint(point, place(point), y));
+  if (state.cost === "gflops") body.append(amountsBelow(shown, x));
   svg.append(body);
+  svg.addEventListener("pointermove", (event) => pick(event, shown, place, y));
+  svg.addEventListener("pointerdown", (event) => pick(event, shown, place, y));
+  const focused = document.activeElement.closest?.("#plot g.point")?.dataset.index;
   byId("plot").replaceChildren(svg);
+  if (focused !== undefined) svg.querySelector(`[data-index="${focused}"]`)?.focus();
+}
+
+/** What was removed, once below the points of all methods, which cost as much. */
+function amountsBelow(shown, x) {
+  const group = shape("g", { "aria-hidden": "true" });
+  const reduced = shown.filter((point) => !point.dense);
+  for (const amount of new Set(reduced.map(amountOf))) {
+    const costs = reduced.filter((point) => amountOf(point) === amount).map(cost);
+    const middle = costs.reduce((sum, one) => sum + one, 0) / costs.length;
+    if (x(Math.max(...costs)) - x(Math.min(...costs)) > NEAR) continue;
+    const text = size.width < 600 ? amount.replace("ratio ", "") : amount;
+    group.append(label(text, { x: x(middle), y: size.height - MARGIN.bottom - 6, "text-anchor": "middle" }));
+  }
+  return group;
+}
+
+/** Choose the point that is nearest to the pointer: points may lie so close that none could be hit. */
+function pick(event, shown, place, y) {
+  const frame = byId("plot").firstElementChild.getBoundingClientRect();
+  const distance = (point) =>
+    Math.hypot(frame.left + place(point) - event.clientX, frame.top + y(gain(point)[0]) - event.clientY);
+  const nearest = shown.reduce((best, point) => (distance(point) < distance(best) ? point : best));
+  if (distance(nearest) < NEAR) choose(nearest.index);
 }
 
 /** Pixels by which methods that have the same cost stand apart, so that their intervals do not cover each other. */
@@ -87,16 +123,16 @@ function label(text, attributes) {
 function axes(x, y, across, up) {
   const group = shape("g", { "aria-hidden": "true" });
   for (const value of across.found) {
-    group.append(shape("line", { class: "grid", x1: x(value), x2: x(value), y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }));
-    group.append(label(value.toFixed(across.digits), { class: "tick", x: x(value), y: HEIGHT - MARGIN.bottom + 18, "text-anchor": "middle" }));
+    group.append(shape("line", { class: "grid", x1: x(value), x2: x(value), y1: MARGIN.top, y2: size.height - MARGIN.bottom }));
+    group.append(label(value.toFixed(across.digits), { class: "tick", x: x(value), y: size.height - MARGIN.bottom + 18, "text-anchor": "middle" }));
   }
   for (const value of up.found) {
     const zero = state.gain === "change" && Math.abs(value) < 1e-9;
-    group.append(shape("line", { class: zero ? "zero" : "grid", x1: MARGIN.left, x2: WIDTH - MARGIN.right, y1: y(value), y2: y(value) }));
+    group.append(shape("line", { class: zero ? "zero" : "grid", x1: MARGIN.left, x2: size.width - MARGIN.right, y1: y(value), y2: y(value) }));
     group.append(label(value.toFixed(up.digits).replace("-", "−"), { class: "tick", x: MARGIN.left - 8, y: y(value) + 4, "text-anchor": "end" }));
   }
-  const middle = (MARGIN.top + HEIGHT - MARGIN.bottom) / 2;
-  group.append(label(state.cost === "gflops" ? "GFLOPs for one input" : "inputs per second", { x: (MARGIN.left + WIDTH - MARGIN.right) / 2, y: HEIGHT - 8, "text-anchor": "middle" }));
+  const middle = (MARGIN.top + size.height - MARGIN.bottom) / 2;
+  group.append(label(state.cost === "gflops" ? "GFLOPs for one input, by ratio" : "inputs per second", { x: (MARGIN.left + size.width - MARGIN.right) / 2, y: size.height - 8, "text-anchor": "middle" }));
   group.append(label(state.gain === "change" ? "points from dense" : "top-1, %", { x: 0, y: 0, "text-anchor": "middle", transform: `translate(14 ${middle}) rotate(-90)` }));
   return group;
 }
@@ -128,7 +164,6 @@ function drawPoint(point, left, y) {
     mark(markOf(point), left, top),
     label(point.amount, { class: "amount", x: left + 8, y: top - 8, "aria-hidden": "true" }),
   );
-  group.addEventListener("pointerenter", () => choose(point.index));
   group.addEventListener("focus", () => choose(point.index));
   return group;
 }
@@ -161,6 +196,9 @@ function choose(index) {
   byId("status").textContent = describe(points[index]);
   for (const group of document.querySelectorAll("#plot g.point")) {
     group.classList.toggle("chosen", Number(group.dataset.index) === index);
+  }
+  for (const curve of document.querySelectorAll("#plot .curve")) {
+    curve.classList.toggle("faint", !points[index].dense && curve.dataset.method !== points[index].method);
   }
   for (const row of document.querySelectorAll("#table tbody tr")) {
     row.classList.toggle("chosen", Number(row.dataset.index) === index);
@@ -234,12 +272,12 @@ function buildControls() {
       else state.hidden.add(method);
       drawPlot();
     });
-    const key = make("span", { className: `key s${methods.indexOf(method) % 8}`, "aria-hidden": "true" });
+    const key = make("span", { className: `key s${methods.indexOf(method) % COLOURS}`, "aria-hidden": "true" });
     byId("methods").append(make("label", {}, box, key, make("span", { text: method })));
   }
 }
 
 byId("status").textContent = "No point is chosen.";
 buildControls();
-drawPlot();
 drawTable();
+new ResizeObserver(drawPlot).observe(byId("plot")); // draws the first time too

@@ -9,8 +9,10 @@ const ROLES = {
   d: "dropped",
   g: "dropped earlier",
 };
+const passesOf = (method) => data.passes.filter((pass) => pass.method === method);
 const methods = [...new Set(data.passes.map((pass) => pass.method))];
 const state = { input: 0, method: methods[0], amount: 0, map: "tokens", frame: 0, chosen: null, pinned: false };
+state.amount = Math.floor((passesOf(state.method).length - 1) / 2);
 const pictures = data.inputs.map((input) => input.frames.map(load));
 let panels = [];
 let timer = null;
@@ -22,7 +24,6 @@ function load(address) {
   return image;
 }
 
-const passesOf = (method) => data.passes.filter((pass) => pass.method === method);
 const currentPass = () => passesOf(state.method)[state.amount];
 const currentStages = () => currentPass().inputs[state.input].stages;
 
