@@ -16,21 +16,8 @@ QUICK = {
     "list methods NAME": ("list", "methods", "tome"),
     "info": ("info", MODEL, "--checkpoint", "pretrained", "--input", "photo.png"),
     "eval": ("eval", MODEL, "--data", "bundled", "--limit", 10, "--ratio", 0, 0.3, "--rounds", 1, "--out", "out.json"),
-    "compare": (
-        "compare",
-        "--model",
-        MODEL,
-        "--data",
-        "bundled",
-        "--limit",
-        10,
-        "--method",
-        "mtr",
-        "runs",
-        "--ratio",
-        0.3,
-    )
-    + ("--rounds", 1),
+    "compare": ("compare", "--model", MODEL, "--data", "bundled", "--limit", 10, "--ratio", 0.3, "--rounds", 1)
+    + ("--method", "mtr", "runs"),
     "bench": ("bench", MODEL, "--batch-size", 1, "--ratio", 0.3, "--rounds", 1, "--seconds", 0),
     "calibrate": ("calibrate", MODEL, "--data", "bundled", "--limit", 20, "--layers", 1, 4, "--out", "c.safetensors"),
     "finetune": ("finetune", MODEL, "--data", "photos", "--out", "run", "--batch-size", 4, "--dry-run"),

@@ -26,7 +26,7 @@ SEEN = {
     "info": ("info", MODEL),
     "eval": ("eval", MODEL, "--data", "bundled", "--limit", 20, "--rounds", 1, "--out", "eval.json"),
     "compare": ("compare", "--model", MODEL, "--data", "bundled", "--limit", 20, "--rounds", 1, "--ratio", 0.3)
-    + ("--method", "mtr", "rmeeto:layers=even,operation=prune", "--out", "compare.json"),
+    + ("--method", "mtr", "rmeeto:layers=even", "--out", "compare.json"),
 }
 
 
