@@ -2,9 +2,9 @@
 
     python benchmarks/reduction_cost.py --out reduction_cost_cpu.json
 
-Models of all methods have the same tokens in every block and are timed in turns. What a method takes beyond `random` goes
-into reading signals, scoring, matching and merging; the table has it in milliseconds per reducing block and as a share
-of the dense pass.
+Models of all methods have the same tokens in every block and are timed in turns. What a method takes beyond `random`
+goes into reading signals, scoring, matching and merging; the table has it in milliseconds per reducing block and as a
+share of the dense pass.
 """
 
 import argparse

@@ -58,14 +58,14 @@ def measure(args: argparse.Namespace, size: int) -> list[dict[str, Any]]:
         )
         memory = peak_memory(run[name], device, held)
         found = {"images_per_second": timing.images_per_second, "speedup": timing.speedup, "peak_memory": memory}
-        rows.append({"model": name, "size": size, "patches": (size // 16) ** 2} | found)
+        rows.append({"model": name, "size": size, "patches": model.patch_embed.num_patches} | found)
     return rows
 
 
 def exponent(rows: list[dict[str, Any]], model: str) -> float:
     """Slope of log time over log patches, by least squares over the upper half of the sizes."""
     points = [(math.log(row["patches"]), -math.log(row["images_per_second"])) for row in rows if row["model"] == model]
-    points = points[len(points) // 2 :]
+    points = points[(len(points) - 1) // 2 :]
     x_mean, y_mean = (sum(axis) / len(points) for axis in zip(*points, strict=True))
     return sum((x - x_mean) * (y - y_mean) for x, y in points) / sum((x - x_mean) ** 2 for x, _ in points)
 
@@ -87,7 +87,7 @@ def main() -> int:
         for row in rows[-len(args.method) - 2 :]:
             memory = f"{(row['peak_memory'] or 0) / 2**20:.0f} MiB"
             sys.stdout.write(f"{size}: {row['model']}: {row['images_per_second']:.3g} images/s, {memory}\n")
-    sys.stdout.write(f"growth exponents: { {model: round(value, 2) for model, value in growth.items()} }\n")
+    sys.stdout.write("".join(f"growth exponent of {model}: {value:.2f}\n" for model, value in growth.items()))
     return 0
 
 

@@ -1,13 +1,13 @@
-"""Images per second of models × methods × ratios × batch sizes × dtypes, eager or compiled: for RTX, A100, H100 or a CPU.
+"""Images per second of models × methods × ratios × batch sizes × dtypes, eager or compiled, on a GPU or a CPU.
 
     python benchmarks/throughput.py --out throughput_cpu
     python benchmarks/throughput.py --models vim_tiny_patch16_224 vim_small_patch16_224 deit_tiny_patch16_224 \\
         --batch-size 1 16 128 --dtype float32 bfloat16 --compile no yes --out throughput_h100
 
-Before anything is timed, each model has to give the logits of the reference scan. Dense and reduced models are then timed
-in turns (benchmarks/README.md has the protocol). benchmarks/results/NAME.json gets everything, with the conditions,
-NAME.csv the columns of timm's published results, NAME.md a table and NAME.png a plot. ViTs of timm (``deit_*``,
-``vit_*``) stand beside, reduced by `tome`. Weights are random: speed does not depend on them.
+Before anything is timed, each model has to give the logits of the reference scan. Dense and reduced models are then
+timed in turns (benchmarks/README.md has the protocol). benchmarks/results/NAME.json gets everything, with the
+conditions, NAME.csv the columns of timm's published results, NAME.md a table and NAME.png a plot. ViTs of timm
+(``deit_*``, ``vit_*``) stand beside, reduced by `tome`. Weights are random: speed does not depend on them.
 """
 
 import argparse

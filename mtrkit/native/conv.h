@@ -182,7 +182,14 @@ INLINE void FN(multiply_span_halves)(const project_job *q, walk tokens, walk out
     int64_t K = q->conv.channels;
     for (int64_t from = first; from < last; from += TILE) {
         int64_t steps = last - from < TILE ? last - from : TILE;
-        for (int64_t t = 0; t < steps; t++) narrow(tokens.p + (from + t) * tokens.t, K, rounded + t * K);
+        for (int64_t t = 0; t < steps; t++) {
+            const float *row = tokens.p + (from + t) * tokens.t;
+            int64_t done = 0;
+#ifdef HALF_PRODUCTS
+            if (q->half == HALF_BY_INSTRUCTION) done = narrow_blocks(row, K, rounded + t * K);
+#endif
+            FN(narrow)(row + done, K - done, rounded + t * K + done);
+        }
         for (int64_t c = begin * BLOCK; c < end * BLOCK; c += BLOCK) {
             const uint32_t *w = (const uint32_t *)q->weight + c * K / 2;
             float *to = out.p + from * out.t + c;

@@ -5,7 +5,7 @@ settled (another dtype, strides, a lazy negation) and refuse the rest.
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,13 +28,15 @@ MATCH = struct.Struct("10q")
 COSINES = struct.Struct("9q")
 SLOTS = struct.Struct("11q")
 MERGE = struct.Struct("10q")
+SPLIT = struct.Struct("11q")
 SUM = struct.Struct("5q")
 SOFTPLUS = struct.Struct("3q8qq")
 
 # In the order in which mtr_layout of native.c gives the sizes of its structs.
-LAYOUT = (HEADER, SCAN, CONV, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, MIXER)
+LAYOUT = (HEADER, SCAN, CONV, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, SPLIT, MIXER)
 
 NO_VIEW = (0, 0, 0, 0)
+_PLAIN = {Tensor, torch.nn.Parameter}
 _TAKES_NOTHING_OVER = Tensor.__torch_dispatch__
 
 
@@ -100,6 +102,25 @@ def rows_of(x: Tensor | None) -> tuple[int, int, int, int]:
         return NO_VIEW
     batch, group, _, time = x.stride()
     return (address(x), batch, group, time)
+
+
+def dense_places(tensors: Iterable[Tensor | None], as_they_are: Collection[int] = ()) -> tuple[list[int], list[Tensor]]:
+    """Addresses of :func:`dense` tensors, and those that had to be made so: to be held until the job has run.
+
+    The same checks, in an order in which plain weights pass them fast: a mixer asks this of twenty tensors. Those whose
+    ids are in ``as_they_are`` have another dtype, which the job knows.
+    """
+    places, made = [], []
+    for x in tensors:
+        if x is None:
+            places.append(0)
+            continue
+        plain = x.dtype is torch.float32 and type(x) in _PLAIN and x.is_cpu and x.layout is torch.strided
+        if not (plain and x.is_contiguous() and not x.is_neg()):
+            x = x if id(x) in as_they_are else dense(x)
+            made.append(x)
+        places.append(x.data_ptr() or address(x))
+    return places, made
 
 
 def address(x: Tensor | None) -> int:

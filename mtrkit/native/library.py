@@ -25,7 +25,7 @@ BLOCK = 16  # channels handled together in C
 TILE = 16  # time steps handled together in C; states are checkpointed once per tile
 TEAM_BLOCKS = 4  # channel blocks whose gradients of B and C are summed in one task
 SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS = range(6)  # kinds of jobs
-PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE = range(6, 13)
+PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, SPLIT = range(6, 14)
 
 _MIXER_PACKS, _MIXER_STEPS = 8, 6  # the most jobs that a mixer becomes: at first, and for each chunk of samples
 _LAYOUT = [TILE, BLOCK, TEAM_BLOCKS, _MIXER_PACKS, _MIXER_STEPS, *(fields.size for fields in jobs.LAYOUT)]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mtrkit.errors import InputError
 from mtrkit.native import library as lib
-from mtrkit.native.jobs import MIXER, NORM, address, dense, dense_half, positions
+from mtrkit.native.jobs import MIXER, NORM, address, dense, dense_half, dense_places, positions
 from mtrkit.native.weights import DirectionWeights, MixerWeights
 from mtrkit.native.workspace import workspace
 
@@ -56,9 +56,9 @@ def mix(
     out, projected = (hidden.new_empty(shape) for shape in own)
     delta = _delta_as_read(hidden, reads, inner)
     y = hidden.new_empty((batch, length, inner)) if "y" in reads else None
-    given = [hidden, *(None if x is None else x if id(x) in halves else dense(x) for x in layers)]
     memory, between = workspace(counts)
-    places = [*map(address, (out, projected, delta, y)), *between, *map(address, given)]
+    given, made = dense_places(layers, halves)
+    places = [*map(address, (out, projected, delta, y)), *between, address(hidden), *given]
     missing = [0] * (_PLACES - len(places))  # where there is one direction
     if lengths is not None:
         lengths = _check_lengths(lengths, hidden)
@@ -66,14 +66,17 @@ def mix(
     sums = delta is not None and "delta" not in reads
     job = MIXER.pack(*sizes, sums, bool(halves), products, scale, *places, *missing, address(lengths))
     lib.library().run_mixer(job, -(-batch // chunk), *before)
+    del memory, made  # which the job has read until here
     found = _read(reads, delta, y, projected, sizes)
     return [_columns(out, width).to(dtype), *(found[name] for name in reads)]
 
 
 def _halves(dtype: torch.dtype, weights: MixerWeights, width: int, inner: int) -> tuple[frozenset[int], int]:
     """Which weights the library reads as bfloat16, by their ids, and how it multiplies them, as in native.c."""
+    if dtype is not torch.bfloat16:
+        return frozenset(), 0
     big = (weights.in_proj, weights.out_proj, *(way.x_proj for way in weights.directions))
-    if dtype is not torch.bfloat16 or any(dense_half(weight) is None for weight in big):
+    if any(dense_half(weight) is None for weight in big):
         return frozenset(), 0
     by_instruction = lib.library().multiplies_halves() and not width % 2 and not inner % 2
     return frozenset(map(id, big)), _BY_INSTRUCTION if by_instruction else 0
@@ -88,12 +91,18 @@ def add_and_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 def norm_and_mix(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float, weights: MixerWeights, lengths: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    eps: float,
+    weights: MixerWeights,
+    reads: Sequence[str] = (),
+    lengths: Tensor | None = None,
+) -> tuple[list[Tensor], Tensor]:
     """:func:`mix` of the norm of :func:`add_and_norm`, in the dtype of ``x``, and the sum."""
     dtype, x, residual, weight = x.dtype, _as_summand(x), dense(residual), dense(weight)
     job, normed, total = _norm(x, residual, weight, eps)
-    return mix(normed, weights, lengths=lengths, before=(job,), dtype=dtype)[0], total
+    return mix(normed, weights, reads, lengths, before=(job,), dtype=dtype), total
 
 
 def _norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[lib.Job, Tensor, Tensor]:

@@ -121,6 +121,16 @@ typedef struct {
     int64_t *wrong;  /* as above */
 } cosines_job;
 
+/* Tokens by their scores, the best first and of equal ones the earlier: the special ones and the `top` best, the `bottom`
+ * worst, and those between, each group in sequence order. */
+typedef struct {
+    int64_t batch, length, specials, top, bottom;
+    float *score;               /* (batch, length), contiguous, as are the others; NaN ranks last */
+    int64_t *special;           /* (batch, specials), each token once */
+    int64_t *keep, *dst, *src;  /* (batch, specials + top), (batch, the rest), (batch, bottom) */
+    int64_t *wrong;             /* as above */
+} split_job;
+
 /* The tokens that stay, numbered in their order in the sequence if `ordered`; those that merge get their target's
  * number, all others -1. */
 typedef struct {
@@ -155,7 +165,7 @@ typedef struct {
     int64_t kind, bytes; /* of the job */
 } header;
 
-enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE };
+enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, SPLIT };
 
 enum { HALF_BY_INSTRUCTION = 2 };
 
@@ -306,26 +316,52 @@ static const float *rows_in(walk w, int64_t step, int64_t steps, int64_t states,
 #define FN(name) JOIN(name, SUFFIX)
 #define LOG2E 1.4426950408889634f
 
+/* A token and its score, with those that cannot be compared made the least. */
+typedef struct {
+    float score;
+    int32_t token;
+} ranked;
+
+static int by_rank(const void *a, const void *b) {
+    const ranked *x = a, *y = b;
+    if (x->score != y->score) return x->score > y->score ? -1 : 1;
+    return x->token < y->token ? -1 : x->token > y->token;
+}
+
+enum { KEEP, BETWEEN, LEAVE };
+
+static void split_task(const void *job, int64_t b, float *scratch) {
+    const split_job *j = job;
+    int64_t L = j->length, count = 0, between = L - j->specials - j->top - j->bottom;
+    ranked *others = (ranked *)scratch;
+    int32_t *group = (int32_t *)(others + L);
+    for (int64_t t = 0; t < L; t++) group[t] = BETWEEN;
+    for (int64_t i = 0; i < j->specials; i++) {
+        int64_t t = j->special[b * j->specials + i];
+        if (t < 0 || t >= L || group[t] == KEEP) {
+            *j->wrong = 1;
+            return;
+        }
+        group[t] = KEEP;
+    }
+    for (int64_t t = 0; t < L; t++) {
+        float score = j->score[b * L + t];
+        score = score != score || score < -FLT_MAX ? -FLT_MAX : score > FLT_MAX ? FLT_MAX : score;
+        if (group[t] != KEEP) others[count++] = (ranked){score, (int32_t)t};
+    }
+    qsort(others, (size_t)count, sizeof(ranked), by_rank);
+    for (int64_t i = 0; i < j->top; i++) group[others[i].token] = KEEP;
+    for (int64_t i = count - j->bottom; i < count; i++) group[others[i].token] = LEAVE;
+    int64_t *to[] = {j->keep + b * (j->specials + j->top), j->dst + b * between, j->src + b * j->bottom};
+    for (int64_t t = 0; t < L; t++) *to[group[t]]++ = t;
+}
+
 /* bfloat16 is the upper half of a float. */
 static inline float widened(uint16_t x) {
     uint32_t bits = (uint32_t)x << 16;
     float wide;
     memcpy(&wide, &bits, sizeof wide);
     return wide;
-}
-
-static void widen(const uint16_t *src, int64_t count, float *dst) {
-    for (int64_t i = 0; i < count; i++) dst[i] = widened(src[i]);
-}
-
-/* To the nearest, of two as near the even one; NaN stays NaN. */
-static void narrow(const float *src, int64_t count, uint16_t *dst) {
-    for (int64_t i = 0; i < count; i++) {
-        uint32_t bits;
-        memcpy(&bits, src + i, sizeof bits);
-        uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-        dst[i] = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
-    }
 }
 
 /* Compilers without a shuffle of two vectors (GCC before 12) pack number by number. */
@@ -358,8 +394,18 @@ static void narrow(const float *src, int64_t count, uint16_t *dst) {
 #endif
 #include "kernels.h"
 
+#define HALVES __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
+
+/* Each to the nearest bfloat16, BLOCK at a time, and how many were rounded. */
+HALVES static int64_t narrow_blocks(const float *src, int64_t count, uint16_t *dst) {
+    int64_t i = 0;
+    for (; i + BLOCK <= count; i += BLOCK)
+        _mm256_storeu_si256((__m256i *)(dst + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(src + i)));
+    return i;
+}
+
 /* A tile of tokens times BLOCK columns of pairs of channels, each product of two pairs one instruction. */
-__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) static void multiply_tile_halves(
+HALVES static void multiply_tile_halves(
     const uint16_t *tokens, int64_t steps, int64_t K, const uint32_t *w, float *out, int64_t stride) {
     __m512 sum[TILE];
     const uint16_t *row[TILE];
@@ -425,7 +471,7 @@ EXPORT int mtr_has_half_products(void) {
 EXPORT void mtr_layout(int64_t *sizes) {
     const int64_t own[] = {TILE, BLOCK, TEAM_BLOCKS, MIXER_PACKS, MIXER_STEPS, sizeof(header), sizeof(scan_job), sizeof(conv_job),
                            sizeof(sum_job), sizeof(softplus_job), sizeof(project_job), sizeof(pack_job),
-                           sizeof(norm_job), sizeof(match_job), sizeof(cosines_job), sizeof(slots_job), sizeof(merge_job), sizeof(mixer_job)};
+                           sizeof(norm_job), sizeof(match_job), sizeof(cosines_job), sizeof(slots_job), sizeof(merge_job), sizeof(split_job), sizeof(mixer_job)};
     memcpy(sizes, own, sizeof own);
 }
 
@@ -494,6 +540,11 @@ static work_size merge_size(const void *job) {
     return (work_size){j->batch, 2 * j->slots};
 }
 
+static work_size split_size(const void *job) {
+    const split_job *j = job;
+    return (work_size){j->batch, j->length * (int64_t)(sizeof(ranked) + sizeof(int32_t)) / (int64_t)sizeof(float) + 1};
+}
+
 static work_size sum_size(const void *job) {
     const sum_job *j = job;
     return (work_size){j->outer * ceil_div(j->inner, SUM_SPAN), 0};
@@ -524,6 +575,7 @@ static const job_kind kinds[] = {
     [COSINES] = {LEVELS(cosines), cosines_size},
     [SLOTS] = {LEVELS(slots), slots_size},
     [MERGE] = {LEVELS(merge), merge_size},
+    [SPLIT] = {{split_task, split_task, split_task}, split_size},
 };
 
 typedef struct {

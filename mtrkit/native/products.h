@@ -96,7 +96,7 @@ static TARGET void FN(pack_task)(const void *job, int64_t task, float *scratch) 
     const float *src = (const float *)j->src + first * K;
     float *dst = j->dst + first * K;
     if (j->half_src) {
-        widen((const uint16_t *)j->src + first * K, count * K, scratch);
+        FN(widen)((const uint16_t *)j->src + first * K, count * K, scratch);
         src = scratch;
     }
     FN(pack_words)((const uint32_t *)src, K, count, (uint32_t *)dst);

@@ -1,7 +1,8 @@
 """The one door to the compiled library: every question whether a call may go straight there is answered here.
 
-A call passes if the backend in force is ``"native"``, the tensors are float32 on a CPU (whole mixers and norms take
-16 bits too) and hold what they show, and nothing has to see what happens inside: no derivative, no autocast, no tracer, no transform, no hook.
+A call passes if the backend in force is ``"native"``, the tensors are float32 on a CPU (whole mixers and norms take 16
+bits too) and hold what they show, and nothing has to see what happens inside: no derivative, no autocast, no tracer, no
+transform, no hook.
 """
 
 from collections.abc import Iterable, Mapping
@@ -92,6 +93,11 @@ def can_merge(tokens: Tensor, slot: Tensor) -> bool:
     return for_inference(tokens, MIXED) and no_tracing(tokens) and plain_tensors((slot,))
 
 
+def can_split(score: Tensor, special: Tensor) -> bool:
+    """Whether :func:`mtrkit.native.tokens.split` takes these scores; positions have no derivatives."""
+    return score.is_cpu and score.dtype is torch.float32 and type(score) is Tensor and can_number(special)
+
+
 def can_number(kept: Tensor, *others: Tensor) -> bool:
     """Whether :func:`mtrkit.native.tokens.number` takes these positions."""
     if not kept.is_cpu or kept.dtype is not torch.int64 or not native_is_fastest() or not no_tracing(kept):
@@ -112,20 +118,23 @@ def is_plain(module: nn.Module) -> bool:
     """
     own, cls = module.__dict__, type(module)
     known = _OWN_FORWARD.get(cls)
-    if known is None or cls.forward is not known or _is_hooked(own) or "forward" in own:
+    if known is None or cls.forward is not known or "forward" in own or _is_hooked(own):
         return False
     return cls is not nn.Conv1d or _looks_back(own)
 
 
 def _is_hooked(own: dict[str, Any]) -> bool:
     """Whether a module of these attributes has hooks that see what it is given or what it gives."""
-    kinds = own["_forward_hooks"], own["_forward_pre_hooks"], own["_backward_hooks"], own["_backward_pre_hooks"]
-    return _any_count(kinds)
+    forward, before = own["_forward_hooks"], own["_forward_pre_hooks"]
+    backward, ahead = own["_backward_hooks"], own["_backward_pre_hooks"]
+    if not (forward or before or backward or ahead):  # compile does not notice a change behind `any`
+        return False
+    return _any_count((forward, before, backward, ahead))
 
 
 def _any_count(kinds: tuple[Mapping[int, Any], ...]) -> bool:
     """Whether there are hooks of these four kinds that do more than note which module runs, to count its FLOPs."""
-    if not (kinds[0] or kinds[1] or kinds[2] or kinds[3]):  # compile does not notice a change behind `any`
+    if not (kinds[0] or kinds[1] or kinds[2] or kinds[3]):
         return False
     return any(getattr(hook, "__module__", None) not in _COUNTERS for kind in kinds for hook in kind.values())
 

@@ -102,7 +102,7 @@ def mixer(
     hidden: Tensor, weights: MixerWeights, reads: frozenset[str] = frozenset(), runs: Runs | None = None
 ) -> tuple[Tensor, Signals]:
     """Run a mixer for which :func:`mtrkit.scan.fastpath.can_mix`: its output (B, L, D), and what is read."""
-    names = [name for name in Signals._fields if name in reads]
+    names = _in_order(reads)
     if no_tracing(hidden):
         out, *found = _mix(hidden, weights, names, runs)
     else:
@@ -114,7 +114,19 @@ def mixer(
 
 
 def norm_and_mixer(
-    x: Tensor, residual: Tensor, norm_weight: Tensor, eps: float, weights: MixerWeights, runs: Runs | None = None
-) -> tuple[Tensor, Tensor]:
-    """:func:`mixer` of the norm of :func:`add_rms_norm`, and the sum: to the same bits, and outside of tracing."""
-    return native.norm_and_mix(x, residual, norm_weight, eps, weights, None if runs is None else runs.lengths)
+    x: Tensor,
+    residual: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    weights: MixerWeights,
+    reads: frozenset[str] = frozenset(),
+    runs: Runs | None = None,
+) -> tuple[Tensor, Tensor, Signals]:
+    """:func:`mixer` of the norm of :func:`add_rms_norm`, the sum, and what is read; outside of tracing."""
+    names, lengths = _in_order(reads), None if runs is None else runs.lengths
+    (out, *found), total = native.norm_and_mix(x, residual, norm_weight, eps, weights, names, lengths)
+    return out, total, Signals(**dict(zip(names, found, strict=True)))
+
+
+def _in_order(reads: frozenset[str]) -> list[str]:
+    return [name for name in Signals._fields if name in reads] if reads else []

@@ -228,6 +228,24 @@ def test_weights_that_do_not_fit_are_named(calls, name):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("reads", [frozenset(), frozenset({"delta_mean"}), frozenset({"delta", "ssm_C", "y"})], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_norm_and_mixer_in_one_call_give_the_same_bits(calls, dtype, reads):
+    norm, weights = RMSNorm(24).to(dtype), cast(make_weights(), dtype)
+    torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
+    x, residual = torch.randn(3, 19, 24).to(dtype), torch.randn(3, 19, 24)
+    out, total, signals = fused.norm_and_mixer(x, residual, norm.weight, norm.eps, weights, reads)
+    normed, expected_total = norm(x, residual)
+    expected, expected_signals = fused.mixer(normed.to(dtype), weights, reads)
+    assert out.dtype == dtype and torch.equal(total, expected_total)
+    if dtype == torch.float32:  # others may be rounded between the two
+        assert torch.equal(out, expected)
+    assert rms_error(out, expected) < 2 * SCAN_VALUES[dtype]
+    for name in reads:
+        assert rms_error(getattr(signals, name), getattr(expected_signals, name)) < 2 * SCAN_VALUES[dtype]
+
+
+@torch.no_grad()
 def test_a_norm_that_does_not_fit_is_refused(calls):
     norm, tokens = RMSNorm(24), torch.randn(2, 5, 24)
     for x, residual in ((tokens, tokens[:, :1]), (tokens[..., :20], tokens[..., :20])):
