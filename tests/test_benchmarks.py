@@ -136,6 +136,27 @@ def videos(tmp_path):
     return tmp_path / "val.csv"
 
 
+@pytest.mark.parametrize(
+    ("script", "given", "expected"),
+    [
+        ("throughput", ["--models", MODEL, "deit_tiny_patch16_224", "--method", "mtr", "--batch-size", "1"], 4),
+        ("reduction_cost", ["--model", MODEL, "--method", "mtr", "--r", "4", "--layers", "2", "--batch-size", "1"], 1),
+        ("scaling", ["--model", MODEL, "--method", "mtr", "--size", "32", "48"], 6),
+    ],
+)
+def test_speed_is_written_with_its_conditions(monkeypatch, tmp_path, script, given, expected):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module = importlib.import_module(script)
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    ratio = {"throughput": ["--ratio", "0.3", "--seconds", "0"], "scaling": ["--ratio", "0.3"]}.get(script, [])
+    name = "found" if script == "throughput" else "found.json"
+    monkeypatch.setattr(sys, "argv", [script, *given, *ratio, "--rounds", "1", "--device", "cpu", "--out", name])
+    assert module.main() == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert len(found["rows"]) == expected and {"commit", "torch", "command"} <= found["conditions"].keys()
+    assert script != "throughput" or (tmp_path / "found.csv").read_text().startswith("model,infer_samples_per_sec")
+
+
 def test_kinetics_stands_beside_what_is_published(monkeypatch, tmp_path, videos, capsys):
     """On a small model under the name of a published one, through every step of the script."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")

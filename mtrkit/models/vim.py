@@ -25,7 +25,7 @@ from mtrkit.models.positions import ClassToken, class_index, insert_at, resize_p
 from mtrkit.ops import check_stream, nothing_dropped, stream_tokens, take
 from mtrkit.scan import fused, mixer_parts
 from mtrkit.scan.fastpath import are_plain, can_mix, no_tracing, plain_tensors
-from mtrkit.types import MixerCall, ReducedStream, Signals
+from mtrkit.types import MixerCall, ReducedStream
 
 Pool = Literal["token", "avg", ""]
 
@@ -69,9 +69,9 @@ class Block(nn.Module):
         self, hidden_states: Tensor, residual: Tensor, call: MixerCall | None
     ) -> tuple[Tensor, Tensor] | None:
         """Norm and mixer as one call; ``None`` if something has to see what is between them."""
-        if self.training or residual.dtype is not hidden_states.dtype or not no_tracing(hidden_states):
+        if self.training or residual.dtype is not torch.float32 or not no_tracing(hidden_states):
             return None
-        if call is not None and (call.reads or call.gaps is not None or call.gating is not None):
+        if call is not None and (call.gaps is not None or call.gating is not None):
             return None
         modules: Any = self._modules  # attributes of modules are slow to look up, which a small batch would notice
         norm, mixer = modules["norm"], modules["mixer"]
@@ -83,10 +83,12 @@ class Block(nn.Module):
         parts = mixer_parts(mixer, halve=mixer.halve)
         if not can_mix(parts, hidden_states):
             return None
-        runs = None if call is None else call.runs
-        if call is not None:
-            call.signals = Signals()
-        return fused.norm_and_mixer(hidden_states, residual, norm.weight, norm.eps, parts, runs)
+        norm_weight, eps = norm.weight, norm.eps
+        if call is None:
+            return fused.norm_and_mixer(hidden_states, residual, norm_weight, eps, parts)[:2]
+        found = fused.norm_and_mixer(hidden_states, residual, norm_weight, eps, parts, call.reads, call.runs)
+        *tokens, call.signals = found
+        return tokens[0], tokens[1]
 
 
 class VisionMamba(nn.Module):

@@ -5,7 +5,7 @@ settled (another dtype, strides, a lazy negation) and refuse the rest.
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,21 +20,23 @@ SCAN_PLACES = ("dt_weight", "A", "D", "bias", "last", "dlast", "checkpoints", "s
 HEADER = struct.Struct("2q")
 SCAN = struct.Struct(f"{len(SCAN_SIZES)}q{4 * len(SCAN_VIEWS)}q{4 * len(SCAN_ROWS)}q{len(SCAN_PLACES)}q")
 CONV = struct.Struct("6q16q4q")
-PROJECT = struct.Struct("6q16q4q2q4q2q")  # a convolution's, then the product's
-PACK = struct.Struct("3qd2q")
-NORM = struct.Struct("2qd5q")
-MIXER = struct.Struct("10qd11q14qq")  # of mixer.h
+PROJECT = struct.Struct("6q16q4q2q4q3q")  # a convolution's, then the product's
+PACK = struct.Struct("5qd2q")
+NORM = struct.Struct("3qd5q")
+MIXER = struct.Struct("12qd11q14qq")  # of mixer.h
 MATCH = struct.Struct("10q")
 COSINES = struct.Struct("9q")
 SLOTS = struct.Struct("11q")
 MERGE = struct.Struct("10q")
+SPLIT = struct.Struct("11q")
 SUM = struct.Struct("5q")
 SOFTPLUS = struct.Struct("3q8qq")
 
 # In the order in which mtr_layout of native.c gives the sizes of its structs.
-LAYOUT = (HEADER, SCAN, CONV, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, MIXER)
+LAYOUT = (HEADER, SCAN, CONV, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, SPLIT, MIXER)
 
 NO_VIEW = (0, 0, 0, 0)
+_PLAIN = {Tensor, torch.nn.Parameter}
 _TAKES_NOTHING_OVER = Tensor.__torch_dispatch__
 
 
@@ -70,6 +72,12 @@ def dense(x: Tensor) -> Tensor:
     return x if x.is_contiguous() else x.contiguous()
 
 
+def dense_half(x: Tensor) -> Tensor | None:
+    """A contiguous bfloat16 tensor as it is; ``None`` for any other, which :func:`dense` takes."""
+    plain = x.dtype is torch.bfloat16 and x.is_cpu and x.is_contiguous() and has_memory(x)
+    return x if plain else None
+
+
 def positions(x: Tensor) -> Tensor:
     """Contiguous int64 on the CPU; the compiled library takes them for what they should be."""
     if x.dtype is not torch.int64 or not x.is_cpu or not has_memory(x):
@@ -94,6 +102,25 @@ def rows_of(x: Tensor | None) -> tuple[int, int, int, int]:
         return NO_VIEW
     batch, group, _, time = x.stride()
     return (address(x), batch, group, time)
+
+
+def dense_places(tensors: Iterable[Tensor | None], as_they_are: Collection[int] = ()) -> tuple[list[int], list[Tensor]]:
+    """Addresses of :func:`dense` tensors, and those that had to be made so: to be held until the job has run.
+
+    The same checks, in an order in which plain weights pass them fast: a mixer asks this of twenty tensors. Those whose
+    ids are in ``as_they_are`` have another dtype, which the job knows.
+    """
+    places, made = [], []
+    for x in tensors:
+        if x is None:
+            places.append(0)
+            continue
+        plain = x.dtype is torch.float32 and type(x) in _PLAIN and x.is_cpu and x.layout is torch.strided
+        if not (plain and x.is_contiguous() and not x.is_neg()):
+            x = x if id(x) in as_they_are else dense(x)
+            made.append(x)
+        places.append(x.data_ptr() or address(x))
+    return places, made
 
 
 def address(x: Tensor | None) -> int:

@@ -25,7 +25,7 @@ BLOCK = 16  # channels handled together in C
 TILE = 16  # time steps handled together in C; states are checkpointed once per tile
 TEAM_BLOCKS = 4  # channel blocks whose gradients of B and C are summed in one task
 SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS = range(6)  # kinds of jobs
-PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE = range(6, 13)
+PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, SPLIT = range(6, 14)
 
 _MIXER_PACKS, _MIXER_STEPS = 8, 6  # the most jobs that a mixer becomes: at first, and for each chunk of samples
 _LAYOUT = [TILE, BLOCK, TEAM_BLOCKS, _MIXER_PACKS, _MIXER_STEPS, *(fields.size for fields in jobs.LAYOUT)]
@@ -48,7 +48,12 @@ class Library:
             self.missing = str(error)
             return
         self.best_level: int = self._handle.mtr_best_level()
+        self._multiplies_halves = bool(self._handle.mtr_has_half_products())
         self._parallel = _openmp_parallel()
+
+    def multiplies_halves(self) -> bool:
+        """Whether the level in use has instructions for products of bfloat16."""
+        return self._multiplies_halves and current_level() == 2
 
     def run(self, *chain: Job) -> None:
         """Run packed jobs one after the other on as many threads as torch uses."""

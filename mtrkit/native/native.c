@@ -78,24 +78,29 @@ typedef struct {
 typedef struct {
     conv_job conv;
     int64_t columns; /* a multiple of BLOCK */
-    float *weight;   /* (columns / BLOCK, channels, BLOCK), contiguous */
+    void *weight;    /* (columns / BLOCK, channels, BLOCK), or (columns / BLOCK, channels / 2, BLOCK, 2) of 16 bits */
     rows out;        /* (batch, 1, columns, length) */
     int64_t span;    /* tokens that one task takes, a multiple of TILE, at most CONV_SPAN */
     int64_t parts;   /* into which the columns are cut for more tasks; 1 with a convolution */
+    int64_t half;    /* 0, or the weights are bfloat16, and HALF_BY_INSTRUCTION if the processor multiplies these */
 } project_job;
 
 typedef struct {
     int64_t columns, channels;
     int64_t decay; /* whether what is packed is -exp(src) */
+    int64_t half_src, half; /* whether bfloat16 is read, and whether it is packed as it is, in pairs of channels */
     double scale;  /* of what is packed */
-    float *src, *dst; /* (columns, channels) -> (columns / BLOCK, channels, BLOCK), zeros after the last column */
+    void *src;     /* (columns, channels) */
+    float *dst;    /* (columns / BLOCK, channels, BLOCK), zeros after the last column */
 } pack_job;
 
 /* The root-mean-square norm of the sum of x and residual, row by row; all (rows, columns), contiguous. */
 typedef struct {
     int64_t rows, columns;
+    int64_t half; /* whether x is bfloat16 */
     double eps;
-    float *x, *residual, *weight, *sum, *normed;
+    void *x;
+    float *residual, *weight, *sum, *normed;
 } norm_job;
 
 /* For each source row of a sample the target row most alike by cosine; of those that are equal up to rounding the
@@ -115,6 +120,16 @@ typedef struct {
     float *found;    /* (batch, pairs) */
     int64_t *wrong;  /* as above */
 } cosines_job;
+
+/* Tokens by their scores, the best first and of equal ones the earlier: the special ones and the `top` best, the `bottom`
+ * worst, and those between, each group in sequence order. */
+typedef struct {
+    int64_t batch, length, specials, top, bottom;
+    float *score;               /* (batch, length), contiguous, as are the others; NaN ranks last */
+    int64_t *special;           /* (batch, specials), each token once */
+    int64_t *keep, *dst, *src;  /* (batch, specials + top), (batch, the rest), (batch, bottom) */
+    int64_t *wrong;             /* as above */
+} split_job;
 
 /* The tokens that stay, numbered in their order in the sequence if `ordered`; those that merge get their target's
  * number, all others -1. */
@@ -150,7 +165,9 @@ typedef struct {
     int64_t kind, bytes; /* of the job */
 } header;
 
-enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE };
+enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, SPLIT };
+
+enum { HALF_BY_INSTRUCTION = 2 };
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t blocks_per_group(const scan_job *j) { return ceil_div(j->channels / j->groups, BLOCK); }
@@ -299,6 +316,54 @@ static const float *rows_in(walk w, int64_t step, int64_t steps, int64_t states,
 #define FN(name) JOIN(name, SUFFIX)
 #define LOG2E 1.4426950408889634f
 
+/* A token and its score, with those that cannot be compared made the least. */
+typedef struct {
+    float score;
+    int32_t token;
+} ranked;
+
+static int by_rank(const void *a, const void *b) {
+    const ranked *x = a, *y = b;
+    if (x->score != y->score) return x->score > y->score ? -1 : 1;
+    return x->token < y->token ? -1 : x->token > y->token;
+}
+
+enum { KEEP, BETWEEN, LEAVE };
+
+static void split_task(const void *job, int64_t b, float *scratch) {
+    const split_job *j = job;
+    int64_t L = j->length, count = 0, between = L - j->specials - j->top - j->bottom;
+    ranked *others = (ranked *)scratch;
+    int32_t *group = (int32_t *)(others + L);
+    for (int64_t t = 0; t < L; t++) group[t] = BETWEEN;
+    for (int64_t i = 0; i < j->specials; i++) {
+        int64_t t = j->special[b * j->specials + i];
+        if (t < 0 || t >= L || group[t] == KEEP) {
+            *j->wrong = 1;
+            return;
+        }
+        group[t] = KEEP;
+    }
+    for (int64_t t = 0; t < L; t++) {
+        float score = j->score[b * L + t];
+        score = score != score || score < -FLT_MAX ? -FLT_MAX : score > FLT_MAX ? FLT_MAX : score;
+        if (group[t] != KEEP) others[count++] = (ranked){score, (int32_t)t};
+    }
+    qsort(others, (size_t)count, sizeof(ranked), by_rank);
+    for (int64_t i = 0; i < j->top; i++) group[others[i].token] = KEEP;
+    for (int64_t i = count - j->bottom; i < count; i++) group[others[i].token] = LEAVE;
+    int64_t *to[] = {j->keep + b * (j->specials + j->top), j->dst + b * between, j->src + b * j->bottom};
+    for (int64_t t = 0; t < L; t++) *to[group[t]]++ = t;
+}
+
+/* bfloat16 is the upper half of a float. */
+static inline float widened(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float wide;
+    memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
+
 /* Compilers without a shuffle of two vectors (GCC before 12) pack number by number. */
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -329,7 +394,38 @@ static const float *rows_in(walk w, int64_t step, int64_t steps, int64_t states,
 #endif
 #include "kernels.h"
 
+#define HALVES __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
+
+/* Each to the nearest bfloat16, BLOCK at a time, and how many were rounded. */
+HALVES static int64_t narrow_blocks(const float *src, int64_t count, uint16_t *dst) {
+    int64_t i = 0;
+    for (; i + BLOCK <= count; i += BLOCK)
+        _mm256_storeu_si256((__m256i *)(dst + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(src + i)));
+    return i;
+}
+
+/* A tile of tokens times BLOCK columns of pairs of channels, each product of two pairs one instruction. */
+HALVES static void multiply_tile_halves(
+    const uint16_t *tokens, int64_t steps, int64_t K, const uint32_t *w, float *out, int64_t stride) {
+    __m512 sum[TILE];
+    const uint16_t *row[TILE];
+    for (int i = 0; i < TILE; i++) {
+        row[i] = tokens + (i < steps ? i : 0) * K;
+        sum[i] = _mm512_setzero_ps();
+    }
+    for (int64_t e = 0; e < K; e += 2) {
+        __m512i pairs = _mm512_loadu_si512(w + e / 2 * BLOCK);
+        for (int i = 0; i < TILE; i++) {
+            int32_t two;
+            memcpy(&two, row[i] + e, sizeof two);
+            sum[i] = _mm512_dpbf16_ps(sum[i], (__m512bh)pairs, (__m512bh)_mm512_set1_epi32(two));
+        }
+    }
+    for (int64_t i = 0; i < steps; i++) _mm512_storeu_ps(out + i * stride, sum[i]);
+}
+
 #define SUFFIX _avx512
+#define HALF_PRODUCTS
 #define LANES 16
 #define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")))
 #define AVX512_EXP2
@@ -359,13 +455,23 @@ EXPORT int mtr_best_level(void) {
 #endif
 }
 
+/* Whether the processor multiplies pairs of bfloat16; AVX-512 comes with it. */
+EXPORT int mtr_has_half_products(void) {
+#if defined(__x86_64__) || defined(_M_X64)
+    unsigned a, b, c, d;
+    return mtr_best_level() == 2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 5) != 0;
+#else
+    return 0;
+#endif
+}
+
 #include "mixer.h"
 
 /* So that Python can refuse a library whose structs or tiling differ from what it packs: library.py has the same list. */
 EXPORT void mtr_layout(int64_t *sizes) {
     const int64_t own[] = {TILE, BLOCK, TEAM_BLOCKS, MIXER_PACKS, MIXER_STEPS, sizeof(header), sizeof(scan_job), sizeof(conv_job),
                            sizeof(sum_job), sizeof(softplus_job), sizeof(project_job), sizeof(pack_job),
-                           sizeof(norm_job), sizeof(match_job), sizeof(cosines_job), sizeof(slots_job), sizeof(merge_job), sizeof(mixer_job)};
+                           sizeof(norm_job), sizeof(match_job), sizeof(cosines_job), sizeof(slots_job), sizeof(merge_job), sizeof(split_job), sizeof(mixer_job)};
     memcpy(sizes, own, sizeof own);
 }
 
@@ -399,12 +505,13 @@ static work_size softplus_size(const void *job) {
 static work_size project_size(const void *job) {
     const project_job *j = job;
     int64_t tasks = j->conv.batch * ceil_div(j->conv.length, j->span) * j->parts;
-    return (work_size){tasks, conv_scratch(j->conv.width) + past_size(j->conv.width) / (int64_t)sizeof(float)};
+    int64_t past = past_size(j->conv.width) / (int64_t)sizeof(float), halves = TILE * j->conv.channels / 2;
+    return (work_size){tasks, conv_scratch(j->conv.width) + (past > halves ? past : halves)};
 }
 
 static work_size pack_size(const void *job) {
     const pack_job *j = job;
-    return (work_size){ceil_div(j->columns, BLOCK), 0};
+    return (work_size){ceil_div(j->columns, BLOCK), j->half_src && !j->half ? BLOCK * j->channels : 0};
 }
 
 static work_size norm_size(const void *job) {
@@ -431,6 +538,11 @@ static work_size slots_size(const void *job) {
 static work_size merge_size(const void *job) {
     const merge_job *j = job;
     return (work_size){j->batch, 2 * j->slots};
+}
+
+static work_size split_size(const void *job) {
+    const split_job *j = job;
+    return (work_size){j->batch, j->length * (int64_t)(sizeof(ranked) + sizeof(int32_t)) / (int64_t)sizeof(float) + 1};
 }
 
 static work_size sum_size(const void *job) {
@@ -463,6 +575,7 @@ static const job_kind kinds[] = {
     [COSINES] = {LEVELS(cosines), cosines_size},
     [SLOTS] = {LEVELS(slots), slots_size},
     [MERGE] = {LEVELS(merge), merge_size},
+    [SPLIT] = {{split_task, split_task, split_task}, split_size},
 };
 
 typedef struct {
@@ -514,7 +627,8 @@ static void work(void *data) {
     _Atomic int64_t *done = t->shared + 2;
     for (int64_t k = 0; k < t->count; k++, h = after(h)) {
         share_job(h, t->level, t->shared + 1 + 2 * k, t->shared + 2 + 2 * k, scratch);
-        if (h->kind == PACK && k + 1 < t->count) continue; /* needs nothing that others of its kind do */
+        /* A pack needs nothing that packs before it do. */
+        if (h->kind == PACK && k + 1 < t->count && after(h)->kind == PACK) continue;
         for (; waits <= h; waits = after(waits), done += 2) wait_for(waits, done);
     }
     free(memory);

@@ -1,5 +1,8 @@
 """Matching, numbering and merging tokens by the compiled library, one call for a dozen operators of torch."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -19,7 +22,7 @@ def nearest(metric: Tensor, src: Tensor, dst: Tensor) -> Tensor:
     found, wrong = torch.empty_like(src), src.new_zeros(1)
     places = (jobs.address(tensor) for tensor in (metric, src, dst, found, wrong))
     job = jobs.MATCH.pack(*metric.shape, src.shape[1], dst.shape[1], *places)
-    _run(library.MATCH, job, wrong, metric.shape[1])
+    _run([(library.MATCH, job)], wrong, metric.shape[1])
     return found
 
 
@@ -31,28 +34,41 @@ def cosines(metric: Tensor, a: Tensor, b: Tensor) -> Tensor:
     metric, a, b = jobs.dense(metric), jobs.positions(a), jobs.positions(b)
     found, wrong = metric.new_empty(a.shape), a.new_zeros(1)
     job = jobs.COSINES.pack(*metric.shape, a.shape[1], *map(jobs.address, (metric, a, b, found, wrong)))
-    _run(library.COSINES, job, wrong, metric.shape[1])
+    _run([(library.COSINES, job)], wrong, metric.shape[1])
     return found
 
 
-def merge(tokens: Tensor, slot: Tensor, slots: int, weight: Tensor | None = None, mean: bool = True) -> Tensor:
-    """(B, slots, D): at each slot the mean, or the sum, of the tokens (B, L, D) whose ``slot`` (B, L) it is.
+class Merge(NamedTuple):
+    """Tokens (B, L, D), float32 or of 16 bits, how they are weighted, and whether they are averaged or added up."""
+
+    tokens: Tensor
+    weight: Tensor | None = None  # (B, L, 1), of each token in the mean; None: all equal
+    mean: bool = True
+
+
+def merge(merges: Sequence[Merge], slot: Tensor, slots: int) -> list[Tensor]:
+    """Of each, (B, slots, D): at each slot the mean, or the sum, of the tokens whose slot it is.
+
+    Those of 16 bits are widened, and rounded once in the end.
 
     Args:
-        tokens: (B, L, D).
+        merges: What travels together.
         slot: (B, L) int64; tokens of slot −1 are lost.
         slots: L', their number.
-        weight: (B, L, 1), of each token in the mean. Default: all equal.
-        mean: Whether to divide by the number of tokens that meet.
     """
-    if slot.shape != tokens.shape[:2] or (weight is not None and weight.shape != (*slot.shape, 1)):
-        raise InputError(f"slots of shape {tuple(slot.shape)} do not fit tokens of shape {tuple(tokens.shape)}")
-    tokens, slot, weight = jobs.dense(tokens), jobs.positions(slot), weight if weight is None else jobs.dense(weight)
-    merged, wrong = tokens.new_empty((tokens.shape[0], slots, tokens.shape[2])), slot.new_zeros(1)
-    places = [jobs.address(tensor) for tensor in (slot, tokens, weight, merged, wrong)]
-    job = jobs.MERGE.pack(*tokens.shape[:2], slots, tokens.shape[2], mean, *places)
-    _run(library.MERGE, job, wrong, slots)
-    return merged
+    slot, wrong = jobs.positions(slot), slot.new_zeros(1)
+    chain, merged, held = [], [], []
+    for tokens, weight, mean in merges:
+        if slot.shape != tokens.shape[:2] or (weight is not None and weight.shape != (*slot.shape, 1)):
+            raise InputError(f"slots of shape {tuple(slot.shape)} do not fit tokens of shape {tuple(tokens.shape)}")
+        tokens, weight = jobs.dense(tokens), weight if weight is None else jobs.dense(weight)
+        found = tokens.new_empty((tokens.shape[0], slots, tokens.shape[2]))
+        places = [jobs.address(tensor) for tensor in (slot, tokens, weight, found, wrong)]
+        chain.append((library.MERGE, jobs.MERGE.pack(*tokens.shape[:2], slots, tokens.shape[2], mean, *places)))
+        merged.append(found)
+        held.append((tokens, weight))
+    _run(chain, wrong, slots)
+    return [found.to(given.tokens.dtype) for found, given in zip(merged, merges, strict=True)]
 
 
 def number(num_tokens: int, kept: Tensor, merged: Tensor, target: Tensor, ordered: bool) -> tuple[Tensor, Tensor]:
@@ -72,13 +88,39 @@ def number(num_tokens: int, kept: Tensor, merged: Tensor, target: Tensor, ordere
     slot, sequence, wrong = kept.new_empty((len(kept), num_tokens)), torch.empty_like(kept), kept.new_zeros(1)
     places = [jobs.address(tensor) for tensor in (kept, merged, target, slot, sequence, wrong)]
     job = jobs.SLOTS.pack(len(kept), num_tokens, kept.shape[1], merged.shape[1], ordered, *places)
-    _run(library.SLOTS, job, wrong, num_tokens)
+    _run([(library.SLOTS, job)], wrong, num_tokens)
     return slot, sequence
 
 
-def _run(kind: int, job: bytes, wrong: Tensor, limit: int) -> None:
-    library.library().run((kind, job))
+def split(score: Tensor, special: Tensor, top: int, bottom: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions in sequence order: of special and ``top`` best tokens, of those between, of the ``bottom`` worst.
+
+    Equal scores rank by position, the earlier token higher; a NaN ranks last.
+
+    Args:
+        score: (B, L) float32.
+        special: (B, S) int64, each token once.
+        top: Of the tokens that are not special.
+        bottom: Of the same.
+    """
+    batch, length = score.shape
+    between = length - special.shape[1] - top - bottom
+    if len(special) != batch or min(top, between, bottom) < 0:
+        given = f"{top} to keep, {bottom} to leave and special ones of shape {tuple(special.shape)}"
+        raise InputError(f"scores of shape {tuple(score.shape)} do not fit {given}")
+    score, special = jobs.dense(score), jobs.positions(special)
+    keep, dst, src = (special.new_empty((batch, n)) for n in (special.shape[1] + top, between, bottom))
+    wrong = special.new_zeros(1)
+    places = [jobs.address(tensor) for tensor in (score, special, keep, dst, src, wrong)]
+    job = jobs.SPLIT.pack(batch, length, special.shape[1], top, bottom, *places)
+    _run([(library.SPLIT, job)], wrong, length)
+    return keep, dst, src
+
+
+def _run(chain: list[library.Job], wrong: Tensor, limit: int) -> None:
+    library.library().run(*chain)
     if wrong.item():
         raise InputError(
-            f"a reduction names a token or slot outside of 0 … {limit - 1}; give positions in the sequence"
+            f"a reduction names a token or slot outside of 0 … {limit - 1}, or a special token twice; give positions "
+            "in the sequence"
         )

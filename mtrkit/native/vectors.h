@@ -1,6 +1,25 @@
 /* Vectors of neighbouring channels, and the functions of them that a scan needs. */
 
 INLINE vf FN(splat)(float x) { return x - (vf){0}; }
+
+/* Of pairs of 16-bit numbers (bfloat16, the upper half of a float) the first ones and the second ones. */
+INLINE vf FN(low_half)(vf pairs) { return (vf)((vi)pairs << 16); }
+INLINE vf FN(high_half)(vf pairs) { return (vf)((vi)pairs & -65536); }
+
+INLINE void FN(widen)(const uint16_t *src, int64_t count, float *dst) {
+    for (int64_t i = 0; i < count; i++) dst[i] = widened(src[i]);
+}
+
+/* To the nearest, of two as near the even one; NaN stays NaN. */
+INLINE void FN(narrow)(const float *src, int64_t count, uint16_t *dst) {
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, src + i, sizeof bits);
+        uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        dst[i] = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
+    }
+}
+
 INLINE vf FN(choose)(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 
 /* 2^x to about 1e-7 relative. The polynomial is exactly 1 at 0, so a state that should not decay does not drift.

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from mtrkit.native import tokens as native
+from mtrkit.scan.fastpath import can_split
 from mtrkit.types import Split
 
 
@@ -59,6 +61,8 @@ def split_by_rank(score: Tensor, special: Tensor, top: int, bottom: int) -> Spli
 
     Source: MTR, arXiv:2507.14042, section 3 (Keep, Target and Source groups).
     """
+    if can_split(score, special):
+        return Split(*native.split(score.detach(), special, top, bottom))
     ranked = rank_tokens(score, special)
     keep, dst, src = ranked.split([top, ranked.shape[1] - top - bottom, bottom], dim=1)
     # In sequence order, so that ties between equally similar targets go to the earliest.

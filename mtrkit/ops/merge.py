@@ -48,7 +48,7 @@ class Merger:
         if token_map.combine != "mean":
             return _merge_extreme(tokens, token_map)
         if can_merge(tokens, token_map.slot):
-            return native.merge(tokens, token_map.slot, token_map.num_kept, token_map.weight)
+            return native.merge([native.Merge(tokens, token_map.weight)], token_map.slot, token_map.num_kept)[0]
         if standard_only():
             return _multiply(tokens, token_map, token_map.weight)
         if token_map.weight is None:
@@ -61,10 +61,21 @@ class Merger:
         if not token_map.merged.shape[1]:
             return take(size, token_map.kept)
         if can_merge(size, token_map.slot):
-            return native.merge(size, token_map.slot, token_map.num_kept, mean=False)
+            return native.merge([native.Merge(size, mean=False)], token_map.slot, token_map.num_kept)[0]
         if standard_only():
             return _multiply(size, token_map, mean=False)
         return _gather_up(size, self.bags(), "sum")
+
+    def stream(self, hidden: Tensor, residual: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`tokens` of two and :meth:`sizes`: in one call if the compiled library takes all three."""
+        token_map = self.map
+        several = token_map.merged.shape[1] and hidden.shape[2] and token_map.combine == "mean"
+        if several and all(can_merge(tensor, token_map.slot) for tensor in (hidden, residual, size)):
+            merges = [native.Merge(hidden, token_map.weight), native.Merge(residual, token_map.weight)]
+            merges.append(native.Merge(size, mean=False))
+            hidden, residual, size = native.merge(merges, token_map.slot, token_map.num_kept)
+            return hidden, residual, size
+        return self.tokens(hidden), self.tokens(residual), self.sizes(size)
 
 
 class _Bags(NamedTuple):

@@ -68,9 +68,12 @@ def reduce_stream(
     stage = Stage(token_map, hidden, stream.residual) if token_map.drops else Stage(token_map, None, None)
     merger, stages = Merger(token_map), (*stream.stages, stage)
     slot = token_map.slot.gather(1, stream.slot) if nothing_dropped(stages) else token_map.follow(stream.slot)
-    residual, size = merger.tokens(stream.residual), merger.sizes(stream.size)
-    reduced = stream.updated(residual=residual, size=size, slot=slot, stages=stages)
-    return (merger if hidden_map is None else Merger(hidden_map)).tokens(hidden), reduced
+    if hidden_map is None:
+        hidden, residual, size = merger.stream(hidden, stream.residual, stream.size)
+    else:
+        hidden = Merger(hidden_map).tokens(hidden)
+        residual, size = merger.tokens(stream.residual), merger.sizes(stream.size)
+    return hidden, stream.updated(residual=residual, size=size, slot=slot, stages=stages)
 
 
 def reduce_sum(

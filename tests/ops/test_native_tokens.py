@@ -1,11 +1,11 @@
-"""Numbering and merging in the compiled library: the same as in torch, and no memory read that is not there."""
+"""Splitting, numbering and merging in the compiled library: as in torch, and no memory read that is not there."""
 
 import pytest
 import torch
 
 from mtrkit.errors import InputError
 from mtrkit.native import tokens as native
-from mtrkit.ops import merge_sizes, merge_tokens, take, token_map
+from mtrkit.ops import merge_sizes, merge_tokens, split_by_rank, take, token_map
 from mtrkit.scan.fastpath import native_is_fastest
 
 pytestmark = pytest.mark.skipif(not native_is_fastest(), reason="needs the compiled library")
@@ -18,6 +18,7 @@ def in_torch(call, *arguments, **options):
     """The same call with derivatives in reach, which the compiled library does not give."""
     with torch.enable_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("mtrkit.ops.reorder.can_number", lambda *positions: False)
+        patch.setattr("mtrkit.ops.group.can_split", lambda *tensors: False)
         return call(*arguments, **options)
 
 
@@ -60,7 +61,7 @@ def test_positions_outside_of_the_sequence_are_refused():
         with pytest.raises(InputError, match="outside of 0 … 6"):
             token_map(7, kept, merged, target)
     with pytest.raises(InputError, match="outside of 0 … 2"):
-        native.merge(torch.randn(1, 3, 4), torch.tensor([[0, 3, 1]]), 3)
+        native.merge([native.Merge(torch.randn(1, 3, 4))], torch.tensor([[0, 3, 1]]), 3)
     for wrong in (TARGET.int(), TARGET.to("meta")):
         with pytest.raises(InputError, match="positions are"):
             token_map(7, KEPT, MERGED, wrong)
@@ -68,3 +69,22 @@ def test_positions_outside_of_the_sequence_are_refused():
         token_map(7, KEPT, MERGED, TARGET[:, :1])
     with pytest.raises(InputError, match="do not fit tokens"):
         merge_tokens(torch.randn(2, 5, 4), token_map(7, KEPT, MERGED, TARGET))
+
+
+@pytest.mark.parametrize(("specials", "top", "bottom"), [(0, 0, 12), (1, 4, 3), (2, 0, 0), (3, 9, 0), (12, 0, 0)])
+def test_splits_as_torch_does(specials, top, bottom):
+    odd = torch.tensor([0.0, -0.0, 1.0, 1.0, torch.nan, torch.inf, -torch.inf, 3e38, -3e38, torch.nan, 1.0, -1e-40])
+    score = torch.stack([odd[torch.randperm(12)] for _ in range(5)])
+    special = torch.stack([torch.randperm(12)[:specials] for _ in range(5)])
+    found, expected = split_by_rank(score, special, top, bottom), in_torch(split_by_rank, score, special, top, bottom)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_refuses_to_split_what_does_not_fit():
+    score = torch.randn(2, 7)
+    for special, top, bottom in ((torch.tensor([[7], [0]]), 2, 2), (torch.tensor([[0, 0], [1, 2]]), 2, 2)):
+        with pytest.raises(InputError, match="outside of 0 … 6"):
+            native.split(score, special, top, bottom)
+    for special, top in ((torch.tensor([[0]]), 2), (torch.tensor([[0], [1]]), 5), (torch.tensor([[0], [1]]), -1)):
+        with pytest.raises(InputError, match="do not fit"):
+            native.split(score, special, top, 2)
