@@ -210,7 +210,7 @@ def _speed(evaluation: Evaluation, candidate: Candidate, reference: Reference) -
 def _key(evaluation: Evaluation, same: Row, candidate: Candidate) -> str:
     done = candidate.info
     reduction = {"method": candidate.method, "amount": candidate.amount}
-    chosen = {"options": done.options, "layers": done.layers} if done else {}
+    chosen: Row = {"options": done.options, "layers": done.layers} if done else {}
     chosen |= {name: value for name, value in candidate.options.items() if name == "calibration"}
     if candidate.threshold is not None:  # how many tokens leave is shared by the images of a batch
         chosen["batch_size"] = evaluation.batch_size
