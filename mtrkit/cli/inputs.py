@@ -13,7 +13,7 @@ from mtrkit.data import bundled_images
 from mtrkit.errors import InputError
 from mtrkit.measure import INTERPOLATIONS, Preprocess, input_size_of, preprocess_of, read_image, read_timed_clip
 from mtrkit.measure.images import BUNDLED
-from mtrkit.measure.kinds import image_for_clips, video_for_images
+from mtrkit.measure.kinds import FOR_IMAGES, image_for_clips, video_for_images
 
 
 class Seen(NamedTuple):
@@ -41,7 +41,8 @@ def check_kind(path: str | Path, clips: bool) -> None:
 
 def add_input(parser: argparse.ArgumentParser, use: str) -> None:
     """--input, for what ``use`` says, and how it is prepared."""
-    parser.add_argument("--input", metavar="FILE", help=f"image, or video for a model of clips: {use}")
+    what = "image, bundled:7 for one that comes with mtrkit, or video for a model of clips"
+    parser.add_argument("--input", metavar="FILE", help=f"{what}: {use}")
     add_preprocessing(parser)
 
 
@@ -81,6 +82,8 @@ def read_input(path: str | Path, args: argparse.Namespace, model: nn.Module) -> 
     if len(size) == 3:
         image = preprocess.cut(_bundled(path) if is_bundled(path) else read_image(path))
         return Seen([image], preprocess.tensor(image), None)
+    if is_bundled(path):
+        raise InputError(f"{path} is an image, and the model takes clips; {FOR_IMAGES}")
     found = read_timed_clip(path, size[1])
     frames = [preprocess.cut(frame) for frame, _ in found]
     times = [time for _, time in found if time is not None]

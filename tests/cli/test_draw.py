@@ -23,6 +23,13 @@ def test_reductions_by_images(mtrkit_run, tmp_path):
         assert picture.height > 8 * 320  # a row for each of four reductions of two images
 
 
+def test_bundled_images_are_inputs_of_other_commands_too(mtrkit_run):
+    ran = mtrkit_run("info", "vim_micro_patch4_stride2_32", "--checkpoint", "pretrained", "--input", "bundled:705")
+    assert ran.code == 0 and "(horse) dense" in ran.out, ran.err
+    ran = mtrkit_run("draw", CLIPS, "--checkpoint", "random", "bundled:705")
+    assert ran.code == 2 and "bundled:705 is an image, and the model takes clips" in ran.err
+
+
 def test_importance_differs_from_tokens(mtrkit_run, tmp_path):
     pictures = [tmp_path / f"{map}.png" for map in ("tokens", "importance")]
     for out in pictures:
