@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtrkit.native import tokens as native
 from mtrkit.ops.tensors import precise_product, take
 from mtrkit.scan.dispatch import standard_only
-from mtrkit.scan.fastpath import can_merge
+from mtrkit.scan.fastpath import merging_kernels
+from mtrkit.scan.kernels import token_kernels
 from mtrkit.types import TokenMap
 
 
@@ -47,8 +47,10 @@ class Merger:
             return take(tokens, token_map.kept)
         if token_map.combine != "mean":
             return _merge_extreme(tokens, token_map)
-        if can_merge(tokens, token_map.slot):
-            return native.merge(tokens, token_map.slot, token_map.num_kept, token_map.weight)
+        kernels = merging_kernels(tokens, token_map.slot)
+        if kernels:
+            merge = token_kernels(kernels).merge
+            return merge(tokens, token_map.slot, token_map.num_kept, token_map.weight)
         if standard_only():
             return _multiply(tokens, token_map, token_map.weight)
         if token_map.weight is None:
@@ -60,8 +62,9 @@ class Merger:
         token_map = self.map
         if not token_map.merged.shape[1]:
             return take(size, token_map.kept)
-        if can_merge(size, token_map.slot):
-            return native.merge(size, token_map.slot, token_map.num_kept, mean=False)
+        kernels = merging_kernels(size, token_map.slot)
+        if kernels:
+            return token_kernels(kernels).merge(size, token_map.slot, token_map.num_kept, mean=False)
         if standard_only():
             return _multiply(size, token_map, mean=False)
         return _gather_up(size, self.bags(), "sum")

@@ -1,7 +1,8 @@
-"""The one door to the compiled library: every question whether a call may go straight there is answered here.
+"""The one door to whole mixers, norms and reductions by kernels: whether a call may go straight there is said here.
 
-A call passes if the backend in force is ``"native"``, the tensors are float32 on a CPU and hold what they show, and
-nothing has to see what happens inside: no derivative, no autocast, no tracer, no transform, no hook.
+A call passes if the backend in force is ``"native"`` and the tensors are float32 on a CPU, or it is ``"triton"``; if
+the tensors hold what they show; and if nothing has to see what happens inside: no derivative, no autocast, no tracer,
+no transform, no hook.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,7 @@ from mtrkit.native.jobs import has_memory
 from mtrkit.native.library import current_level, library
 from mtrkit.native.weights import MixerWeights
 from mtrkit.scan.dispatch import backend_of, under_transform
+from mtrkit.scan.kernels import NATIVE, TRITON
 
 M = TypeVar("M", bound=type[nn.Module])
 
@@ -46,11 +48,25 @@ def _level() -> int:
     return -1 if library().missing else current_level()
 
 
+def inference_kernels(x: Tensor) -> str:
+    """Name of the kernels that run mixers, norms and merges of tensors like ``x``; empty if torch's operators do."""
+    if x.is_cpu and x.dtype is torch.float32 and native_is_fastest():
+        return NATIVE
+    return TRITON if backend_of(x.device.type, x.dtype) == TRITON else ""
+
+
 def for_inference(x: Tensor) -> bool:
-    """Whether :func:`native_is_fastest` for this tensor, and neither a derivative nor another precision is wanted."""
-    if not x.is_cpu or x.dtype is not torch.float32 or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    """Whether there are :func:`inference_kernels`, and neither a derivative nor another precision is wanted."""
+    if torch.is_grad_enabled() or x.is_meta or torch.is_autocast_enabled(x.device.type):
         return False
-    return native_is_fastest() and not under_transform()
+    return inference_kernels(x) != "" and not under_transform()
+
+
+def can_add_and_norm(x: Tensor, residual: Tensor, weight: Tensor) -> bool:
+    """Whether sum and norm may be one operator. Only Triton's kernel takes streams of two dtypes."""
+    if not for_inference(x) or not plain_tensors((weight,)):
+        return False
+    return residual.dtype is x.dtype or (residual.dtype is torch.float32 and inference_kernels(x) == TRITON)
 
 
 def no_tracing(x: Tensor) -> bool:
@@ -79,23 +95,32 @@ def _functions_are_watched() -> bool:
     return any(mode.__name__ != "DeviceContext" for mode in modes)
 
 
-def can_match(metric: Tensor) -> bool:
-    """Whether the operators that match take this tensor; they have no derivatives, as what they find only ranks."""
-    if metric.dtype != torch.float32 or not native_can_run(metric.device.type) or under_transform():
-        return False
-    return torch.compiler.is_compiling() or has_memory(metric)
+def matching_kernels(metric: Tensor) -> str:
+    """Name of the kernels that match by this tensor, or nothing: they have no derivatives, as what they find only ranks.
+
+    So a derivative may be asked for.
+    """
+    if under_transform() or not (torch.compiler.is_compiling() or has_memory(metric)):
+        return ""
+    device = metric.device.type
+    if metric.dtype == torch.float32 and native_can_run(device):
+        return NATIVE
+    return TRITON if backend_of(device, metric.dtype) == TRITON else ""
 
 
-def can_merge(tokens: Tensor, slot: Tensor) -> bool:
-    """Whether :func:`mtrkit.native.tokens.merge` takes these tokens, and the slots that they go to."""
-    return for_inference(tokens) and no_tracing(tokens) and plain_tensors((slot,))
+def merging_kernels(tokens: Tensor, slot: Tensor) -> str:
+    """Name of the kernels that merge these tokens into the slots that they go to, or nothing."""
+    alone = for_inference(tokens) and no_tracing(tokens) and plain_tensors((slot,))
+    return inference_kernels(tokens) if alone else ""
 
 
-def can_number(kept: Tensor, *others: Tensor) -> bool:
-    """Whether :func:`mtrkit.native.tokens.number` takes these positions."""
-    if not kept.is_cpu or kept.dtype is not torch.int64 or not native_is_fastest() or not no_tracing(kept):
-        return False
-    return plain_tensors(others)
+def numbering_kernels(kept: Tensor, *others: Tensor) -> str:
+    """Name of the kernels that number slots by these positions, or nothing."""
+    if kept.dtype is not torch.int64 or not no_tracing(kept) or not plain_tensors(others):
+        return ""
+    if kept.is_cpu and native_is_fastest():
+        return NATIVE
+    return TRITON if backend_of(kept.device.type) == TRITON else ""
 
 
 def plain_tensors(tensors: Iterable[Tensor | None]) -> bool:

@@ -10,8 +10,9 @@ from torch import Tensor
 from mtrkit.native import mixer as native
 from mtrkit.native.weights import DirectionWeights, MixerWeights
 from mtrkit.scan import steps
-from mtrkit.scan.fastpath import no_tracing
-from mtrkit.scan.operators import C, kernels_for, refuse_derivatives
+from mtrkit.scan.fastpath import inference_kernels, no_tracing
+from mtrkit.scan.kernels import TRITON, C, kernels_for, triton_kernels
+from mtrkit.scan.operators import refuse_derivatives
 from mtrkit.types import Runs, Signals
 
 _lib = torch.library.Library("mtrkit", "FRAGMENT")
@@ -38,9 +39,12 @@ def _mixer(
 
 
 def _mix(hidden: Tensor, weights: MixerWeights, reads: Sequence[str], runs: Runs | None) -> list[Tensor]:
-    """By the compiled library, or by single operators if it cannot run here."""
+    """By Triton's kernels, by the compiled library, or by single operators if neither can run here."""
+    lengths = None if runs is None else runs.lengths
+    if inference_kernels(hidden) == TRITON:
+        return triton_kernels().whole.mix(hidden, weights, reads, lengths)
     if kernels_for(hidden) is C and hidden.dtype == torch.float32:
-        return native.mix(hidden, weights, reads, None if runs is None else runs.lengths)
+        return native.mix(hidden, weights, reads, lengths)
     out, signals = steps.mix(hidden, weights, frozenset(reads), runs=runs)
     return [out, *(getattr(signals, name).contiguous() for name in reads)]
 
@@ -64,20 +68,23 @@ def _mixer_shapes(
     batch, length = hidden.shape[:2]
     inner, states = out_proj.shape[1], directions[DirectionWeights._fields.index("A_log")].shape[1]
     widths = {"delta": (inner,), "delta_mean": (), "ssm_B": (states,), "ssm_C": (states,), "y": (inner,)}
-    return [torch.empty_like(hidden), *(hidden.new_empty((batch, length, *widths[name])) for name in reads.split())]
+    dtypes = {"delta_mean": torch.promote_types(hidden.dtype, torch.float32)}
+    found = [(widths[name], dtypes.get(name, hidden.dtype)) for name in reads.split()]
+    return [torch.empty_like(hidden), *(hidden.new_empty((batch, length, *w), dtype=dtype) for w, dtype in found)]
 
 
 def _add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    if inference_kernels(x) == TRITON:
+        return triton_kernels().whole.add_rms_norm(x, residual, weight, eps)
     if kernels_for(x) is C and x.dtype == residual.dtype == torch.float32:
         return native.add_and_norm(x, residual, weight, eps)
     total = residual + x
-    return F.rms_norm(total, weight.shape, weight.to(total.dtype), eps), total
+    return F.rms_norm(total, weight.shape, weight.to(total.dtype), eps).to(x.dtype), total
 
 
 def _norm_shapes(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     del weight, eps
-    dtype = torch.promote_types(x.dtype, residual.dtype)
-    return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape, dtype=dtype)
+    return x.new_empty(x.shape), x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
 
 
 _lib.impl("mixer", _mixer, "CompositeExplicitAutograd")
@@ -90,7 +97,10 @@ _run_mixer, _run_add_rms_norm = torch.ops.mtrkit.mixer.default, torch.ops.mtrkit
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Root-mean-square norm over the last axis of ``residual + x`` (..., D), times ``weight`` (D,), and that sum."""
+    """Root-mean-square norm over the last axis of ``residual + x`` (..., D), times ``weight`` (D,), and that sum.
+
+    The norm is in the dtype of x, the sum in the wider one of the two.
+    """
     if no_tracing(x):
         return _add_rms_norm(x, residual, weight, eps)
     return _run_add_rms_norm(x, residual, weight, eps)
@@ -115,4 +125,7 @@ def norm_and_mixer(
     x: Tensor, residual: Tensor, norm_weight: Tensor, eps: float, weights: MixerWeights, runs: Runs | None = None
 ) -> tuple[Tensor, Tensor]:
     """:func:`mixer` of the norm of :func:`add_rms_norm`, and the sum: to the same bits, and outside of tracing."""
+    if inference_kernels(x) == TRITON:
+        normed, total = _add_rms_norm(x, residual, norm_weight, eps)
+        return _mix(normed, weights, (), runs)[0], total
     return native.norm_and_mix(x, residual, norm_weight, eps, weights, None if runs is None else runs.lengths)

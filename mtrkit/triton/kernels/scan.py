@@ -1,0 +1,273 @@
+"""The selective scan, forward and backward.
+
+A program has one sample, one direction and a block of channels, and goes through the tokens one after the other, with
+the states (N, channels) in registers. The channels are lanes of a warp: a thread owns one and keeps its N states, so
+that the sum over the states stays within the thread, tokens of (B, L, E) are read in whole lines, and nothing is
+exchanged between threads but the sums over channels that the gradients of B and C need. A scan in parallel over time
+takes about twice the multiplications, rounds the length up to a tile, and has to know a token's decay in closed form,
+which a token that lasts several positions makes long. What it would gain is speed for few channels of one long
+sequence: samples x channels / 32 programs have to fill the GPU here. The time of a full GPU is that of the
+exponentials, one per state and token, on both ways.
+
+The numbers of the next token are loaded while the present one is computed, so that a warp does not wait for memory at
+every step.
+"""
+
+import triton
+import triton.language as tl
+
+from mtrkit.triton.kernels.pointwise import LN_2, LOG2_E, load, sigmoid, silu_slope, softplus
+
+
+@triton.jit
+def _decay_rates(A, in_tile, LOG_A: tl.constexpr):
+    """A times log2(e), so that a decay is one power of two; zero where there is no state."""
+    rates = load(A, in_tile)
+    if LOG_A:
+        rates = -tl.exp(rates)
+    return tl.where(in_tile, rates * LOG2_E, 0.0)
+
+
+@triton.jit
+def scan_forward(
+    u, delta, A, B, C, D, z, bias, lengths, y, last, checkpoints, other_A, other_D, other_bias,
+    batch, length, channels, states, groups, backward,
+    u_w, u_b, u_e, u_t, delta_w, delta_b, delta_e, delta_t, z_b, z_e, z_t, y_w, y_b, y_e, y_t,
+    B_w, B_b, B_g, B_n, B_t, C_w, C_b, C_g, C_n, C_t,
+    LOG_A: tl.constexpr, SOFTPLUS: tl.constexpr, SPAN: tl.constexpr, WAYS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Outputs, and where wanted the state after the last token and in front of every SPAN-th.
+
+    Strides are those of direction (w), sample, channel, state and token. With two directions the second one goes
+    backward and has the other parameters.
+    """
+    per_group = channels // groups
+    blocks = tl.cdiv(per_group, BLOCK_E)
+    number = tl.program_id(0)
+    sample = ((number // (blocks * groups)) % batch).to(tl.int64)
+    way = (number // (blocks * groups * batch)).to(tl.int64)
+    group = (number // blocks) % groups
+    inner = (number % blocks) * BLOCK_E + tl.arange(0, BLOCK_E)
+    state_number = tl.arange(0, BLOCK_N)
+    channel = (group * per_group + inner).to(tl.int64)
+    in_block, in_state = inner < per_group, state_number < states
+    in_tile = in_state[:, None] & in_block[None, :]
+    if WAYS == 2:
+        if way == 1:
+            A, D, bias = other_A, other_D, other_bias
+    turned = backward + way != 0
+    first = tl.where(turned, length - 1, 0).to(tl.int64)
+    forth = tl.where(turned, -1, 1).to(tl.int64)
+
+    rates = _decay_rates(A + channel[None, :] * states + state_number[:, None], in_tile, LOG_A)
+    u += way * u_w + sample * u_b + channel * u_e
+    delta += way * delta_w + sample * delta_b + channel * delta_e
+    y += way * y_w + sample * y_b + channel * y_e
+    B += way * B_w + sample * B_b + group * B_g + state_number * B_n
+    C += way * C_w + sample * C_b + group * C_g + state_number * C_n
+    if z is not None:
+        z += sample * z_b + channel * z_e
+    if lengths is not None:
+        lengths += sample * length
+    skip = load(D + channel, in_block) if D is not None else 0.0
+    shift = load(bias + channel, in_block) if bias is not None else 0.0
+    place = state_number[:, None] * channels + channel[None, :]
+
+    state = tl.zeros((BLOCK_N, BLOCK_E), tl.float32)
+    next_u, next_delta = load(u + first * u_t, in_block), load(delta + first * delta_t, in_block)
+    next_B, next_C = load(B + first * B_t, in_state), load(C + first * C_t, in_state)
+    for i in range(length):
+        t = first + i * forth
+        if checkpoints is not None:
+            if i % SPAN == 0:
+                chunk = sample * tl.cdiv(length, SPAN) + i // SPAN
+                tl.store(checkpoints + chunk * states * channels + place, state, mask=in_tile)
+        now_u, now_delta, now_B, now_C = next_u, next_delta, next_B, next_C
+        coming, ahead = i + 1 < length, t + forth
+        next_u = load(u + ahead * u_t, in_block & coming)
+        next_delta = load(delta + ahead * delta_t, in_block & coming)
+        next_B, next_C = load(B + ahead * B_t, in_state & coming), load(C + ahead * C_t, in_state & coming)
+        step = now_delta + shift
+        if SOFTPLUS:
+            step = softplus(step)
+        decay = tl.exp2(step[None, :] * rates)
+        enters = (step * now_u)[None, :] * now_B[:, None]
+        state = decay * state + enters
+        if lengths is not None:
+            lasts = tl.maximum(tl.load(lengths + t), 1)
+            total = state
+            for _ in range(1, lasts):
+                state = decay * state + enters
+                total += state
+            found = tl.sum(now_C[:, None] * total, 0) / lasts.to(tl.float32)
+        else:
+            found = tl.sum(now_C[:, None] * state, 0)
+        found += skip * now_u
+        if z is not None:
+            gate = load(z + t * z_t, in_block)
+            found *= gate * sigmoid(gate)
+        tl.store(y + t * y_t, found, mask=in_block)
+    if last is not None:
+        tl.store(last + sample * states * channels + place, state, mask=in_tile)
+
+
+@triton.jit
+def _token(
+    u, delta, B, lengths, rates, shift, t, exists, u_t, delta_t, B_t, in_block, in_state, SOFTPLUS: tl.constexpr
+):
+    """A token's input, step before and after softplus, row of B, decay and length; one that is not there is idle."""
+    x = load(u + t * u_t, in_block & exists)
+    raw = load(delta + t * delta_t, in_block & exists) + shift
+    step = softplus(raw) if SOFTPLUS else raw
+    step = tl.where(exists, step, 0.0)
+    row = load(B + t * B_t, in_state & exists)
+    lasts = 1
+    if lengths is not None:
+        lasts = tl.maximum(tl.load(lengths + t, mask=exists, other=1), 1)
+    return x, raw, step, row, tl.exp2(step[None, :] * rates), lasts
+
+
+@triton.jit
+def _advance(state, decay, enters, lasts, lengths):
+    """The state after a token."""
+    state = decay * state + enters
+    if lengths is not None:
+        for _ in range(1, lasts):
+            state = decay * state + enters
+    return state
+
+
+@triton.jit
+def scan_backward(
+    grad_y, grad_last, u, delta, A, B, C, D, z, bias, lengths, checkpoints, du, ddelta, dz, dA, dB, dC, dD, dbias,
+    length, channels, states, groups, backward,
+    grad_y_b, grad_y_e, grad_y_t, u_b, u_e, u_t, delta_b, delta_e, delta_t, z_b, z_e, z_t,
+    du_b, du_e, du_t, ddelta_b, ddelta_e, ddelta_t, dz_b, dz_e, dz_t,
+    B_b, B_g, B_n, B_t, C_b, C_g, C_n, C_t,
+    SOFTPLUS: tl.constexpr, SPAN: tl.constexpr, HELD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Gradients, those of the parameters per sample, those of B and C per block of channels.
+
+    Tokens are visited from the one that the scan came to last. The states that it went through are found again from
+    the checkpoint in front of them and held in registers, HELD at a time; in front of these, at most SPAN − HELD
+    are passed through once more.
+
+    Over a token that lasts s positions, with state h before it, decay a, input b, states h_j = a h_{j−1} + b at its
+    positions and their gradients λ_j: the derivative of the state by the decay goes h'_j = h_{j−1} + a h'_{j−1}, and
+    λ_{j−1} = a λ_j + C dy / s. For s = 1 all of this is today's one multiplication.
+    """
+    per_group = channels // groups
+    blocks = tl.cdiv(per_group, BLOCK_E)
+    number = tl.program_id(0)
+    sample = (number // (blocks * groups)).to(tl.int64)
+    group = (number // blocks) % groups
+    inner = (number % blocks) * BLOCK_E + tl.arange(0, BLOCK_E)
+    state_number = tl.arange(0, BLOCK_N)
+    channel = (group * per_group + inner).to(tl.int64)
+    in_block, in_state = inner < per_group, state_number < states
+    in_tile = in_state[:, None] & in_block[None, :]
+    turned = backward != 0
+    first = tl.where(turned, length - 1, 0).to(tl.int64)
+    forth = tl.where(turned, -1, 1).to(tl.int64)
+
+    rates = _decay_rates(A + channel[None, :] * states + state_number[:, None], in_tile, False)
+    grad_y += sample * grad_y_b + channel * grad_y_e
+    u += sample * u_b + channel * u_e
+    delta += sample * delta_b + channel * delta_e
+    du += sample * du_b + channel * du_e
+    ddelta += sample * ddelta_b + channel * ddelta_e
+    B += sample * B_b + group * B_g + state_number * B_n
+    C += sample * C_b + group * C_g + state_number * C_n
+    if z is not None:
+        z += sample * z_b + channel * z_e
+        dz += sample * dz_b + channel * dz_e
+    if lengths is not None:
+        lengths += sample * length
+    skip = load(D + channel, in_block) if D is not None else 0.0
+    shift = load(bias + channel, in_block) if bias is not None else 0.0
+    place = state_number[:, None] * channels + channel[None, :]
+    rows = number.to(tl.int64) * length * states + state_number  # of the partial sums of this program
+
+    dstate = tl.zeros((BLOCK_N, BLOCK_E), tl.float32)
+    if grad_last is not None:
+        dstate += load(grad_last + sample * states * channels + place, in_tile)
+    sum_A = tl.zeros((BLOCK_N, BLOCK_E), tl.float32)
+    sum_D, sum_bias = tl.zeros((BLOCK_E,), tl.float32), tl.zeros((BLOCK_E,), tl.float32)
+    chunks = tl.cdiv(length, SPAN)
+    pieces = tl.cdiv(length, HELD)
+    for behind in range(pieces):
+        start = (pieces - 1 - behind) * HELD
+        chunk = start // SPAN
+        state = load(checkpoints + (sample * chunks + chunk) * states * channels + place, in_tile)
+        for i in range(chunk * SPAN, start):
+            x, raw, step, row, decay, lasts = _token(
+                u, delta, B, lengths, rates, shift, first + i * forth, True, u_t, delta_t, B_t, in_block, in_state,
+                SOFTPLUS,
+            )  # fmt: skip
+            state = _advance(state, decay, (step * x)[None, :] * row[:, None], lasts, lengths)
+        held = (state,)
+        for j in tl.static_range(HELD - 1):
+            t, exists = first + (start + j) * forth, start + j < length
+            x, raw, step, row, decay, lasts = _token(
+                u, delta, B, lengths, rates, shift, t, exists, u_t, delta_t, B_t, in_block, in_state, SOFTPLUS
+            )
+            state = _advance(state, decay, (step * x)[None, :] * row[:, None], lasts, lengths)
+            held = held + (state,)
+        for j in tl.static_range(HELD):
+            i = start + (HELD - 1 - j)
+            t, exists = first + i * forth, i < length
+            x, raw, step, row, decay, lasts = _token(
+                u, delta, B, lengths, rates, shift, t, exists, u_t, delta_t, B_t, in_block, in_state, SOFTPLUS
+            )
+            read = load(C + t * C_t, in_state & exists)
+            grad = load(grad_y + t * grad_y_t, in_block & exists)
+            before = held[HELD - 1 - j]
+            enters = (step * x)[None, :] * row[:, None]
+            after, slope = decay * before + enters, before
+            mean, mean_slope = after, slope
+            if lengths is not None:
+                for _ in range(1, lasts):
+                    slope = after + decay * slope
+                    after = decay * after + enters
+                    mean += after
+                    mean_slope += slope
+                share = 1.0 / lasts.to(tl.float32)
+                mean *= share
+                mean_slope *= share
+            if z is not None:
+                gate = load(z + t * z_t, in_block & exists)
+                ungated = tl.sum(read[:, None] * mean, 0) + skip * x
+                tl.store(dz + t * dz_t, grad * ungated * silu_slope(gate), mask=in_block & exists)
+                grad *= gate * sigmoid(gate)
+            direct = grad[None, :] * read[:, None]
+            if lengths is not None:
+                direct *= share
+                carried = dstate + direct
+                entered = carried
+                for _ in range(1, lasts):
+                    carried = decay * carried + direct
+                    entered += carried
+                through = dstate * slope + direct * mean_slope * lasts.to(tl.float32)
+            else:
+                carried = dstate + direct
+                entered = carried
+                through = carried * before
+            through *= decay
+            dstate = decay * carried
+            contracted = tl.sum(entered * row[:, None], 0)
+            dstep = contracted * x + tl.sum(through * rates, 0) * LN_2
+            if SOFTPLUS:
+                dstep *= sigmoid(raw)
+            tl.store(du + t * du_t, contracted * step + skip * grad, mask=in_block & exists)
+            tl.store(ddelta + t * ddelta_t, dstep, mask=in_block & exists)
+            tl.store(dB + rows + t * states, tl.sum(entered * (step * x)[None, :], 1), mask=in_state & exists)
+            tl.store(dC + rows + t * states, tl.sum(grad[None, :] * mean, 1), mask=in_state & exists)
+            sum_A += through * step[None, :]
+            sum_D += grad * x
+            sum_bias += tl.where(exists, dstep, 0.0)
+    tl.store(dA + sample * states * channels + place, sum_A, mask=in_tile)
+    if D is not None:
+        tl.store(dD + sample * channels + channel, sum_D, mask=in_block)
+    if bias is not None:
+        tl.store(dbias + sample * channels + channel, sum_bias, mask=in_block)

@@ -1,0 +1,57 @@
+"""Where the kernels can run: on a GPU, or on a CPU in Triton's interpreter.
+
+Triton reads the variable that turns the interpreter on when it is imported, so the tests of a normal run skip here, and
+``test_in_the_interpreter.py`` runs them in a process of its own.
+"""
+
+import pytest
+import torch
+
+from mtrkit.scan import use_scan_backend
+from mtrkit.triton import availability
+from tests.scan.conftest import Way
+
+
+@pytest.fixture
+def device():
+    """A device whose tensors the kernels take."""
+    available, reason = availability.status()
+    if not available:
+        pytest.skip(reason)
+    return "cpu" if availability.interpreted() else "cuda"
+
+
+@pytest.fixture
+def way(device):
+    """What the parity tests of all backends take."""
+    return Way("triton", device)
+
+
+@pytest.fixture
+def by_triton(device):
+    """Everything runs on the kernels."""
+    with use_scan_backend("triton"):
+        yield device
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Names of the kernels that are launched."""
+    from mtrkit.triton import conv, mixer, norm, scan, tokens
+
+    found = []
+    for module in (conv, mixer, norm, scan, tokens):
+        launch = module.launch
+        monkeypatch.setattr(
+            module, "launch", lambda kernel, *rest, launch=launch, **sizes: (
+                found.append(kernel.__name__), launch(kernel, *rest, **sizes)
+            )
+        )  # fmt: skip
+    return found
+
+
+def double(weights):
+    """A mixer's weights in float64, on the CPU: for the truth."""
+    from tests.scan.test_fused import cast
+
+    return cast(weights, torch.float64)
