@@ -14,6 +14,7 @@ from mtrkit.triton.launch import check_kind, launch, power_of_two
 
 TOKENS, CHANNELS = 16, 64  # of a tile
 ROWS, COLUMNS = 8, 128  # of a tile that runs over all channels
+ALIGNED = 16  # numbers: what Triton asks of strides before it loads several at a time
 
 
 def softplus_forward(delta: Tensor, bias: Tensor | None) -> Tensor:
@@ -47,8 +48,8 @@ def mix(
     u = x.new_empty((len(ways), *x.shape))  # (W, B, L, E), as everything between the products
     taps = [(way.conv_weight.squeeze(1), way.conv_bias) for way in ways]
     conv.launch_forward(x.transpose(1, 2), u.transpose(2, 3), taps, lengths)
-    projected = _multiply(u, [way.x_proj for way in ways])
     rank, states = ways[0].dt_weight.shape[1], ways[0].A_log.shape[1]
+    projected = _multiply(u, [way.x_proj for way in ways], -rank % ALIGNED)
     delta = _multiply(projected[..., :rank], [way.dt_weight for way in ways])
     ssm_B, ssm_C = projected[..., rank : rank + states], projected[..., rank + states :]
     y = torch.empty_like(u)
@@ -69,19 +70,20 @@ def mix(
     return [F.linear(gated, weights.out_proj), *(found[name] for name in reads)]
 
 
-def _multiply(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """(W, B, L, C) times a weight (N, C) each: (W, B, L, N), without putting the weights side by side."""
+def _multiply(x: Tensor, weights: Sequence[Tensor], before: int = 0) -> Tensor:
+    """(W, B, L, C) times a weight (N, C) each: (W, B, L, N), without putting the weights side by side.
+
+    ``before`` is how many columns are left out in front of each row, which then has a multiple of ALIGNED in all, so
+    that a column that lies where it should can be loaded sixteen bytes at a time.
+    """
     ways, batch, length, width = x.shape
-    out = x.new_empty((ways, batch, length, weights[0].shape[0]))
+    columns = weights[0].shape[0]
+    whole = before + columns + (-(before + columns) % ALIGNED if before else 0)
+    out = x.new_empty((ways, batch * length, whole))[..., before : before + columns]
+    rows = x.as_strided((ways, batch * length, width), (x.stride(0), x.stride(2), 1))
     for way, weight in enumerate(weights):
-        rows = x[way].view(batch * length, width) if x.is_contiguous() else _rows(x[way])
-        torch.mm(rows, weight.t(), out=out[way].view(batch * length, -1))
-    return out
-
-
-def _rows(x: Tensor) -> Tensor:
-    """(B, L, C), the first columns of wider rows, as (B · L, C)."""
-    return x.as_strided((x.shape[0] * x.shape[1], x.shape[2]), (x.stride(1), 1))
+        torch.mm(rows[way], weight.t(), out=out[way])
+    return out.unflatten(1, (batch, length))
 
 
 def _gate(y: Tensor, z: Tensor, scale: float, wants_sum: bool) -> tuple[Tensor, Tensor | None]:

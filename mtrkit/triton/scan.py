@@ -74,19 +74,17 @@ def launch_forward(
     """
     _, batch, channels, length = u.shape
     groups, states = B.shape[2:4]
-    one, other = ways[0], ways[1] if len(ways) > 1 else Way(ways[0].A, None, None)
-    block_states = power_of_two(states)
-    block = _block(channels // groups, block_states, FORWARD_TILE)
+    one, other = (Way(way.A.contiguous(), dense(way.D), dense(way.bias)) for way in (ways[0], ways[-1]))
+    sizes = _blocks(channels // groups, states, FORWARD_TILE)
     arguments = (
-        *(u, delta, dense(one.A), B, C, dense(one.D), z, dense(one.bias), lengths_of(lengths, u[0]), y, last, checkpoints),
-        *(dense(other.A), dense(other.D), dense(other.bias)),
+        *(u, delta, one.A, B, C, one.D, z, one.bias, lengths_of(lengths, u[0]), y, last, checkpoints, *other),
         *(batch, length, channels, states, groups, int(reverse)),
         *(*u.stride(), *delta.stride(), *(NO_VIEW if z is None else z.stride()), *y.stride()),
-        *(*B.stride(), *C.stride()),
+        *(*B.stride(), *C.stride(), *one.A.stride()),
     )
     launch(
         kernels.scan_forward,
-        len(ways) * batch * groups * -(-(channels // groups) // block),
+        len(ways) * batch * groups * -(-(channels // groups) // sizes["BLOCK_E"]),
         u,
         arguments,
         warps=1,
@@ -94,8 +92,7 @@ def launch_forward(
         SOFTPLUS=softplus,
         SPAN=SPAN,
         WAYS=len(ways),
-        BLOCK_N=block_states,
-        BLOCK_E=block,
+        **sizes,
     )
 
 
@@ -106,6 +103,7 @@ def scan_backward(
     check_kind(scan.u)
     expect_scan(scan)
     u, delta, A, B, C, D, z, bias = scan.tensors
+    A = scan.A.contiguous()
     batch, channels, length = scan.u.shape
     states, groups = scan.A.shape[1], scan.B.shape[1]
     expect("grad_y", grad_y, scan.u.shape)
@@ -113,9 +111,8 @@ def scan_backward(
     if grad_last is not None:
         expect("grad_last", grad_last, (batch, channels, states))
         grad_last = grad_last.transpose(1, 2).contiguous()
-    block_states = power_of_two(states)
-    block = _block(channels // groups, block_states, BACKWARD_TILE)
-    blocks = -(-(channels // groups) // block)
+    sizes = _blocks(channels // groups, states, BACKWARD_TILE)
+    blocks = -(-(channels // groups) // sizes["BLOCK_E"])
     none, wide = grad_y.new_empty(0), {"dtype": torch.float32}
     du, ddelta = empty_as(scan.u), empty_as(scan.delta)
     dz = none if scan.z is None else empty_as(scan.z)
@@ -123,12 +120,13 @@ def scan_backward(
     dB, dC = (u.new_empty((batch, groups, blocks, length, states), **wide) for _ in range(2))
     dD, dbias = (none if x is None else u.new_empty((batch, channels), **wide) for x in (D, bias))
     arguments = (
-        *(grad_y, grad_last, u, delta, dense(A), B, C, dense(D), z, dense(bias), lengths_of(lengths, scan.u), checkpoints),
+        *(grad_y, grad_last, u, delta, A, B, C, dense(D), z, dense(bias), lengths_of(lengths, scan.u), checkpoints),
         *(du, ddelta, dz, dA, dB, dC, dD, dbias, length, channels, states, groups, int(scan.reverse)),
         *(*grad_y.stride(), *scan.u.stride(), *scan.delta.stride(), *(NO_VIEW if z is None else z.stride())),
-        *(*du.stride(), *ddelta.stride(), *(NO_VIEW if z is None else dz.stride()), *scan.B.stride(), *scan.C.stride()),
+        *(*du.stride(), *ddelta.stride(), *(NO_VIEW if z is None else dz.stride())),
+        *(*scan.B.stride(), *scan.C.stride(), *A.stride()),
     )
-    sizes = {"SPAN": SPAN, "HELD": HELD, "BLOCK_N": block_states, "BLOCK_E": block}
+    sizes |= {"SPAN": SPAN, "HELD": HELD}
     launch(kernels.scan_backward, batch * groups * blocks, u, arguments, warps=1, SOFTPLUS=scan.softplus, **sizes)
     dB, dC = (x.sum(2).transpose(2, 3) for x in (dB, dC))
     dD, dbias = (x if x is none else x.sum(0) for x in (dD, dbias))
@@ -140,6 +138,8 @@ def checkpoint_shape(batch: int, channels: int, length: int, states: int, groups
     return (batch, -(-length // SPAN), states, channels) if save else (0,)
 
 
-def _block(channels: int, block_states: int, tile: int) -> int:
-    """Channels of a program, as many as a tile has room for."""
-    return min(power_of_two(channels), max(1, tile // block_states))
+def _blocks(channels: int, states: int, tile: int) -> dict[str, int]:
+    """States and channels of a program, of these as many as a tile has room for, and whether blocks are always full."""
+    rows = power_of_two(states)
+    columns = min(power_of_two(channels), max(1, tile // rows))
+    return {"BLOCK_N": rows, "BLOCK_E": columns, "EVEN_N": rows == states, "EVEN_E": channels % columns == 0}

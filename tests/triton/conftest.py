@@ -48,10 +48,3 @@ def launches(monkeypatch):
             )
         )  # fmt: skip
     return found
-
-
-def double(weights):
-    """A mixer's weights in float64, on the CPU: for the truth."""
-    from tests.scan.test_fused import cast
-
-    return cast(weights, torch.float64)

@@ -49,7 +49,7 @@ def _before_silu(
     return total + shift
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "length"])
 def conv_forward(
     x, weight, bias, lengths, y, other_weight, other_bias, batch, length, channels, backward,
     x_b, x_e, x_t, y_w, y_b, y_e, y_t,
@@ -160,7 +160,7 @@ def _grad_tap(
     return tl.sum(tl.where((token < length)[:, None], total, 0.0), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def conv_backward(
     grad_y, x, weight, bias, lengths, dx, sums, length, channels, backward,
     grad_y_b, grad_y_e, grad_y_t, x_b, x_e, x_t, dx_b, dx_e, dx_t,

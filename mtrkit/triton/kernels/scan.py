@@ -16,7 +16,7 @@ every step.
 import triton
 import triton.language as tl
 
-from mtrkit.triton.kernels.pointwise import LN_2, LOG2_E, load, sigmoid, silu_slope, softplus
+from mtrkit.triton.kernels.pointwise import LN_2, LOG2_E, exp, load, narrowed, sigmoid, silu_slope, softplus
 
 
 @triton.jit
@@ -24,18 +24,20 @@ def _decay_rates(A, in_tile, LOG_A: tl.constexpr):
     """A times log2(e), so that a decay is one power of two; zero where there is no state."""
     rates = load(A, in_tile)
     if LOG_A:
-        rates = -tl.exp(rates)
+        rates = -exp(rates)
     return tl.where(in_tile, rates * LOG2_E, 0.0)
 
 
-@triton.jit
+# What changes from batch to batch and from block to block would be compiled for again whenever 16 divides it. And that the
+# states of A are neighbours must not be known: lanes would be given to them instead of to channels.
+@triton.jit(do_not_specialize=["batch", "length", "A_n"])
 def scan_forward(
     u, delta, A, B, C, D, z, bias, lengths, y, last, checkpoints, other_A, other_D, other_bias,
     batch, length, channels, states, groups, backward,
     u_w, u_b, u_e, u_t, delta_w, delta_b, delta_e, delta_t, z_b, z_e, z_t, y_w, y_b, y_e, y_t,
-    B_w, B_b, B_g, B_n, B_t, C_w, C_b, C_g, C_n, C_t,
+    B_w, B_b, B_g, B_n, B_t, C_w, C_b, C_g, C_n, C_t, A_e, A_n,
     LOG_A: tl.constexpr, SOFTPLUS: tl.constexpr, SPAN: tl.constexpr, WAYS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, EVEN_N: tl.constexpr, EVEN_E: tl.constexpr,
 ):  # fmt: skip
     """Outputs, and where wanted the state after the last token and in front of every SPAN-th.
 
@@ -51,8 +53,9 @@ def scan_forward(
     inner = (number % blocks) * BLOCK_E + tl.arange(0, BLOCK_E)
     state_number = tl.arange(0, BLOCK_N)
     channel = (group * per_group + inner).to(tl.int64)
-    in_block, in_state = inner < per_group, state_number < states
-    in_tile = in_state[:, None] & in_block[None, :]
+    in_tile = (state_number < states)[:, None] & (inner < per_group)[None, :]
+    in_block = None if EVEN_E else inner < per_group  # a mask that is always true would cost more than the loads
+    in_state = None if EVEN_N else state_number < states
     if WAYS == 2:
         if way == 1:
             A, D, bias = other_A, other_D, other_bias
@@ -60,7 +63,7 @@ def scan_forward(
     first = tl.where(turned, length - 1, 0).to(tl.int64)
     forth = tl.where(turned, -1, 1).to(tl.int64)
 
-    rates = _decay_rates(A + channel[None, :] * states + state_number[:, None], in_tile, LOG_A)
+    rates = _decay_rates(A + channel[None, :] * A_e + state_number[:, None] * A_n, in_tile, LOG_A)
     u += way * u_w + sample * u_b + channel * u_e
     delta += way * delta_w + sample * delta_b + channel * delta_e
     y += way * y_w + sample * y_b + channel * y_e
@@ -84,10 +87,9 @@ def scan_forward(
                 chunk = sample * tl.cdiv(length, SPAN) + i // SPAN
                 tl.store(checkpoints + chunk * states * channels + place, state, mask=in_tile)
         now_u, now_delta, now_B, now_C = next_u, next_delta, next_B, next_C
-        coming, ahead = i + 1 < length, t + forth
-        next_u = load(u + ahead * u_t, in_block & coming)
-        next_delta = load(delta + ahead * delta_t, in_block & coming)
-        next_B, next_C = load(B + ahead * B_t, in_state & coming), load(C + ahead * C_t, in_state & coming)
+        ahead = first + tl.minimum(i + 1, length - 1) * forth
+        next_u, next_delta = load(u + ahead * u_t, in_block), load(delta + ahead * delta_t, in_block)
+        next_B, next_C = load(B + ahead * B_t, in_state), load(C + ahead * C_t, in_state)
         step = now_delta + shift
         if SOFTPLUS:
             step = softplus(step)
@@ -114,17 +116,22 @@ def scan_forward(
 
 @triton.jit
 def _token(
-    u, delta, B, lengths, rates, shift, t, exists, u_t, delta_t, B_t, in_block, in_state, SOFTPLUS: tl.constexpr
-):
-    """A token's input, step before and after softplus, row of B, decay and length; one that is not there is idle."""
-    x = load(u + t * u_t, in_block & exists)
-    raw = load(delta + t * delta_t, in_block & exists) + shift
+    u, delta, B, lengths, rates, shift, i, length, first, forth, u_t, delta_t, B_t, in_block, in_state,
+    SOFTPLUS: tl.constexpr,
+):  # fmt: skip
+    """The input of the i-th token, its step before and after softplus, row of B, decay and length.
+
+    One behind the last takes no step, so that the state stays as it is.
+    """
+    t = first + tl.minimum(i, length - 1) * forth
+    x = load(u + t * u_t, in_block)
+    raw = load(delta + t * delta_t, in_block) + shift
     step = softplus(raw) if SOFTPLUS else raw
-    step = tl.where(exists, step, 0.0)
-    row = load(B + t * B_t, in_state & exists)
+    step = tl.where(i < length, step, 0.0)
+    row = load(B + t * B_t, in_state)
     lasts = 1
     if lengths is not None:
-        lasts = tl.maximum(tl.load(lengths + t, mask=exists, other=1), 1)
+        lasts = tl.where(i < length, tl.maximum(tl.load(lengths + t), 1), 1)
     return x, raw, step, row, tl.exp2(step[None, :] * rates), lasts
 
 
@@ -138,14 +145,15 @@ def _advance(state, decay, enters, lasts, lengths):
     return state
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "A_n"])
 def scan_backward(
     grad_y, grad_last, u, delta, A, B, C, D, z, bias, lengths, checkpoints, du, ddelta, dz, dA, dB, dC, dD, dbias,
     length, channels, states, groups, backward,
     grad_y_b, grad_y_e, grad_y_t, u_b, u_e, u_t, delta_b, delta_e, delta_t, z_b, z_e, z_t,
     du_b, du_e, du_t, ddelta_b, ddelta_e, ddelta_t, dz_b, dz_e, dz_t,
-    B_b, B_g, B_n, B_t, C_b, C_g, C_n, C_t,
-    SOFTPLUS: tl.constexpr, SPAN: tl.constexpr, HELD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+    B_b, B_g, B_n, B_t, C_b, C_g, C_n, C_t, A_e, A_n,
+    SOFTPLUS: tl.constexpr, SPAN: tl.constexpr, HELD: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, EVEN_N: tl.constexpr, EVEN_E: tl.constexpr,
 ):  # fmt: skip
     """Gradients, those of the parameters per sample, those of B and C per block of channels.
 
@@ -165,13 +173,14 @@ def scan_backward(
     inner = (number % blocks) * BLOCK_E + tl.arange(0, BLOCK_E)
     state_number = tl.arange(0, BLOCK_N)
     channel = (group * per_group + inner).to(tl.int64)
-    in_block, in_state = inner < per_group, state_number < states
-    in_tile = in_state[:, None] & in_block[None, :]
+    in_tile = (state_number < states)[:, None] & (inner < per_group)[None, :]
+    in_block = None if EVEN_E else inner < per_group  # a mask that is always true would cost more than the loads
+    in_state = None if EVEN_N else state_number < states
     turned = backward != 0
     first = tl.where(turned, length - 1, 0).to(tl.int64)
     forth = tl.where(turned, -1, 1).to(tl.int64)
 
-    rates = _decay_rates(A + channel[None, :] * states + state_number[:, None], in_tile, False)
+    rates = _decay_rates(A + channel[None, :] * A_e + state_number[:, None] * A_n, in_tile, False)
     grad_y += sample * grad_y_b + channel * grad_y_e
     u += sample * u_b + channel * u_e
     delta += sample * delta_b + channel * delta_e
@@ -202,26 +211,27 @@ def scan_backward(
         state = load(checkpoints + (sample * chunks + chunk) * states * channels + place, in_tile)
         for i in range(chunk * SPAN, start):
             x, raw, step, row, decay, lasts = _token(
-                u, delta, B, lengths, rates, shift, first + i * forth, True, u_t, delta_t, B_t, in_block, in_state,
+                u, delta, B, lengths, rates, shift, i, length, first, forth, u_t, delta_t, B_t, in_block, in_state,
                 SOFTPLUS,
             )  # fmt: skip
             state = _advance(state, decay, (step * x)[None, :] * row[:, None], lasts, lengths)
         held = (state,)
         for j in tl.static_range(HELD - 1):
-            t, exists = first + (start + j) * forth, start + j < length
             x, raw, step, row, decay, lasts = _token(
-                u, delta, B, lengths, rates, shift, t, exists, u_t, delta_t, B_t, in_block, in_state, SOFTPLUS
-            )
+                u, delta, B, lengths, rates, shift, start + j, length, first, forth, u_t, delta_t, B_t,
+                in_block, in_state, SOFTPLUS,
+            )  # fmt: skip
             state = _advance(state, decay, (step * x)[None, :] * row[:, None], lasts, lengths)
             held = held + (state,)
         for j in tl.static_range(HELD):
             i = start + (HELD - 1 - j)
-            t, exists = first + i * forth, i < length
+            exists, t = i < length, first + tl.minimum(i, length - 1) * forth
             x, raw, step, row, decay, lasts = _token(
-                u, delta, B, lengths, rates, shift, t, exists, u_t, delta_t, B_t, in_block, in_state, SOFTPLUS
-            )
-            read = load(C + t * C_t, in_state & exists)
-            grad = load(grad_y + t * grad_y_t, in_block & exists)
+                u, delta, B, lengths, rates, shift, i, length, first, forth, u_t, delta_t, B_t, in_block, in_state,
+                SOFTPLUS,
+            )  # fmt: skip
+            read = load(C + t * C_t, in_state)
+            grad = tl.where(exists, load(grad_y + t * grad_y_t, in_block), 0.0)
             before = held[HELD - 1 - j]
             enters = (step * x)[None, :] * row[:, None]
             after, slope = decay * before + enters, before
@@ -236,9 +246,9 @@ def scan_backward(
                 mean *= share
                 mean_slope *= share
             if z is not None:
-                gate = load(z + t * z_t, in_block & exists)
+                gate = load(z + t * z_t, in_block)
                 ungated = tl.sum(read[:, None] * mean, 0) + skip * x
-                tl.store(dz + t * dz_t, grad * ungated * silu_slope(gate), mask=in_block & exists)
+                tl.store(dz + t * dz_t, grad * ungated * silu_slope(gate), mask=narrowed(in_block, exists))
                 grad *= gate * sigmoid(gate)
             direct = grad[None, :] * read[:, None]
             if lengths is not None:
@@ -259,10 +269,10 @@ def scan_backward(
             dstep = contracted * x + tl.sum(through * rates, 0) * LN_2
             if SOFTPLUS:
                 dstep *= sigmoid(raw)
-            tl.store(du + t * du_t, contracted * step + skip * grad, mask=in_block & exists)
-            tl.store(ddelta + t * ddelta_t, dstep, mask=in_block & exists)
-            tl.store(dB + rows + t * states, tl.sum(entered * (step * x)[None, :], 1), mask=in_state & exists)
-            tl.store(dC + rows + t * states, tl.sum(grad[None, :] * mean, 1), mask=in_state & exists)
+            tl.store(du + t * du_t, contracted * step + skip * grad, mask=narrowed(in_block, exists))
+            tl.store(ddelta + t * ddelta_t, dstep, mask=narrowed(in_block, exists))
+            tl.store(dB + rows + t * states, tl.sum(entered * (step * x)[None, :], 1), mask=narrowed(in_state, exists))
+            tl.store(dC + rows + t * states, tl.sum(grad[None, :] * mean, 1), mask=narrowed(in_state, exists))
             sum_A += through * step[None, :]
             sum_D += grad * x
             sum_bias += tl.where(exists, dstep, 0.0)
