@@ -1,18 +1,22 @@
 """Scan and its gradients by Triton's kernels: allocates results, launches, adds up partial sums."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mtrkit.native.layout import empty_as, expect, expect_scan
+from mtrkit.triton.availability import DEVICES
 from mtrkit.triton.kernels import scan as kernels
 from mtrkit.triton.launch import check_kind, dense, launch, lengths_of, power_of_two
 from mtrkit.types import Scan
 
 SPAN, HELD = 16, 8  # tokens between two states that are kept, and states that the backward pass has in registers
 FORWARD_TILE, BACKWARD_TILE = 512, 256  # numbers of a state that a warp holds: N · 32 channels, and half as many
+SHORTEST = 128  # tokens of a segment
+BUSY = 8  # warps that keep a processor of a GPU busy; with fewer, sequences are cut into segments
 NO_VIEW = (0, 0, 0)
 
 ScanGrads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -76,24 +80,41 @@ def launch_forward(
     groups, states = B.shape[2:4]
     one, other = (Way(way.A.contiguous(), dense(way.D), dense(way.bias)) for way in (ways[0], ways[-1]))
     sizes = _blocks(channels // groups, states, FORWARD_TILE)
-    arguments = (
-        *(u, delta, one.A, B, C, one.D, z, one.bias, lengths_of(lengths, u[0]), y, last, checkpoints, *other),
-        *(batch, length, channels, states, groups, int(reverse)),
+    programs = len(ways) * batch * groups * -(-(channels // groups) // sizes["BLOCK_E"])
+    segment_length = _segment_length(programs, length, _processors(u.device))
+    segments = -(-length // segment_length)
+    ends, totals = None, None
+    if segments > 1:
+        pieces = segments * len(ways) * batch
+        ends, totals = (u.new_empty((pieces, *s, channels), dtype=torch.float32) for s in ((states,), ()))
+    given = (u, delta, one.A, B, C, one.D, z, one.bias, lengths_of(lengths, u[0]), y)
+    numbers = (
+        *(ends, totals, batch, length, channels, states, groups, int(reverse), segment_length),
         *(*u.stride(), *delta.stride(), *(NO_VIEW if z is None else z.stride()), *y.stride()),
         *(*B.stride(), *C.stride(), *one.A.stride()),
     )
-    launch(
-        kernels.scan_forward,
-        len(ways) * batch * groups * -(-(channels // groups) // sizes["BLOCK_E"]),
-        u,
-        arguments,
-        warps=1,
-        LOG_A=log_A,
-        SOFTPLUS=softplus,
-        SPAN=SPAN,
-        WAYS=len(ways),
-        **sizes,
-    )
+    constants = {"LOG_A": log_A, "SOFTPLUS": softplus, "SPAN": SPAN, "WAYS": len(ways), **sizes}
+    if segments > 1:
+        arguments = (*given, None, None, *other, *numbers)
+        launch(kernels.scan_forward, programs * segments, u, arguments, warps=1, PASS=kernels.ENDS.value, **constants)
+    arguments = (*given, last, checkpoints, *other, *numbers)
+    kind = (kernels.JOIN if segments > 1 else kernels.WHOLE).value
+    launch(kernels.scan_forward, programs * segments, u, arguments, warps=1, PASS=kind, **constants)
+
+
+@lru_cache
+def _processors(device: torch.device) -> int:
+    """Of a GPU; none where there is no need to fill them."""
+    if device.type not in DEVICES:
+        return 0
+    properties = getattr(torch, device.type).get_device_properties(device)
+    return int(getattr(properties, "multi_processor_count", 0) or getattr(properties, "max_compute_units", 0))
+
+
+def _segment_length(programs: int, length: int, processors: int) -> int:
+    """All tokens, or so few that segments fill the GPU: two halves, which take two passes each, would gain nothing."""
+    segments = min(BUSY * processors // max(programs, 1), length // SHORTEST)
+    return length if segments < 3 else length // segments // SPAN * SPAN
 
 
 def scan_backward(

@@ -110,6 +110,35 @@ def test_one_position_each_keeps_every_bit(device):
     assert all(map(torch.equal, *both))
 
 
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("longest", [1, 3])
+def test_segments_of_long_sequences(device, monkeypatch, longest, reverse):
+    """Cut where few samples would leave most of a GPU idle: into three of 16 tokens and a rest here."""
+    from mtrkit.triton import scan as host
+
+    inputs, lengths = make_inputs(2, 18, 50, 4), some_runs(2, 50, longest, 0).to(device)
+    u, delta, A, B, C, D, z, bias = (x.to(device) for x in inputs)
+    problem = Scan(u, delta, A, B.unsqueeze(1), C.unsqueeze(1), D, z, bias, True, reverse)
+    whole = host.scan_forward(problem, True, lengths)
+    monkeypatch.setattr(host, "SHORTEST", 16)
+    monkeypatch.setattr(host, "_processors", lambda device: 100)
+    calls, launch = [], host.launch
+    monkeypatch.setattr(host, "launch", lambda *rest, **sizes: (calls.append(rest[1]), launch(*rest, **sizes)))
+    for found, expected in zip(host.scan_forward(problem, True, lengths), whole, strict=True):
+        assert rms_error(found, expected) < SCAN_VALUES[torch.float32]
+    assert calls == [8, 8]  # two samples, four segments, two passes
+
+
+def test_how_sequences_are_cut():
+    host = pytest.importorskip("mtrkit.triton.scan")
+    cut = host._segment_length
+    assert cut(24, 197, 132) == 197  # too short
+    assert cut(1536, 12545, 132) == 12545  # enough of them
+    assert cut(24, 12545, 132) == 272 and cut(24, 1569, 132) == 128 and cut(400, 12545, 132) == 12545
+    assert cut(24, 12545, 0) == 12545
+    assert all(cut(8, length, 132) % host.SPAN == 0 for length in range(400, 500))
+
+
 def test_gradients_are_there_even_if_no_state_was_kept(device):
     ours = leaves(make_inputs(1, 5, 18, 4), device=device)
     grouped = ours._replace(B=ours.B.unsqueeze(1), C=ours.C.unsqueeze(1))

@@ -5,18 +5,21 @@ the states (N, channels) in registers. The channels are lanes of a warp: a threa
 that the sum over the states stays within the thread, tokens of (B, L, E) are read in whole lines, and nothing is
 exchanged between threads but the sums over channels that the gradients of B and C need. A scan in parallel over time
 takes about twice the multiplications, rounds the length up to a tile, and has to know a token's decay in closed form,
-which a token that lasts several positions makes long. What it would gain is speed for few channels of one long
-sequence: samples x channels / 32 programs have to fill the GPU here. The time of a full GPU is that of the
-exponentials, one per state and token, on both ways.
+which a token that lasts several positions makes long. The time of a full GPU is that of the exponentials, one per
+state and token. The numbers of the next token are loaded while the present one is computed, so that a warp does not
+wait for memory at every step.
 
-The numbers of the next token are loaded while the present one is computed, so that a warp does not wait for memory at
-every step.
+A few long sequences do not fill a GPU like this. The forward pass then cuts them into segments, which take two passes:
+one finds what each ends with if it begins with nothing, the other begins with what those before it end with.
 """
 
 import triton
 import triton.language as tl
 
 from mtrkit.triton.kernels.pointwise import LN_2, LOG2_E, exp, load, narrowed, sigmoid, silu_slope, softplus
+
+
+WHOLE, ENDS, JOIN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # passes
 
 
 @triton.jit
@@ -32,23 +35,25 @@ def _decay_rates(A, in_tile, LOG_A: tl.constexpr):
 # states of A are neighbours must not be known: lanes would be given to them instead of to channels.
 @triton.jit(do_not_specialize=["batch", "length", "A_n"])
 def scan_forward(
-    u, delta, A, B, C, D, z, bias, lengths, y, last, checkpoints, other_A, other_D, other_bias,
-    batch, length, channels, states, groups, backward,
+    u, delta, A, B, C, D, z, bias, lengths, y, last, checkpoints, other_A, other_D, other_bias, ends, totals,
+    batch, length, channels, states, groups, backward, segment_length,
     u_w, u_b, u_e, u_t, delta_w, delta_b, delta_e, delta_t, z_b, z_e, z_t, y_w, y_b, y_e, y_t,
     B_w, B_b, B_g, B_n, B_t, C_w, C_b, C_g, C_n, C_t, A_e, A_n,
-    LOG_A: tl.constexpr, SOFTPLUS: tl.constexpr, SPAN: tl.constexpr, WAYS: tl.constexpr,
+    LOG_A: tl.constexpr, SOFTPLUS: tl.constexpr, SPAN: tl.constexpr, WAYS: tl.constexpr, PASS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, EVEN_N: tl.constexpr, EVEN_E: tl.constexpr,
 ):  # fmt: skip
     """Outputs, and where wanted the state after the last token and in front of every SPAN-th.
 
     Strides are those of direction (w), sample, channel, state and token. With two directions the second one goes
-    backward and has the other parameters.
+    backward and has the other parameters. The pass ENDS writes, per segment, the state that it ends with alone and
+    the sum of its steps, and no outputs; JOIN begins with them.
     """
     per_group = channels // groups
     blocks = tl.cdiv(per_group, BLOCK_E)
     number = tl.program_id(0)
     sample = ((number // (blocks * groups)) % batch).to(tl.int64)
-    way = (number // (blocks * groups * batch)).to(tl.int64)
+    way = ((number // (blocks * groups * batch)) % WAYS).to(tl.int64)
+    segment = number // (blocks * groups * batch * WAYS)
     group = (number // blocks) % groups
     inner = (number % blocks) * BLOCK_E + tl.arange(0, BLOCK_E)
     state_number = tl.arange(0, BLOCK_N)
@@ -77,10 +82,19 @@ def scan_forward(
     shift = load(bias + channel, in_block) if bias is not None else 0.0
     place = state_number[:, None] * channels + channel[None, :]
 
+    begin = segment * segment_length
+    end = tl.minimum(begin + segment_length, length)
     state = tl.zeros((BLOCK_N, BLOCK_E), tl.float32)
-    next_u, next_delta = load(u + first * u_t, in_block), load(delta + first * delta_t, in_block)
-    next_B, next_C = load(B + first * B_t, in_state), load(C + first * C_t, in_state)
-    for i in range(length):
+    if PASS == JOIN:
+        for earlier in range(segment):
+            piece = (earlier * WAYS + way) * batch + sample
+            passed = load(totals + piece * channels + channel, in_block)
+            state = tl.exp2(passed[None, :] * rates) * state + load(ends + piece * states * channels + place, in_tile)
+    total_step = tl.zeros((BLOCK_E,), tl.float32)
+    now = first + begin * forth
+    next_u, next_delta = load(u + now * u_t, in_block), load(delta + now * delta_t, in_block)
+    next_B, next_C = load(B + now * B_t, in_state), load(C + now * C_t, in_state)
+    for i in range(begin, end):
         t = first + i * forth
         if checkpoints is not None:
             if i % SPAN == 0:
@@ -103,15 +117,22 @@ def scan_forward(
                 state = decay * state + enters
                 total += state
             found = tl.sum(now_C[:, None] * total, 0) / lasts.to(tl.float32)
+            total_step += step * lasts.to(tl.float32)
         else:
             found = tl.sum(now_C[:, None] * state, 0)
-        found += skip * now_u
-        if z is not None:
-            gate = load(z + t * z_t, in_block)
-            found *= gate * sigmoid(gate)
-        tl.store(y + t * y_t, found, mask=in_block)
+            total_step += step
+        if PASS != ENDS:
+            found += skip * now_u
+            if z is not None:
+                gate = load(z + t * z_t, in_block)
+                found *= gate * sigmoid(gate)
+            tl.store(y + t * y_t, found, mask=in_block)
+    if PASS == ENDS:
+        piece = (segment * WAYS + way) * batch + sample
+        tl.store(ends + piece * states * channels + place, state, mask=in_tile)
+        tl.store(totals + piece * channels + channel, total_step, mask=in_block)
     if last is not None:
-        tl.store(last + sample * states * channels + place, state, mask=in_tile)
+        tl.store(last + sample * states * channels + place, state, mask=in_tile & (end == length))
 
 
 @triton.jit
