@@ -1,6 +1,6 @@
 """Parts of on_gpu.py: the time of single kernels, of three ways to launch a model, and of Triton's tiles by size.
 
-    bash benchmarks/on_gpu.sh OUT --part kernels
+bash benchmarks/on_gpu.sh OUT --part kernels
 """
 
 from collections.abc import Callable, Iterator

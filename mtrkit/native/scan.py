@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtrkit.errors import InputError
 from mtrkit.native import library as lib
 from mtrkit.native.jobs import CONV, NO_VIEW, SOFTPLUS, SUM, address, as_float, dense, pack_scan, positions, view_of
 from mtrkit.native.layout import empty_as, expect, expect_scan

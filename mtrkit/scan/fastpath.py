@@ -96,10 +96,7 @@ def _functions_are_watched() -> bool:
 
 
 def matching_kernels(metric: Tensor) -> str:
-    """Name of the kernels that match by this tensor, or nothing: they have no derivatives, as what they find only ranks.
-
-    So a derivative may be asked for.
-    """
+    """Name of the kernels that match by this tensor, or nothing; derivatives or not, as what they find only ranks."""
     if under_transform() or not (torch.compiler.is_compiling() or has_memory(metric)):
         return ""
     device = metric.device.type

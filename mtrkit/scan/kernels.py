@@ -12,7 +12,6 @@ from mtrkit.native import scan as native_scan
 from mtrkit.native import tokens as native_tokens
 from mtrkit.native.library import library
 from mtrkit.scan import torch_conv, torch_scan
-from mtrkit.types import Scan
 
 NATIVE, TRITON = "native", "triton"
 

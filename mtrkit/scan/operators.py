@@ -15,7 +15,7 @@ from mtrkit.errors import InputError
 from mtrkit.native.layout import empty_as
 from mtrkit.native.library import LEVELS, current_level, library
 from mtrkit.scan.backend import Backend
-from mtrkit.scan.kernels import NATIVE, compiled_for, kernels_for, token_kernels
+from mtrkit.scan.kernels import NATIVE, kernels_for, token_kernels
 from mtrkit.types import Scan
 
 _lib = torch.library.Library("mtrkit", "DEF")  # torch forgets the operators when this object goes
@@ -92,9 +92,7 @@ def settle(grad: Tensor, template: Tensor) -> Tensor:
     return template.copy_(grad)
 
 
-def _conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool, kernels: str = NATIVE
-) -> Tensor:
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool, kernels: str = NATIVE) -> Tensor:
     return kernels_for(x, kernels).conv_forward(x, weight, bias, silu, reverse)
 
 

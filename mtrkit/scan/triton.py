@@ -24,6 +24,4 @@ def _softplus(delta: Tensor, bias: Tensor | None) -> Tensor:
     return operators.delta_softplus(delta, bias, TRITON)
 
 
-BACKEND = Backend(
-    TRITON, status, refusal, _scan, _conv, _softplus, steps_through_runs=True, chosen_on=DEVICES
-)
+BACKEND = Backend(TRITON, status, refusal, _scan, _conv, _softplus, steps_through_runs=True, chosen_on=DEVICES)

@@ -34,7 +34,7 @@ def launch_forward(
     silu: bool = True,
     reverse: bool = False,
 ) -> None:
-    """Write ``y`` (W, B, E, L) for one direction or both, each with a weight (E, K) and bias; the second is backward."""
+    """Write ``y`` (W, B, E, L) for one direction or both, each with a weight (E, K) and bias; the second goes back."""
     batch, channels, length = x.shape
     width = ways[0][0].shape[1]
     for weight, bias in ways:

@@ -108,5 +108,14 @@ def _sum_deltas(delta: Tensor, ways: Sequence[DirectionWeights], reads: Sequence
     biases = (ways[0].dt_bias.contiguous(), ways[-1].dt_bias.contiguous())
     arguments = (delta, *biases, sums, means, batch * length, inner)
     block = min(COLUMNS, power_of_two(inner))
-    launch(kernels.sum_deltas, -(-batch * length // ROWS), delta, arguments, warps=4, WAYS=count, BLOCK_R=ROWS, BLOCK_E=block)
+    launch(
+        kernels.sum_deltas,
+        -(-batch * length // ROWS),
+        delta,
+        arguments,
+        warps=4,
+        WAYS=count,
+        BLOCK_R=ROWS,
+        BLOCK_E=block,
+    )
     return {"delta": sums, "delta_mean": means}

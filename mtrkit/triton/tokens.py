@@ -42,7 +42,9 @@ def cosines(metric: Tensor, a: Tensor, b: Tensor) -> Tensor:
     batch, length, width = metric.shape
     found, tiles = metric.new_empty(a.shape), -(-a.shape[1] // PAIRS)
     arguments = (metric, a, b, found, length, width, a.shape[1], *metric.stride())
-    launch(kernels.cosines, batch * tiles, metric, arguments, warps=4, BLOCK_P=PAIRS, BLOCK_D=power_of_two(min(width, 256)))
+    launch(
+        kernels.cosines, batch * tiles, metric, arguments, warps=4, BLOCK_P=PAIRS, BLOCK_D=power_of_two(min(width, 256))
+    )
     return found
 
 

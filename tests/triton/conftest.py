@@ -5,7 +5,6 @@ Triton reads the variable that turns the interpreter on when it is imported, so 
 """
 
 import pytest
-import torch
 
 from mtrkit.scan import use_scan_backend
 from mtrkit.triton import availability

@@ -1,4 +1,4 @@
-"""Every kernel passes Triton's compiler for GPUs of several kinds, without any of them: the interpreter checks no types."""
+"""Every kernel passes Triton's compiler for GPUs of several kinds, without one: the interpreter checks no types."""
 
 import importlib.util
 
@@ -86,7 +86,9 @@ def test_mixers(compiled, lasting):
     lengths = torch.ones(2, 9, dtype=torch.int64, device="meta") if lasting else None
     mixer.mix(hidden, weights, ("delta", "delta_mean", "y") if lasting else (), lengths)
     mixer.softplus_forward(hidden, None)
-    assert set(compiled) == {"conv_forward", "scan_forward", "gate", "delta_softplus"} | ({"sum_deltas"} if lasting else set())
+    assert set(compiled) == {"conv_forward", "scan_forward", "gate", "delta_softplus"} | (
+        {"sum_deltas"} if lasting else set()
+    )
 
 
 def test_norm_and_tokens(compiled):

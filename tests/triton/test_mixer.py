@@ -89,7 +89,9 @@ def test_compiles_to_one_graph(by_triton):
     assert torch.equal(*(torch.autograd.grad(call(leaf)[0].sum(), leaf)[0] for call in (run, compiled)))
 
 
-@pytest.mark.parametrize("dtypes", [(torch.float32,) * 2, (torch.bfloat16, torch.float32), (torch.bfloat16,) * 2], ids=str)
+@pytest.mark.parametrize(
+    "dtypes", [(torch.float32,) * 2, (torch.bfloat16, torch.float32), (torch.bfloat16,) * 2], ids=str
+)
 @torch.no_grad()
 def test_norm(by_triton, dtypes):
     x, residual = (torch.randn(3, 7, 20, device=by_triton).to(dtype) for dtype in dtypes)

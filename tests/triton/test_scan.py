@@ -45,7 +45,7 @@ def test_other_shapes_and_strides(way):
     check(way, wide._replace(**every_other, D=wide.D[::2], delta_bias=wide.delta_bias[::2]))
 
 
-def test_delta(way):
+def test_softplus(way):
     for dtype in (torch.float32, torch.bfloat16):
         test_delta.test_equals_torch(way, 3, 35, 19, True, dtype)
     test_delta.test_equals_torch(way, 0, 16, 4, False, torch.float32)
@@ -166,7 +166,10 @@ def test_operators_keep_their_promises(device):
     check = torch.library.opcheck
     check(torch.ops.mtrkit.selective_scan.default, (*inputs, True, True, True, "triton"))
     weight, bias = (part.detach().clone().requires_grad_() for part in (inputs.A, inputs.D))
-    check(torch.ops.mtrkit.causal_conv1d.default, (inputs.u.detach().requires_grad_(), weight, bias, True, False, "triton"))
+    check(
+        torch.ops.mtrkit.causal_conv1d.default,
+        (inputs.u.detach().requires_grad_(), weight, bias, True, False, "triton"),
+    )
 
 
 def test_public_function(way):

@@ -10,10 +10,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 @triton.jit
 def load(pointers, mask):
     """Numbers of any precision as float32; zeros where the mask says so, if there is one."""
-    if mask is None:
-        numbers = tl.load(pointers)
-    else:
-        numbers = tl.load(pointers, mask=mask, other=0.0)
+    numbers = tl.load(pointers) if mask is None else tl.load(pointers, mask=mask, other=0.0)
     return numbers.to(tl.float32)
 
 

@@ -18,7 +18,6 @@ import triton.language as tl
 
 from mtrkit.triton.kernels.pointwise import LN_2, LOG2_E, exp, load, narrowed, sigmoid, silu_slope, softplus
 
-
 WHOLE, ENDS, JOIN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # passes
 
 
@@ -31,8 +30,8 @@ def _decay_rates(A, in_tile, LOG_A: tl.constexpr):
     return tl.where(in_tile, rates * LOG2_E, 0.0)
 
 
-# What changes from batch to batch and from block to block would be compiled for again whenever 16 divides it. And that the
-# states of A are neighbours must not be known: lanes would be given to them instead of to channels.
+# What changes from batch to batch and from block to block would be compiled for again whenever 16 divides it. And that
+# the states of A are neighbours must not be known: lanes would be given to them instead of to channels.
 @triton.jit(do_not_specialize=["batch", "length", "A_n"])
 def scan_forward(
     u, delta, A, B, C, D, z, bias, lengths, y, last, checkpoints, other_A, other_D, other_bias, ends, totals,

@@ -62,9 +62,7 @@ def nearest(
     for start in range(0, targets, BLOCK_T):
         column = start + tl.arange(0, BLOCK_T)
         target = tl.load(dst + column, mask=column < targets, other=0)
-        score = _cosine_tile(
-            metric, source, target, length, width, metric_t, metric_d, BLOCK_S, BLOCK_T, BLOCK_D
-        )
+        score = _cosine_tile(metric, source, target, length, width, metric_t, metric_d, BLOCK_S, BLOCK_T, BLOCK_D)
         counts = (column < targets)[None, :]
         odd = tl.maximum(odd, tl.max((counts & (score != score)).to(tl.int32), 1))
         best = tl.maximum(best, tl.max(tl.where(counts, score, float("-inf")), 1))
@@ -73,9 +71,7 @@ def nearest(
     for start in range(0, targets, BLOCK_T):
         column = start + tl.arange(0, BLOCK_T)
         target = tl.load(dst + column, mask=column < targets, other=0)
-        score = _cosine_tile(
-            metric, source, target, length, width, metric_t, metric_d, BLOCK_S, BLOCK_T, BLOCK_D
-        )
+        score = _cosine_tile(metric, source, target, length, width, metric_t, metric_d, BLOCK_S, BLOCK_T, BLOCK_D)
         alike = (column < targets)[None, :] & (score >= best[:, None] - ROUNDING)
         first = tl.minimum(first, tl.min(tl.where(alike, column[None, :], targets), 1))
     first = tl.where((odd > 0) | (first >= targets), 0, first)
