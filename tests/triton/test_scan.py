@@ -106,8 +106,8 @@ def test_one_position_each_keeps_every_bit(device):
     stepped = scan_runs(Scan(*grouped, True, False), ones, "triton")
     plain = scan(*inputs, True, backend="triton")[0]
     assert torch.equal(stepped, plain)
-    both = [torch.autograd.grad(y.square().sum(), inputs) for y in (stepped, plain)]
-    assert all(map(torch.equal, *both))
+    found, wanted = (torch.autograd.grad(y.square().sum(), inputs) for y in (stepped, plain))
+    assert all(rms_error(a, b) < SCAN_GRADIENTS[torch.float32] for a, b in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])

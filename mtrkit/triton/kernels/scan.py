@@ -32,7 +32,7 @@ def _decay_rates(A, in_tile, LOG_A: tl.constexpr):
 
 # What changes from batch to batch and from block to block would be compiled for again whenever 16 divides it. And that
 # the states of A are neighbours must not be known: lanes would be given to them instead of to channels.
-@triton.jit(do_not_specialize=["batch", "length", "A_n"])
+@triton.jit(do_not_specialize=["batch", "length", "segment_length", "A_n"])
 def scan_forward(
     u, delta, A, B, C, D, z, bias, lengths, y, last, checkpoints, other_A, other_D, other_bias, ends, totals,
     batch, length, channels, states, groups, backward, segment_length,

@@ -193,7 +193,8 @@ def merge(
         row = load(tokens + token.to(tl.int64)[:, None] * tokens_t + column[None, :] * tokens_d, mask)
         if weight is not None:
             share = load(weight + token, there)
-            row *= tl.where(share == whole, 1.0, share / whole)[:, None]  # a token alone keeps every bit
+            share = tl.where(share == whole, 1.0, share / tl.where(there, whole, 1.0))
+            row *= share[:, None]  # a token alone keeps every bit
         total = tl.where(there[:, None], tl.where((met == 0)[:, None], row, total + row), total)
         met += there.to(tl.float32)
         token = _next_token(slot, own, token, length, BLOCK_T)
