@@ -20,6 +20,7 @@ from torch import nn
 
 import mtrkit
 from mtrkit.data import bundled_images
+from mtrkit.measure import read_image
 
 BLOCKS = (5, 11, 17, 23)
 STRIDES = (4, 8, 16, 32)  # of the pyramid that UperNet expects; a Vim has one stride, 16, throughout
@@ -88,7 +89,7 @@ class Segmentor(nn.Module):
 def load_image(path, size):
     """(1, 3, size, size), normalised: the picture at ``path``, or a mosaic of bundled photographs."""
     if path:
-        pixels = np.asarray(Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+        pixels = np.asarray(read_image(path).resize((size, size), Image.Resampling.BICUBIC))
     else:
         side = size // 32
         tiles = bundled_images()[0][: side * side].reshape(side, side, 32, 32, 3)

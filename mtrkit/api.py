@@ -454,8 +454,8 @@ def _each(threshold: float | Sequence[float], layers: tuple[int, ...]) -> tuple[
 def _warn_if_small(shape: ModelShape, method: str) -> None:
     if isinstance(shape, MambaShape) and shape.dim <= _SMALL and not shape.keeps_time:
         warnings.warn(
-            f"a model this small (D = {shape.dim}) can lose much accuracy to {method!r}, under which convolution and "
-            "scan miscount positions; method='runs' loses a fraction of that (docs/findings.md, `mtrkit compare`)",
+            f"small (D = {shape.dim}): {method!r} can lose much accuracy, 'runs' less; under it convolution and scan "
+            "miscount positions, which method='runs' keeps right (docs/findings.md, `mtrkit compare`)",
             SmallModelWarning,
             stacklevel=3,
         )

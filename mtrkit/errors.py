@@ -55,6 +55,14 @@ class SizeWarning(UserWarning):
     """The patches do not cover the whole image."""
 
 
+class FrameWarning(UserWarning):
+    """A file holds several images, and only the first is looked at."""
+
+
+class PluginWarning(UserWarning):
+    """A module of another package that adds to mtrkit cannot be imported."""
+
+
 class SmallModelWarning(UserWarning):
     """The model is of a size that is known to lose much accuracy to methods that do not keep time."""
 

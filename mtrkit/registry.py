@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 from mtrkit.errors import OptionError, UnknownNameError
+from mtrkit.plugins import load_plugins
 
 T = TypeVar("T")
 
@@ -15,10 +16,12 @@ class Registry(Generic[T]):
 
     Args:
         kind: What the entries are called in messages, such as ``"method"``.
+        plugins: Whether other packages add entries, which are imported before a name is said to be unknown.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, plugins: bool = False) -> None:
         self.kind = kind
+        self._plugins = plugins
         self._entries: dict[str, T] = {}
 
     def add(self, name: str, entry: T) -> None:
@@ -34,6 +37,8 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> T:
         """Return the entry, or raise :class:`UnknownNameError` with the nearest known name."""
+        if name not in self._entries:
+            self._load_plugins()
         if name in self._entries:
             return self._entries[name]
         near = difflib.get_close_matches(str(name), self._entries, n=1)
@@ -42,10 +47,16 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All names in natural order."""
+        self._load_plugins()
         return sorted(self._entries, key=_natural)
 
     def __iter__(self) -> Iterator[T]:
-        return iter(self._entries.values())
+        self._load_plugins()
+        return iter([*self._entries.values()])
+
+    def _load_plugins(self) -> None:
+        if self._plugins:
+            load_plugins()
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 import mtrkit
 from mtrkit.data import bundled_images
 from mtrkit.models import load_checkpoint
+from mtrkit.models.registry import MODELS
 from mtrkit.models.variants import BUNDLED, Release
 
 ROOT = Path(__file__).parents[1]
@@ -167,13 +168,19 @@ def test_kinetics_stands_beside_what_is_published(monkeypatch, tmp_path, videos,
     kinetics = importlib.import_module("kinetics")
     model, sizes = next(iter(kinetics.KINETICS.published)), {"img_size": 32, "patch_size": 4, "embed_dim": 32}
 
-    def small(name, checkpoint):
-        assert name == model and Path(checkpoint).name == "videomamba_t16_k400_f8_res224.pth"
-        torch.manual_seed(0)
-        return mtrkit.models.VideoMamba(num_frames=8, depth=8, num_classes=2, **sizes)
+    weights = tmp_path / "weights" / "videomamba_t16_k400_f8_res224.pth"
+    weights.parent.mkdir()
+    weights.touch()
 
-    monkeypatch.setattr("mtrkit.cli.compare.create_model", small)
-    command = ["kinetics", "--data", str(videos), "--weights", "weights", "--out", str(tmp_path / "out")]
+    def load(small, checkpoint, name, **how):
+        assert (name, Path(checkpoint)) == (model, weights)
+        return small
+
+    monkeypatch.setitem(
+        MODELS._entries, model, lambda: mtrkit.models.VideoMamba(num_frames=8, depth=8, num_classes=2, **sizes)
+    )
+    monkeypatch.setattr("mtrkit.cli.loading.load_weights", load)
+    command = ["kinetics", "--data", str(videos), "--weights", str(weights.parent), "--out", str(tmp_path / "out")]
     command += ["--model", model, "--r", "8", "88", "--beside", "runs:layers=even", "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", command)
     kinetics.main()
@@ -195,7 +202,7 @@ def test_kinetics_stands_beside_what_is_published(monkeypatch, tmp_path, videos,
 
 def test_every_method_of_the_tables_exists(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from mtrkit.cli.options import method
+    from mtrkit.cli.parsing import method
     from mtrkit.methods import METHODS
 
     tables = importlib.import_module("tables")

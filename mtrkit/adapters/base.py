@@ -160,7 +160,7 @@ class Adapter(ABC):
         return call(*args, **kwargs)
 
 
-ADAPTERS: Registry[Adapter] = Registry("adapter")
+ADAPTERS: Registry[Adapter] = Registry("adapter", plugins=True)
 
 A = TypeVar("A", bound=type[Adapter])
 

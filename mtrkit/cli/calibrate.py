@@ -12,15 +12,19 @@ import argparse
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from mtrkit.calibration import calibrate
-from mtrkit.cli.console import say
+from mtrkit.cli.console import Output
+from mtrkit.cli.files import check_target
 from mtrkit.cli.inputs import add_preprocessing, preprocess_from
 from mtrkit.cli.loading import load_model
-from mtrkit.cli.options import add_data, add_model, add_reduction, add_running, positive, resolve_running, whole
-from mtrkit.errors import InputError, OptionError
-from mtrkit.measure import Precision, batches, open_data, takes_clips
+from mtrkit.cli.options import add_data, add_model, add_reduction, add_running, options_of, resolve_running
+from mtrkit.cli.parsing import positive, whole
+from mtrkit.errors import OptionError
+from mtrkit.measure import ImageSet, Precision, batches, open_data, takes_clips
 from mtrkit.measure.processes import Processes, joined
+from mtrkit.patch import Calibration
 
 EPILOG = """examples:
   mtrkit calibrate vim_tiny_patch16_224 --checkpoint vim_t.pth --data imagenet/train --ratio 0.3 --out r30.safetensors
@@ -30,7 +34,7 @@ EPILOG = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the images, the reduction, and where to write."""
-    add_model(parser, checkpoint="pretrained")
+    add_model(parser, "pretrained")
     add_data(parser)
     parser.add_argument("--limit", type=positive, default=500, help="images used, at even distances (default: 500)")
     parser.add_argument("--seed", type=whole, default=0, help="of the order of the images (default: 0)")
@@ -48,14 +52,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, processes: Processes) -> int:
-    if args.out.suffix != ".safetensors" or not args.out.parent.is_dir():
-        raise InputError(f"--out {args.out}: give a .safetensors file in a folder that exists")
+    check_target(args.out, (".safetensors",), "calibrations")
     if not 0 < args.ratio < 1:
         raise OptionError(f"--ratio is the share of FLOPs to remove, above 0 and below 1, not {args.ratio:g}")
     device, precision = resolve_running(args), Precision(args.dtype)
     model = precision.cast(load_model(args, device))
     images = open_data(args.data, model).spread(args.limit)
-    options = {"layers": args.layers} | dict(args.option) | args.method.options
     inputs = torch.cat(list(batches(images, preprocess_from(args, model), args.batch_size)))
     with precision.context(device):
         found = calibrate(
@@ -66,10 +68,30 @@ def _run(args: argparse.Namespace, processes: Processes) -> int:
             batch_size=args.batch_size,
             seed=args.seed,
             processes=processes,
-            **options,
+            **options_of(args, args.method),
         )
     if processes.main:
         found.save(args.out)
-        what = "videos" if takes_clips(model) else "images"
-        say(f"{args.model}, {len(images)} {what} from {images.name}", *str(found).splitlines(), f"saved: {args.out}")
+        _tell(Output(args.json), args, found, model, images)
     return 0
+
+
+def _tell(out: Output, args: argparse.Namespace, found: Calibration, model: nn.Module, images: ImageSet) -> None:
+    what = "videos" if takes_clips(model) else "images"
+    out.say(f"{args.model}, {len(images)} {what} from {images.name}", *str(found).splitlines(), f"saved: {args.out}")
+    out.document(
+        {
+            "model": args.model,
+            "out": args.out,
+            "method": found.method,
+            "options": found.options,
+            "input_size": found.input_size,
+            "ratio": found.ratio,
+            "num_tokens": found.num_tokens,
+            "tokens": found.tokens,
+            "layers": found.layers,
+            "corrected": found.correction is not None,
+            "divergence": found.divergence,
+            "num_samples": found.num_samples,
+        }
+    )

@@ -11,12 +11,13 @@ import platform
 import torch
 
 import mtrkit
-from mtrkit.cli.console import print_table, say
-from mtrkit.measure import Parity, check_backend, device_name, version_of
-from mtrkit.scan import backend_for, scan_backends
+from mtrkit.cli.console import Output
+from mtrkit.measure import Parity, check_backend, describe_machine, device_name, version_of
+from mtrkit.scan import backend_for, scan_backends, slow_scan
 
 EPILOG = """examples:
   mtrkit doctor
+  mtrkit doctor --json
 """
 
 _PACKAGES = {  # distribution → (import name, or None if its version is all we ask, what it is for, what to do)
@@ -45,21 +46,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print backends, packages and advice."""
-    del args
+    out = Output(args.json)
     devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
-    say(
+    out.say(
         f"mtrkit {mtrkit.__version__}, python {platform.python_version()}, torch {torch.__version__}, "
-        f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
+        f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        *(f"{device}: {_device_note(device)}" for device in devices),
     )
-    say(*(f"{device}: {_device_note(device)}" for device in devices))
+    advice = [slow for device in devices if (slow := slow_scan(device))]
+    out.say(*advice)
     checked = [(name, device, check_backend(name, device)) for name in _names() for device in devices]
     rows = [(name, str(device), *_verdict(found)) for name, device, found in checked]
     columns = ("scan backend", "device", "result", "forward error", "backward error", "why")
-    print_table(columns, rows, text=(0, 1, 2, 5))
-    print_table(("package", "version", "what for", "what to do"), _package_rows(), text=(0, 1, 2, 3))
+    out.table(columns, rows, text=(0, 1, 2, 5))
+    packages = _package_rows()
+    out.table(("package", "version", "what for", "what to do"), packages, text=(0, 1, 2, 3))
     wrong = [name for name, _, found in checked if isinstance(found, Parity) and not found.good]
     if wrong:
-        say(f"Wrong results from {', '.join(wrong)}: please report this table, and use another backend meanwhile.")
+        out.say(f"Wrong results from {', '.join(wrong)}: please report this table, and use another backend meanwhile.")
+    found = {"backends": [_backend_fields(*line) for line in checked], "wrong": wrong, "advice": " ".join(advice)}
+    out.document(_machine_fields(devices) | found | {"packages": [_package_fields(*row) for row in packages]})
     return 1 if wrong else 0
 
 
@@ -69,6 +75,23 @@ def _names() -> list[str]:
 
 def _device_note(device: torch.device) -> str:
     return f"{device_name(device)}, models run on scan backend {backend_for(device)!r}"
+
+
+def _machine_fields(devices: list[torch.device]) -> dict[str, object]:
+    found = [{"device": str(device), "name": device_name(device), "scan": backend_for(device)} for device in devices]
+    return {"machine": describe_machine(devices[-1]), "devices": found}
+
+
+def _package_fields(package: str, version: str, purpose: str, advice: str) -> dict[str, str]:
+    return {"package": package, "version": version, "purpose": purpose, "advice": advice}
+
+
+def _backend_fields(name: str, device: torch.device, found: Parity | str) -> dict[str, object]:
+    """The same as data."""
+    result, _, _, why = _verdict(found)
+    errors = (None, None) if isinstance(found, str) else (found.forward, found.backward)
+    about = {"backend": name, "device": str(device), "result": result}
+    return about | {"forward_error": errors[0], "backward_error": errors[1], "reason": why}
 
 
 def _verdict(found: Parity | str) -> tuple[str, str, str, str]:

@@ -12,21 +12,27 @@ of one process, and the main one times alone while the others wait.
 
 import argparse
 
-from mtrkit.cli.console import print_table, say
+from mtrkit.cli.console import Output
 from mtrkit.cli.inputs import add_preprocessing
 from mtrkit.cli.loading import load_model
 from mtrkit.cli.measuring import add_measuring, evaluation_from, measure_with_progress
-from mtrkit.cli.options import add_calibrations, add_data, add_model, add_reduction, positive, resolve_running
-from mtrkit.measure import Accuracy, Precision, takes_clips
-from mtrkit.measure.candidates import candidates
+from mtrkit.cli.options import add_calibrations, add_data, add_model, add_reduction, ratios, resolve_running
+from mtrkit.cli.parsing import positive
+from mtrkit.cli.predictions import RANDOM_NOTE
+from mtrkit.measure import Precision, takes_clips
+from mtrkit.measure.candidates import RANDOM, candidates
+from mtrkit.measure.evaluation import Evaluation
 from mtrkit.measure.processes import Processes, joined
+from mtrkit.measure.report import accuracy_of, amount_heading, milliseconds_of, rate_of, speedup_of
 from mtrkit.measure.results import Results, Row
 from mtrkit.patch import Calibration
+from mtrkit.scan import slow_scan
 
 EPILOG = """examples:
   mtrkit eval vim_micro_patch4_stride2_32 --data bundled
   mtrkit eval vim_tiny_patch16_224 --checkpoint vim_t_midclstok_76p1acc.pth --data imagenet/val --out vim_t.csv
   mtrkit eval MODEL --checkpoint FILE --data FOLDER --ratio 0 0.2 0.3 --batch-size 128 --dtype amp-bfloat16
+  mtrkit eval MODEL --checkpoint FILE --data FOLDER --method runs --threshold 0.95 0.9 --batch-size 1 --json
   mtrkit eval videomamba_tiny_patch16_224_f8 --checkpoint FILE --data k400/val.csv --segments 4 --crops 3
   torchrun --nproc-per-node 8 -m mtrkit eval MODEL --checkpoint FILE --data "imagenet-val-{0000..0063}.tar"
 """
@@ -34,10 +40,10 @@ EPILOG = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the images and how they are prepared, the reductions, and how to run."""
-    add_model(parser, checkpoint="pretrained")
+    add_model(parser, "pretrained")
     add_data(parser)
     parser.add_argument("--limit", type=positive, help="use this many images, at even distances (default: all)")
-    add_reduction(parser, [0, 0.2, 0.3, 0.4])
+    add_reduction(parser, [0, 0.2, 0.3, 0.4], thresholds=True)
     add_calibrations(parser)
     add_preprocessing(parser)
     add_measuring(parser)
@@ -50,53 +56,55 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, processes: Processes) -> int:
-    results = Results(args.out if processes.main else None)
+    results, out = Results(args.out if processes.main else None), Output(args.json)
     device, precision = resolve_running(args), Precision(args.dtype)
     model = precision.cast(load_model(args, device))
-    evaluation = evaluation_from(args, args.model, str(args.checkpoint), model, precision, processes)
+    evaluation = evaluation_from(args, args.model, args.checkpoint or RANDOM, model, precision, processes)
     fitted = [Calibration.load(path) for path in args.calibration]
-    found = candidates(model, args.method, args.ratio, args.layers, dict(args.option), args.r, fitted)
-    if 0 not in args.ratio:
+    given = (args.method, ratios(args), args.layers, dict(args.option), args.r, fitted, args.threshold)
+    found = candidates(model, *given)
+    if 0 not in ratios(args):
         found = found[1:]
     if processes.main:
-        what = "videos" if takes_clips(model) else "images"
-        say(f"{args.model}, {len(evaluation.images)} {what} from {evaluation.images.name}")
+        _say_what(out, args, evaluation, takes_clips(model), slow_scan(device))
     rows: list[Row] = []
     try:
         for row in measure_with_progress(evaluation, model, found, results):
             rows.append(row)
     finally:
         if processes.main:
-            _print_rows(rows, args.out)
+            _print_rows(out, rows, args.out)
+            out.document({"rows": rows, "out": args.out, "advice": slow_scan(device)})
     return 0
 
 
-def _print_rows(rows: list[Row], out: str | None) -> None:
-    columns = (
-        "method",
-        "amount",
-        "top-1 % (95 % interval)",
-        "n",
-        "GFLOPs",
-        "images/s",
-        "speed-up",
-        "promised",
-    )
-    if rows:
-        print_table(columns, [_cells(row) for row in rows])
-    if out and rows:
-        say(f"{len(rows)} configurations are in {out}")
+def _say_what(out: Output, args: argparse.Namespace, evaluation: Evaluation, clips: bool, slow: str) -> None:
+    what = "videos" if clips else "images"
+    out.say(f"{args.model}, {len(evaluation.images)} {what} from {evaluation.images.name}")
+    if args.checkpoint is None:
+        out.say(RANDOM_NOTE)
+    if slow:
+        out.say(slow)
+
+
+def _print_rows(out: Output, rows: list[Row], file: str | None) -> None:
+    if not rows:
+        return
+    columns = ["method", amount_heading(rows), "top-1 % (95 % interval)", "GFLOPs"]
+    columns += ["images/s", "ms per batch", "speed-up", "by FLOPs"]
+    out.table(columns, map(_cells, rows), title=f"n = {rows[0]['n']}")
+    if file:
+        out.say(f"{len(rows)} configurations are in {file}")
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    timed = bool(row.get("speedup"))
     return (
         row["method"],
         row["amount"],
-        str(Accuracy(int(row["correct"]), int(row["n"]))),
-        str(row["n"]),
+        accuracy_of(row),
         f"{float(row['gflops']):.4g}",
-        f"{float(row['images_per_second']):.4g}" if timed else "",
-        f"×{float(row['speedup']):.2f}" if timed else "",
+        rate_of(row),
+        milliseconds_of(row),
+        speedup_of(row),
         f"×{float(row['promised_speedup']):.2f}",
     )

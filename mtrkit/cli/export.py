@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mtrkit.cli.console import say
+from mtrkit.cli.console import Output
+from mtrkit.cli.files import check_target
 from mtrkit.cli.inputs import add_input, preprocess_from, read_input
 from mtrkit.cli.loading import count_parameters, load_model, reduce_model
-from mtrkit.cli.options import add_model, add_reduction, positive
+from mtrkit.cli.options import add_model, add_reduction
+from mtrkit.cli.parsing import positive
 from mtrkit.errors import InputError
 from mtrkit.exporting import export
 from mtrkit.measure import batches, open_images, takes_clips
@@ -27,7 +29,7 @@ EPILOG = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, one reduction, and what to write."""
-    add_model(parser, checkpoint=None)
+    add_model(parser, None)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="ends in .onnx or .pt2")
     parser.add_argument(
         "--format", choices=["onnx", "pt2", "aotinductor"], help="what to write (default: by the name of the file)"
@@ -39,13 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reduce, export and say what was written."""
-    model = load_model(args)
+    check_target(args.out, (".onnx", ".pt2"), "exported models")
+    model, out = load_model(args), Output(args.json)
     if args.r is not None or args.ratio:
         reduce_model(model, args.method, args)
     done = export(model, args.out, _input(args, model), format=args.format, opset=args.opset)
-    say(f"{args.model}, {count_parameters(model)}", *(f"{name}: {text}" for name, text in done.metadata.items()))
+    out.say(f"{args.model}, {count_parameters(model)}", *(f"{name}: {text}" for name, text in done.metadata.items()))
     size = done.path.stat().st_size / 1e6
-    say(f"saved: {done.path} ({done.format}, {size:.1f} MB), at most {done.error:.1e} from the model's own output")
+    out.say(f"saved: {done.path} ({done.format}, {size:.1f} MB), at most {done.error:.1e} from the model's own output")
+    written = {"format": done.format, "error": done.error, "metadata": done.metadata}
+    out.document({"model": args.model, "out": done.path, "bytes": done.path.stat().st_size, **written})
     return 0
 
 

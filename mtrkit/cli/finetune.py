@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mtrkit.api import reduction_info
-from mtrkit.cli.console import say
+from mtrkit.cli.console import Output
 from mtrkit.cli.inputs import add_views, preprocess_from
 from mtrkit.cli.loading import load_model, reduce_model
-from mtrkit.cli.options import add_data, add_model, add_reduction, positive, whole
+from mtrkit.cli.options import add_data, add_model, add_reduction, add_threads, options_of
+from mtrkit.cli.parsing import positive, whole
 from mtrkit.errors import OptionError
 from mtrkit.measure import open_data
 
@@ -32,7 +33,7 @@ EPILOG = """examples:
     --method dyvm:keep=0.9,block_target=0.8 --lr 3e-5 --weight-decay 1e-8 --epochs 30 --warmup-epochs 5
   mtrkit finetune videomamba_tiny_patch16_224_f8 --checkpoint FILE --data k400/train.csv --method rmeeto:layers=even \\
     --r 88 --out runs/k400 --epochs 30 --batch-size 64 --warmup-epochs 5 --weight-decay 0.1 --drop-path 0.1
-  mtrkit finetune ... --dry-run
+  mtrkit finetune vim_tiny_patch16_224 --checkpoint vim_t.pth --data imagenet/train --out runs/r30 --dry-run --json
 """
 
 HELP = {
@@ -67,7 +68,7 @@ _COUNTS = ("batch_size", "accumulate", "repeats", "seed")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, its reduction, the images, the recipe, and where to write."""
-    add_model(parser, checkpoint="pretrained")
+    add_model(parser, "pretrained")
     add_reduction(parser, [0.3], many=False, many_methods=False, default="rmeeto")
     add_data(parser, "training images: ")
     parser.add_argument("--held-out", type=whole, default=0, help="images of these to measure on instead (default: 0)")
@@ -79,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip-unreadable", action="store_true", help="pass over images that cannot be read")
     parser.add_argument("--tensorboard", action="store_true", help="write for TensorBoard too")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: what accelerate chooses")
-    parser.add_argument("--threads", type=positive, help="CPU threads (default: torch's choice)")
+    add_threads(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what the run would be and take, and stop")
     add_views(parser)
     group = parser.add_argument_group("recipe", "the defaults are R-MeeTo's")
@@ -91,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and say what came of it."""
+    out = Output(args.json)
     accelerator, recipe, finetune = _prepare(args)
     model, objective = _to_train(args, recipe)
     images = open_data(args.data, model)
@@ -98,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
     used = images if held_out is None else images.without(held_out)
     if args.dry_run:
         plan = finetune.estimate(model, used, recipe, objective=objective, accelerator=accelerator)
-        say(*str(plan).splitlines())
+        out.say(*str(plan).splitlines())
+        out.document({"plan": plan})
         return 0
     result = finetune.retrain(
         model,
@@ -116,7 +119,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if accelerator.is_main_process:
         info = reduction_info(model.model if args.method.name == DYVM else model)
-        say("dense" if info is None else str(info).splitlines()[0], *str(result).splitlines())
+        out.say("dense" if info is None else str(info).splitlines()[0], *str(result).splitlines())
+        out.document({"result": result})
     return 0
 
 
@@ -130,9 +134,8 @@ def _to_train(args: argparse.Namespace, recipe: "Recipe") -> tuple[Any, Any]:
         cast(Any, model).set_grad_checkpointing(True)
     if args.method.name == DYVM:
         teacher = copy.deepcopy(model)
-        options = {"layers": args.layers} | dict(args.option) | args.method.options
         try:
-            return DyVMTraining(model, **options), DyVMObjective(teacher)
+            return DyVMTraining(model, **options_of(args, args.method)), DyVMObjective(teacher)
         except TypeError as error:
             raise OptionError(f"{DYVM} takes keep, block_target and layers ({error})") from error
     if args.ratio or args.r is not None:

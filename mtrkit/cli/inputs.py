@@ -2,14 +2,26 @@
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mtrkit.cli.options import positive
-from mtrkit.measure import INTERPOLATIONS, Preprocess, input_size_of, preprocess_of, read_clip, read_image
-from mtrkit.vis import strip
+from mtrkit.cli.parsing import positive
+from mtrkit.data import bundled_images
+from mtrkit.errors import InputError
+from mtrkit.measure import INTERPOLATIONS, Preprocess, input_size_of, preprocess_of, read_image, read_timed_clip
+from mtrkit.measure.images import BUNDLED
+from mtrkit.measure.kinds import image_for_clips, video_for_images
+
+
+class Seen(NamedTuple):
+    """What a model sees of a file."""
+
+    frames: list[Image.Image]  # of an image, one
+    tensor: Tensor  # (C, H, W), or (C, T, H, W) of a clip
+    times: list[float] | None  # of the frames of a clip, in seconds, if the file says them
 
 
 def add_preprocessing(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +30,13 @@ def add_preprocessing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--std", nargs=3, type=float, metavar=("R", "G", "B"))
     parser.add_argument("--crop", type=float, help="share of the resized image that is used, in (0, 1]")
     parser.add_argument("--interpolation", choices=list(INTERPOLATIONS))
+
+
+def check_kind(path: str | Path, clips: bool) -> None:
+    """Raise :class:`InputError` if a file is a video and the model takes no clips, or the other way round."""
+    wrong = image_for_clips(path) if clips else video_for_images(path)
+    if wrong:
+        raise InputError(wrong)
 
 
 def add_input(parser: argparse.ArgumentParser, use: str) -> None:
@@ -56,11 +75,39 @@ def preprocess_from(args: argparse.Namespace, model: nn.Module) -> Preprocess:
     )
 
 
-def read_input(path: str | Path, args: argparse.Namespace, model: nn.Module) -> tuple[Image.Image, Tensor]:
-    """What the model sees of a file: as a picture, a clip as the strip of its frames, and as its input."""
+def read_input(path: str | Path, args: argparse.Namespace, model: nn.Module) -> Seen:
+    """Read a file, or an image that comes with the package, for which ``bundled:7`` stands."""
     preprocess, size = preprocess_from(args, model), input_size_of(model)
     if len(size) == 3:
-        image = preprocess.cut(read_image(path))
-        return image, preprocess.tensor(image)
-    frames = [preprocess.cut(frame) for frame in read_clip(path, size[1])]
-    return strip(frames), torch.stack([preprocess.tensor(frame) for frame in frames], dim=1)
+        image = preprocess.cut(_bundled(path) if is_bundled(path) else read_image(path))
+        return Seen([image], preprocess.tensor(image), None)
+    found = read_timed_clip(path, size[1])
+    frames = [preprocess.cut(frame) for frame, _ in found]
+    times = [time for _, time in found if time is not None]
+    tensor = torch.stack([preprocess.tensor(frame) for frame in frames], dim=1)
+    return Seen(frames, tensor, times if len(times) == len(frames) else None)
+
+
+def is_bundled(path: str | Path) -> bool:
+    """Whether ``bundled:7`` or another number stands for an image that comes with the package."""
+    return str(path).startswith(f"{BUNDLED}:")
+
+
+def name_of(path: str | Path) -> str:
+    """What to call an input: the name of its file, or the number and class of a bundled image."""
+    if not is_bundled(path):
+        return Path(path).name
+    number = _number(path)
+    _, labels, classes = bundled_images()
+    return f"bundled image {number} ({classes[labels[number]]})"
+
+
+def _bundled(path: str | Path) -> Image.Image:
+    return Image.fromarray(bundled_images().images[_number(path)])
+
+
+def _number(path: str | Path) -> int:
+    number, count = str(path).partition(":")[2], len(bundled_images().labels)
+    if not number.isdecimal() or int(number) >= count:
+        raise InputError(f"{path} names no image that comes with mtrkit; give {BUNDLED}:0 to {BUNDLED}:{count - 1}")
+    return int(number)

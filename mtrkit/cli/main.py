@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import shlex
 import sys
 import warnings
@@ -9,9 +10,22 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import mtrkit
-from mtrkit.errors import CheckpointWarning, MtrkitError, SizeWarning, SmallModelWarning
+from mtrkit.errors import (
+    CheckpointWarning,
+    FrameWarning,
+    MtrkitError,
+    PluginWarning,
+    SizeWarning,
+    SmallModelWarning,
+)
+from mtrkit.plugins import import_plugin
 
 DONE, WRONG_USE, INTERRUPTED = 0, 2, 130
+
+_OWN_WARNINGS = (CheckpointWarning, FrameWarning, PluginWarning, SizeWarning, SmallModelWarning)
+_HINTS = (FrameWarning, SizeWarning, SmallModelWarning)  # one of each kind is enough
+
+_said: set[str] = set()  # warnings of this process
 
 COMMANDS = {  # name → (module, what it does)
     "demo": ("demo", "classify the bundled real images with the bundled model, dense and reduced"),
@@ -31,7 +45,7 @@ _EPILOG = """examples:
   mtrkit demo
   mtrkit info vim_tiny_patch16_224 --ratio 0.3
   mtrkit bench vim_tiny_patch16_224 --batch-size 16 --ratio 0.2 0.3 0.4
-  mtrkit <command> --help
+  mtrkit info --help
 
 exit codes: 0 done, 1 doctor found a wrong result, 2 wrong use, 130 interrupted (what was measured is saved)
 """
@@ -75,25 +89,55 @@ def _parser(chosen: str | None, command: ModuleType | None) -> argparse.Argument
         )
         if described:
             described.add_arguments(sub)
+            _add_common(sub)
     return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    """What every command takes."""
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead, with the fields of docs/command_line.md"
+    )
+    parser.add_argument(
+        "--import",
+        action="append",
+        default=[],
+        dest="imports",
+        metavar="MODULE",
+        help="import this module or .py file first, which registers methods, adapters or models",
+    )
 
 
 def _run(command: ModuleType, args: argparse.Namespace) -> int:
     try:
         with warnings.catch_warnings():
-            for kind in (SmallModelWarning, CheckpointWarning, SizeWarning):
-                warnings.simplefilter("once", kind)
-            warnings.showwarning = lambda message, *_: _say_warning(message)
-            return command.run(args)
+            for kind in _OWN_WARNINGS:
+                warnings.simplefilter("always", kind)
+            warnings.showwarning = lambda message, kind, *_: _say_warning(message, kind)
+            for module in args.imports:
+                import_plugin(module)
+            code: int = command.run(args)
+            sys.stdout.flush()
+            return code
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # `mtrkit list | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
     except (MtrkitError, OSError) as error:
         return _complain(f"error: {error}", WRONG_USE)
 
 
-def _say_warning(message: Warning | str) -> None:
-    """Without the line of code that Python shows, which is not the user's."""
-    sys.stderr.write(f"mtrkit: warning: {message}\n")
+def _say_warning(message: Warning | str, kind: type[Warning]) -> None:
+    """In one line and once per process, without the line of code that Python shows, which is not the user's."""
+    text = " ".join(str(message).split())
+    if issubclass(kind, SmallModelWarning):
+        text = text.partition(";")[0]  # what it is, without why
+    once = kind.__name__ if issubclass(kind, _HINTS) else text
+    main_process = os.environ.get("RANK", "0") == "0"  # of those that run one command together
+    if once not in _said and (main_process or not issubclass(kind, _OWN_WARNINGS)):
+        _said.add(once)
+        sys.stderr.write(f"mtrkit: warning: {text}\n")
 
 
 def _complain(message: str, code: int) -> int:

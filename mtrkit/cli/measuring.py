@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from mtrkit.cli.inputs import add_views, preprocess_from
-from mtrkit.cli.options import add_running, positive, whole
+from mtrkit.cli.options import add_running
+from mtrkit.cli.parsing import positive, whole
 from mtrkit.measure import Precision, open_data
 from mtrkit.measure.candidates import Candidate
 from mtrkit.measure.evaluation import Advance, Evaluation, Reference, measure

@@ -1,33 +1,34 @@
-"""Arguments that several commands share, and how they are read."""
+"""Arguments that several commands share, and what they ask for together."""
 
 import argparse
-import ast
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from mtrkit.cli.parsing import Layers, checkpoint, device, input_size, layers, method, option, positive, threshold
 from mtrkit.errors import OptionError
 from mtrkit.measure.candidates import MethodChoice
 from mtrkit.measure.images import BUNDLED
 from mtrkit.measure.precision import PRECISIONS
-from mtrkit.schedule import EveryNth
 
 
-def add_model(parser: argparse.ArgumentParser, checkpoint: str | None) -> None:
+def add_model(parser: argparse.ArgumentParser, default: str | None) -> None:
     """MODEL, --checkpoint, --origin and --input-size.
 
     Args:
         parser: Where to add them.
-        checkpoint: The default for --checkpoint; ``None`` for random weights.
+        default: For --checkpoint; ``None`` for random weights.
     """
-    default = "random weights" if checkpoint is None else f"{checkpoint!r}, what is bundled or published for MODEL"
-    parser.add_argument("model", metavar="MODEL", help="a name shown by `mtrkit list`")
+    shown = "'random'" if default is None else f"{default!r}, what is bundled or published for MODEL"
+    parser.add_argument("model", metavar="MODEL", help="a name shown by `mtrkit list models`")
     parser.add_argument(
         "--checkpoint",
+        type=checkpoint,
         metavar="FILE",
-        default=checkpoint,
-        help=f".pth or .safetensors file, 'pretrained', or hf:org/repo/file (default: {default})",
+        default=default,
+        help=f".pth or .safetensors file, 'pretrained', 'random' weights, or hf:org/repo/file (default: {shown})",
     )
     parser.add_argument(
         "--origin", metavar="NAME", help="the model that FILE is of, if it does not say it (docs/checkpoints.md)"
@@ -57,8 +58,9 @@ def add_reduction(
     many_methods: bool = True,
     default: str = "mtr",
     removals: bool = True,
+    thresholds: bool = False,
 ) -> None:
-    """--method, --ratio, --r, --layers and --option.
+    """--method, --ratio, --r, --threshold, --layers and --option.
 
     Args:
         parser: Where to add them.
@@ -67,16 +69,22 @@ def add_reduction(
         many_methods: The same for methods.
         default: Method.
         removals: Whether --r may be given.
+        thresholds: The same for --threshold.
     """
-    _add_method(parser, many_methods, default)
-    _add_ratio(parser, ratio, many)
+    add_method(parser, many_methods, default)
+    add_ratio(parser, ratio, many)
     if removals:
         _add_removals(parser, many)
+    if thresholds:
+        _add_thresholds(parser, many)
     parser.add_argument(
         "--layers",
         nargs="+",
-        type=int,
-        help="blocks to reduce after, counted from 1 (default: the method's own, mostly 5, 10, 15 of 24)",
+        type=layers,
+        action=Layers,
+        metavar="LAYER",
+        help="blocks to reduce after: numbers from 1 on as in 5 10 15, or even, odd, every4 "
+        "(default: the method's own, mostly 5, 10, 15 of 24)",
     )
     parser.add_argument(
         "--option", nargs="+", type=option, default=[], metavar="NAME=VALUE", help="options of every method"
@@ -95,7 +103,7 @@ def add_calibrations(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_method(parser: argparse.ArgumentParser, many: bool, default: str) -> None:
+def add_method(parser: argparse.ArgumentParser, many: bool, default: str) -> None:
     """--method: how to reduce."""
     choice = method(default)
     parser.add_argument(
@@ -104,20 +112,21 @@ def _add_method(parser: argparse.ArgumentParser, many: bool, default: str) -> No
         type=method,
         metavar="NAME[:OPTION=VALUE,...]",
         default=[choice] if many else choice,
-        help=f"as in rmeeto:metric=delta,layers=even; see `mtrkit list` (default: {default})",
+        help=f"as in rmeeto:metric=delta,layers=even; see `mtrkit list methods` (default: {default})",
     )
 
 
-def _add_ratio(parser: argparse.ArgumentParser, ratio: Sequence[float], many: bool) -> None:
-    """--ratio: the share to remove."""
+def add_ratio(parser: argparse.ArgumentParser, ratio: Sequence[float], many: bool) -> None:
+    """--ratio: the share to remove. Where several may be given, :func:`ratios` says which are meant."""
     shown = " ".join(map(str, ratio))
     parser.add_argument(
         "--ratio",
         nargs="+" if many else None,
         type=float,
-        default=list(ratio) if many else ratio[0],
+        default=None if many else ratio[0],
         help=f"share of the FLOPs to remove, in [0, 1) (default: {shown})",
     )
+    parser.set_defaults(usual_ratios=list(ratio))
 
 
 def _add_removals(parser: argparse.ArgumentParser, many: bool) -> None:
@@ -127,8 +136,42 @@ def _add_removals(parser: argparse.ArgumentParser, many: bool) -> None:
         nargs="+" if many else None,
         type=positive,
         default=[] if many else None,
-        help="tokens to remove after each layer, " + ("also" if many else "instead of --ratio"),
+        help="tokens to remove after each layer, " + ("beside --ratio if that is given" if many else "not --ratio"),
     )
+
+
+def _add_thresholds(parser: argparse.ArgumentParser, many: bool) -> None:
+    """--threshold: how similar what merges has to be."""
+    parser.add_argument(
+        "--threshold",
+        nargs="+" if many else None,
+        type=threshold,
+        default=[] if many else None,
+        metavar="T",
+        help="merge while the similarity is at least this, "
+        + ("beside --ratio if that is given" if many else "not --ratio")
+        + "; one for all layers, or one for each as in 0.95,0.9,0.85 (docs/thresholds.md)",
+    )
+
+
+def ratios(args: argparse.Namespace) -> list[float]:
+    """The ratios that are meant: those given; without them the usual ones, or none beside --r and --threshold."""
+    if args.ratio is not None:
+        return list(args.ratio)
+    given = vars(args)
+    return [0.0] if given.get("r") or given.get("threshold") else list(args.usual_ratios)
+
+
+def amount(args: argparse.Namespace) -> dict[str, Any]:
+    """The one amount that is meant, as ``apply_reduction`` takes it."""
+    given = {name: vars(args).get(name) for name in ("r", "threshold")}
+    found = {name: value for name, value in given.items() if value is not None}
+    return found or {"ratio": args.ratio}
+
+
+def options_of(args: argparse.Namespace, chosen: MethodChoice) -> dict[str, Any]:
+    """Layers and options of a method: its own count more than those of every method."""
+    return {"layers": args.layers} | dict(args.option) | chosen.options
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:
@@ -140,6 +183,11 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="precision of weights and images; amp- is autocast over float32 weights (default: float32)",
     )
+    add_threads(parser)
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """--threads."""
     parser.add_argument("--threads", type=positive, help="CPU threads (default: torch's choice)")
 
 
@@ -147,77 +195,14 @@ def resolve_running(args: argparse.Namespace) -> torch.device:
     """Set the number of threads, and return the device.
 
     Raises:
-        OptionError: The device is not there.
+        OptionError: The device is not there, or does not compute.
     """
     if args.threads:
         torch.set_num_threads(args.threads)
     found: torch.device = args.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(1, device=found)
+        torch.zeros(1, device=found).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise OptionError(f"--device {found} cannot be used here ({reason}); see `mtrkit doctor`") from error
     return found
-
-
-def device(text: str) -> torch.device:
-    """Type of --device."""
-    try:
-        return torch.device(text)
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a device; expected cpu, cuda or cuda:1") from error
-
-
-def positive(text: str) -> int:
-    """Type of counts: an integer of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def whole(text: str) -> int:
-    """Type of counts that may be none: an integer of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
-
-
-def input_size(text: str) -> tuple[int, ...]:
-    """Type of --input-size: one to three numbers with x between them; one stands for height and width."""
-    parts = text.lower().split("x")
-    if not 1 <= len(parts) <= 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; expected 224, 224x320 or 3x224x224")
-    numbers = tuple(map(int, parts))
-    return numbers * 2 if len(numbers) == 1 else numbers
-
-
-def option(text: str) -> tuple[str, object]:
-    """Type of --option: a name and a Python literal, or a word."""
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise argparse.ArgumentTypeError(f"{text!r} is not an option; expected NAME=VALUE, such as similarity=l2")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
-
-
-def method(text: str) -> MethodChoice:
-    """Type of --method: a name, and options of this method alone after a colon."""
-    name, _, rest = text.partition(":")
-    options = dict(option(part) for part in rest.split(",")) if rest else {}
-    if "layers" in options:
-        options["layers"] = layers(str(options["layers"]))
-    return MethodChoice(text, name, options)
-
-
-def layers(text: str) -> Sequence[int] | EveryNth:
-    """Blocks to reduce after: even, odd, every4 or 5+10+15."""
-    places = {"even": EveryNth(2), "odd": EveryNth(2, start=1)}
-    if text in places:
-        return places[text]
-    if text.startswith("every") and text[5:].isdecimal():
-        return EveryNth(int(text[5:]))
-    if all(part.isdecimal() for part in text.split("+")):
-        return tuple(map(int, text.split("+")))
-    raise argparse.ArgumentTypeError(f"layers={text!r} is unknown; expected even, odd, every4 or 5+10+15")

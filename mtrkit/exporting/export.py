@@ -79,14 +79,15 @@ def export(
         onnx_file.check_installed()
     program = capture(model, inputs, _SCANS[kind])
     metadata = _describe(model, inputs) | ({"opset": str(opset)} if kind == "onnx" else {})
-    with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".mtrkit-") as folder:
+    place = Path(os.path.realpath(path))  # a symbolic link stays one
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".mtrkit-") as folder:
         draft = Path(folder) / path.name
         if kind == "onnx":
             onnx_file.write(program, draft, opset, metadata)
         else:
             (programs.write if kind == "pt2" else programs.compile_ahead)(program, draft, metadata)
         error = _compare(model, inputs, draft, kind)
-        draft.replace(path)
+        draft.replace(place)
     return Exported(path, kind, error, metadata)
 
 

@@ -16,7 +16,7 @@ from mtrkit.measure.shards import image_shards
 from mtrkit.measure.sources import input_size_of, open_data, open_images, preprocess_of, takes_clips
 from mtrkit.measure.statistics import Difference, paired_difference, wilson_interval
 from mtrkit.measure.throughput import Timing, forward_pass, interleave, summarise
-from mtrkit.measure.video import read_clip, read_frames
+from mtrkit.measure.video import read_clip, read_frames, read_timed_clip
 from mtrkit.measure.weights import twin, weights_digest
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "read_clip",
     "read_frames",
     "read_image",
+    "read_timed_clip",
     "score",
     "summarise",
     "takes_clips",

@@ -1,7 +1,7 @@
 """What is measured: the dense model, and one for every reduction that was asked for."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -11,6 +11,9 @@ from mtrkit.measure.weights import twin
 from mtrkit.patch import Calibration, ReductionInfo
 
 DENSE = "dense"
+RANDOM = "random"  # what stands for the checkpoint of a model with random weights
+
+Threshold = float | tuple[float, ...]  # one for all layers, or one for each
 
 
 class ModelChoice(NamedTuple):
@@ -24,6 +27,11 @@ class ModelChoice(NamedTuple):
         """Read NAME or NAME=CHECKPOINT; the default checkpoint is ``"pretrained"``."""
         name, _, checkpoint = text.partition("=")
         return cls(name, checkpoint or "pretrained")
+
+    @property
+    def weights(self) -> str | None:
+        """The checkpoint, or ``None`` for random weights."""
+        return None if self.checkpoint == RANDOM else self.checkpoint
 
 
 class MethodChoice(NamedTuple):
@@ -40,7 +48,7 @@ class Candidate:
 
     Attributes:
         method: The method as it was asked for.
-        ratio: Share of the FLOPs asked for, or removed by the ``r`` tokens per layer that were asked for.
+        ratio: Share of the FLOPs asked for, or removed by the ``r`` tokens per layer or the threshold asked for.
         model: Shares its weights with the other candidates.
         gflops: Of one image, in the papers' count.
         promised: How many times faster it would be if time were FLOPs.
@@ -48,6 +56,7 @@ class Candidate:
         info: What was done; ``None`` for the dense model.
         options: Of the method, as they were given.
         r: Tokens per layer asked for, if that was.
+        threshold: Least similarity asked for, if that was. What it costs depends on the data: see :meth:`measured`.
     """
 
     method: str
@@ -59,11 +68,20 @@ class Candidate:
     info: ReductionInfo | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     r: int | None = None
+    threshold: Threshold | None = None
 
     @property
     def amount(self) -> str:
         """What was asked for, in words."""
+        if self.threshold is not None:
+            values = self.threshold if isinstance(self.threshold, tuple) else (self.threshold,)
+            return f"threshold={','.join(f'{value:g}' for value in values)}"
         return f"{self.ratio:g}" if self.r is None else f"r={self.r}"
+
+    def measured(self) -> "Candidate":
+        """With a threshold the same with the mean of the passes that there have been, otherwise as it is."""
+        info = None if self.threshold is None else reduction_info(self.model)
+        return self if info is None else replace(self, info=info, ratio=info.ratio_reached, **_counts(info))
 
     @property
     def name(self) -> str:
@@ -79,8 +97,9 @@ def candidates(
     options: Mapping[str, Any] | None = None,
     removals: Sequence[int] = (),
     calibrations: Sequence[Calibration] = (),
+    thresholds: Sequence[Threshold] = (),
 ) -> list[Candidate]:
-    """The dense model first, then every method at every ratio and removal above 0, without repetitions.
+    """The dense model first, then every method at every ratio and removal above 0 and threshold, without repetitions.
 
     Args:
         model: The dense model.
@@ -90,9 +109,11 @@ def candidates(
         options: Of every method, unless it has its own. Default: none.
         removals: Tokens per layer to remove. Default: none.
         calibrations: Reductions that were fitted to the model, each at its own ratio. Default: none.
+        thresholds: Least similarities of what merges. Default: none.
     """
     dense = Candidate(method=DENSE, ratio=0.0, model=model, gflops=count_flops(model).gflops)
-    amounts = [{"ratio": ratio} for ratio in dict.fromkeys(ratios) if ratio] + [{"r": r} for r in removals if r]
+    amounts: list[dict[str, Any]] = [{"ratio": ratio} for ratio in dict.fromkeys(ratios) if ratio]
+    amounts += [{"r": r} for r in removals if r] + [{"threshold": least} for least in dict.fromkeys(thresholds)]
     wanted = {method.text: method for method in methods}.values()
     shared = {"layers": layers} | dict(options or {})
     reduced = [_reduced(model, method, shared, amount) for method in wanted for amount in amounts]
@@ -106,7 +127,7 @@ def _reduced(model: nn.Module, method: MethodChoice, shared: Mapping[str, Any], 
     assert info is not None
     ratio = amount.get("ratio", info.ratio_reached)
     options = {name: value for name, value in options.items() if name != "layers"}
-    return _candidate(method.text, ratio, reduced, info, options, amount.get("r"))
+    return _candidate(method.text, ratio, reduced, info, options, r=amount.get("r"), threshold=amount.get("threshold"))
 
 
 def _calibrated(model: nn.Module, calibration: Calibration) -> Candidate:
@@ -118,16 +139,15 @@ def _calibrated(model: nn.Module, calibration: Calibration) -> Candidate:
 
 
 def _candidate(
-    method: str, ratio: float, model: nn.Module, info: ReductionInfo, options: Mapping[str, Any], r: int | None = None
+    method: str, ratio: float, model: nn.Module, info: ReductionInfo, options: Mapping[str, Any], **amount: Any
 ) -> Candidate:
-    return Candidate(
-        method=method,
-        ratio=ratio,
-        model=model,
-        gflops=info.flops_reduced.gflops,
-        promised=info.promised_speedup,
-        reached=info.ratio_reached,
-        info=info,
-        options=options,
-        r=r,
-    )
+    return Candidate(method=method, ratio=ratio, model=model, info=info, options=options, **_counts(info), **amount)
+
+
+def _counts(info: ReductionInfo) -> dict[str, float]:
+    """What a reduction costs and saves."""
+    return {
+        "gflops": info.flops_reduced.gflops,
+        "promised": info.promised_speedup,
+        "reached": info.ratio_reached,
+    }

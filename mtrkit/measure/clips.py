@@ -5,7 +5,6 @@ gives one (Wang et al. 2016, arXiv:1608.00859). Testing by several segments and 
 (arXiv:2403.06977): 4 × 3 views of a Kinetics video.
 """
 
-import hashlib
 import math
 import os
 import re
@@ -20,11 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from mtrkit.errors import InputError, OptionError
-from mtrkit.measure.images import ImageSet, class_names, labelled_folder
+from mtrkit.measure.images import ImageSet, class_names, digest_of, labelled_folder, read_text
+from mtrkit.measure.kinds import VIDEOS, image_for_clips
 from mtrkit.measure.preprocess import Preprocess
 from mtrkit.measure.video import read_frames
-
-SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv")
 
 Average = Literal["logits", "probabilities"]
 
@@ -106,14 +104,15 @@ def open_clips(source: str | Path) -> ImageSet:
         InputError: A video is missing, or a line of the list is wrong; the message names it.
     """
     if Path(source).is_dir():
-        return labelled_folder(source, SUFFIXES, partial(partial, Path), "videos")
+        return labelled_folder(source, VIDEOS, partial(partial, Path), "videos")
     return _video_list(Path(source))
 
 
 def _video_list(file: Path) -> ImageSet:
     if not file.is_file():
         raise InputError(f"{file} is not a list of videos, nor a folder with a folder of videos per class")
-    lines = [(n, line.strip()) for n, line in enumerate(_text(file).splitlines(), 1) if line.strip()]
+    text = read_text(file, "a line `path label` for each video")
+    lines = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
     entries = [_entry(file, number, line) for number, line in lines]
     if not entries:
         raise InputError(f"{file} lists no videos; expected lines such as `abseiling/video.mp4 0`")
@@ -128,15 +127,8 @@ def _video_list(file: Path) -> ImageSet:
         classes=classes,
         labels=labels,
         openers=tuple(partial(Path, file.parent, path) for path, _ in entries),
-        digest=hashlib.sha256(listing.encode()).hexdigest()[:16],
+        digest=digest_of(listing),
     )
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not a text file with a line `path label` for each video") from error
 
 
 def _entry(file: Path, number: int, line: str) -> tuple[str, int]:
@@ -147,6 +139,8 @@ def _entry(file: Path, number: int, line: str) -> tuple[str, int]:
 
 
 def _check_files(file: Path, paths: Sequence[str]) -> None:
+    if wrong := image_for_clips(paths[0]):
+        raise InputError(f"{file}: {wrong}")
     missing = [path for path in paths if not (file.parent / path).is_file()]
     if missing:
         raise InputError(

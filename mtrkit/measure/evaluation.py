@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mtrkit.errors import OptionError
 from mtrkit.measure.accuracy import batches, check_classes, images_per_batch, predict, score
 from mtrkit.measure.candidates import DENSE, Candidate
 from mtrkit.measure.images import ImageSet
@@ -97,6 +98,7 @@ def measure(
 
     Raises:
         InputError: The model has another number of classes than there are folders of images.
+        OptionError: Several processes, and a threshold.
     """
     reference = Reference(evaluation, dense) if reference is None else reference
     check_classes(cast(int, dense.num_classes), evaluation.images)
@@ -110,7 +112,7 @@ def measure(
         "device": str(device),
     }
     for candidate in candidates:
-        key = _key(same, candidate)
+        key = _key(evaluation, same, candidate)
         row = evaluation.processes.agree(results.find(key))
         if row is None or (evaluation.rounds and row.get("timed_beside") != reference.evaluation.model):
             measured = _measure(evaluation, candidate, reference, progress(candidate.name))
@@ -132,6 +134,11 @@ def pack_right(right: Tensor) -> str:
 
 def _measure(evaluation: Evaluation, candidate: Candidate, reference: Reference, advance: Advance) -> Row:
     processes = evaluation.processes
+    if candidate.threshold is not None and processes.count > 1:
+        raise OptionError(
+            "with a threshold the images of a batch share how many tokens leave, so several processes would not give "
+            "what one gives; start one"
+        )
     predicted = predict(
         candidate.model,
         evaluation.images,
@@ -142,6 +149,7 @@ def _measure(evaluation: Evaluation, candidate: Candidate, reference: Reference,
         progress=advance,
         processes=processes,
     )
+    candidate = candidate.measured()
     timed = _speed(evaluation, candidate, reference) if evaluation.rounds and processes.main else {}
     return {
         **_description(evaluation, candidate),
@@ -199,9 +207,11 @@ def _speed(evaluation: Evaluation, candidate: Candidate, reference: Reference) -
     return {"batch_size": count, "timed_beside": reference.evaluation.model} | dataclasses.asdict(timing)
 
 
-def _key(same: Row, candidate: Candidate) -> str:
+def _key(evaluation: Evaluation, same: Row, candidate: Candidate) -> str:
     done = candidate.info
     reduction = {"method": candidate.method, "amount": candidate.amount}
     chosen = {"options": done.options, "layers": done.layers} if done else {}
     chosen |= {name: value for name, value in candidate.options.items() if name == "calibration"}
+    if candidate.threshold is not None:  # how many tokens leave is shared by the images of a batch
+        chosen["batch_size"] = evaluation.batch_size
     return configuration_key(same | reduction | chosen)

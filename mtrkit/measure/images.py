@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mtrkit.data import bundled_images
-from mtrkit.errors import InputError
+from mtrkit.errors import FrameWarning, InputError
+from mtrkit.measure.kinds import FOR_CLIPS, FOR_IMAGES, IMAGES, VIDEOS, has_files, suffix_of, video_for_images
+from mtrkit.measure.pixels import as_rgb
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 BUNDLED = "bundled"
 
 
@@ -72,7 +73,7 @@ def image_folder(root: str | Path) -> ImageSet:
     Raises:
         InputError: No such folder, or no images in it.
     """
-    return labelled_folder(root, SUFFIXES, lambda path: partial(read_image, path), "images")
+    return labelled_folder(root, IMAGES, lambda path: partial(read_image, path), "images")
 
 
 def labelled_folder(
@@ -81,14 +82,12 @@ def labelled_folder(
     """As :func:`image_folder`, for files with any suffixes; ``opener`` makes that of a path."""
     root = Path(root)
     if not root.is_dir():
-        raise InputError(f"{root} is not a folder; give one with a folder of {what} per class, or {BUNDLED!r}")
+        listed = "; lists are of videos, for models of clips" if suffix_of(root) in (".csv", ".txt") else ""
+        raise InputError(f"{root} is not a folder; give one with a folder of {what} per class, or {BUNDLED!r}{listed}")
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     files = [(label, *found) for label, folder in enumerate(folders) for found in _files_below(folder, suffixes)]
     if not files:
-        raise InputError(
-            f"{root} has no {what} in folders of its own; expected {root}/<class>/<file> with one of the "
-            f"suffixes {', '.join(suffixes)}"
-        )
+        raise InputError(_nothing_in(root, suffixes, what))
     below = len(str(root / "_")) - 1  # where a path goes on below the root, also below "."
     listing = "\n".join(f"{path[below:]} {size}" for _, path, size in files)
     return ImageSet(
@@ -96,16 +95,38 @@ def labelled_folder(
         classes=tuple(folder.name for folder in folders),
         labels=tuple(label for label, _, _ in files),
         openers=tuple(opener(path) for _, path, _ in files),
-        digest=hashlib.sha256(listing.encode()).hexdigest()[:16],
+        digest=digest_of(listing),
+    )
+
+
+def digest_of(listing: str) -> str:
+    """Sixteen hex digits that stand for a list of files, whose names may be any bytes."""
+    return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _nothing_in(root: Path, suffixes: Sequence[str], what: str) -> str:
+    """Why a folder holds no images, or no videos."""
+    if suffixes is not VIDEOS and has_files(root, VIDEOS):
+        return f"{root} holds videos, and the model takes images; {FOR_CLIPS}"
+    if suffixes is VIDEOS and has_files(root, IMAGES):
+        return f"{root} holds images, and the model takes clips; {FOR_IMAGES}"
+    return (
+        f"{root} has no {what} in folders of its own; expected {root}/<class>/<file> with one of the "
+        f"suffixes {', '.join(suffixes)}"
     )
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Read an image file completely, as RGB.
+    """Read an image file completely, as RGB: upright, in eight bits, on white; see :mod:`mtrkit.measure.pixels`.
 
     Raises:
-        InputError: The file is not there, or is not a complete image; the message names it.
+        InputError: The file is not there, or is not a complete image whose numbers mean colours; the message names it.
+
+    Warns:
+        FrameWarning: It is an animation, or has several pages; the first is read.
     """
+    if wrong := video_for_images(path):
+        raise InputError(wrong)
     return decode(path, str(path))
 
 
@@ -113,21 +134,41 @@ def decode(source: str | Path | io.BytesIO, name: str) -> Image.Image:
     """As :func:`read_image`, from a file or from bytes in memory that are called ``name`` in messages."""
     try:
         with Image.open(source) as image:
-            return image.convert("RGB")
+            return as_rgb(image, name)
+    except (InputError, FrameWarning):
+        raise
     except FileNotFoundError as error:
         raise InputError(f"{name} does not exist; give the path of an image file") from error
-    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged file can fail in any way that a parser can
         raise InputError(
-            f"{name} cannot be read as an image ({type(error).__name__}: {error}); replace or remove it"
+            f"{name} cannot be read as an image ({type(error).__name__}: {error}); {_remedy(name)}"
         ) from error
+
+
+def _remedy(name: str) -> str:
+    if suffix_of(name) in (".heic", ".heif"):
+        return "Pillow does not read HEIC photos; save it as JPEG"
+    return "replace or remove it"
 
 
 def class_names(folder: Path, labels: Sequence[int]) -> tuple[str, ...]:
     """The lines of ``classes.txt`` in a folder; without that file, the numbers up to the largest label."""
     file = folder / "classes.txt"
     if file.is_file():
-        return tuple(file.read_text(encoding="utf-8").strip().splitlines())
+        return tuple(read_text(file, "the names of the classes, one per line").strip().splitlines())
     return tuple(map(str, range(max(labels) + 1)))
+
+
+def read_text(file: Path, what: str) -> str:
+    """The text of a file that should hold ``what``.
+
+    Raises:
+        InputError: It is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not a text file in UTF-8 with {what} ({error.reason})") from error
 
 
 def _files_below(folder: Path, suffixes: Sequence[str]) -> list[tuple[str, int]]:
@@ -136,7 +177,7 @@ def _files_below(folder: Path, suffixes: Sequence[str]) -> list[tuple[str, int]]
         os.path.join(place, name)
         for place, _, names in os.walk(folder)
         for name in names
-        if os.path.splitext(name)[1].lower() in suffixes
+        if suffix_of(name) in suffixes
     ]
     found.sort(key=lambda path: path.split(os.sep))
     return [(path, os.path.getsize(path)) for path in found if os.path.isfile(path)]

@@ -5,9 +5,14 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
+import re
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from mtrkit.errors import InputError
 
@@ -22,6 +27,10 @@ def configuration_key(configuration: Mapping[str, object]) -> str:
 
 class Results:
     """Rows, in memory or also in a file; each row stands alone, with machine and versions.
+
+    Several processes, on one machine or on several that share the folder, may write to one file: each adds its rows to
+    those that are there, one process at a time (``.NAME.lock`` beside the file is their lock), and a reader sees the
+    file before or after that. A symbolic link stays one.
 
     Args:
         path: A ``.json`` or ``.csv`` file, which may have rows of an earlier run; ``None`` for no file.
@@ -48,14 +57,37 @@ class Results:
         return next((row for row in self.rows if row.get(KEY) == key), None)
 
     def add(self, *rows: Row) -> None:
-        """Take rows in, and write the file if there is one; a row with a key that is there replaces it."""
-        keys = {row[KEY] for row in rows if KEY in row}
-        self.rows = [row for row in self.rows if row.get(KEY) not in keys or KEY not in row] + list(rows)
-        if self.path is not None:
-            text = _as_json(self.rows) if self.path.suffix == ".json" else _as_csv(self.rows)
-            part = self.path.with_name(f"{self.path.name}.part")
-            part.write_text(text, encoding="utf-8", newline="")
-            os.replace(part, self.path)
+        """Take rows in, and write the file if there is one; a row with a key that is there replaces it.
+
+        Raises:
+            InputError: Something else was put in the file's place meanwhile.
+        """
+        if self.path is None:
+            self.rows = _merged(self.rows, rows)
+            return
+        file = Path(os.path.realpath(self.path))  # a symbolic link is followed, not replaced
+        with FileLock(file.with_name(f".{file.name}.lock")):
+            written = _read(self.path) if file.exists() else []
+            self.rows = _merged(_merged(self.rows, written), rows)
+            _replace(file, _as_json(self.rows) if self.path.suffix == ".json" else _as_csv(self.rows))
+
+
+def _merged(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+    """All of them, where two have one key that of ``others``, in order of first appearance."""
+    return [*({row[KEY]: row for row in rows} | {row[KEY]: row for row in others}).values()]
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file in one step; what cannot be encoded, such as a name that is not UTF-8, as an escape of JSON."""
+    part = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        with part.open("xb") as opened:
+            opened.write(text.encode(errors="backslashreplace"))
+        if file.exists():
+            shutil.copymode(file, part)
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _as_json(rows: list[Row]) -> str:
@@ -73,11 +105,19 @@ def _as_csv(rows: list[Row]) -> str:
 
 
 def _read(path: Path) -> list[Row]:
-    text = path.read_text(encoding="utf-8")
+    """The rows of a file that :class:`Results` wrote."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give a file")
     try:
+        text = path.read_text(encoding="utf-8")
         rows = json.loads(text) if path.suffix == ".json" else list(csv.DictReader(io.StringIO(text, newline="")))
-    except (ValueError, csv.Error) as error:
+    except (ValueError, RecursionError, csv.Error) as error:  # no text, no JSON, no table
         rows = error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and KEY in row for row in rows):
+    if not isinstance(rows, list) or not rows or not all(map(_is_ours, rows)):
         raise InputError(f"{path} is there already and holds no results of mtrkit; choose another file or remove it")
     return rows
+
+
+def _is_ours(row: Any) -> bool:
+    """Whether a row has a key as :func:`configuration_key` makes them."""
+    return isinstance(row, dict) and re.fullmatch("[0-9a-f]{16}", str(row.get(KEY))) is not None

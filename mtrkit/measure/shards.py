@@ -3,7 +3,6 @@
 A shard is indexed once and never unpacked; an image is read from its place in the tar file, in any order.
 """
 
-import hashlib
 import io
 import itertools
 import json
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from mtrkit.errors import InputError
-from mtrkit.measure.images import ImageSet, class_names, decode
+from mtrkit.measure.images import ImageSet, class_names, decode, digest_of
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 LABELS = (".cls", ".json")
@@ -65,7 +64,7 @@ def image_shards(source: str | Path) -> ImageSet:
         classes=classes,
         labels=tuple(member.label for member in members),
         openers=tuple(partial(read_member, *member[:4]) for member in members),
-        digest=hashlib.sha256(listing.encode()).hexdigest()[:16],
+        digest=digest_of(listing),
     )
 
 

@@ -7,9 +7,10 @@ from typing import Any
 from torch import nn
 
 from mtrkit.adapters import find_host
-from mtrkit.errors import OptionError
+from mtrkit.errors import InputError, OptionError
 from mtrkit.measure.clips import Average, ClipPreprocess, open_clips
 from mtrkit.measure.images import BUNDLED, ImageSet, bundled_set, image_folder
+from mtrkit.measure.kinds import FOR_IMAGES
 from mtrkit.measure.preprocess import Preprocess, preprocess_for
 from mtrkit.measure.shards import image_shards, is_shards
 
@@ -30,8 +31,16 @@ def open_images(source: str | Path) -> ImageSet:
 
 
 def open_data(source: str | Path, model: nn.Module) -> ImageSet:
-    """What the model takes: :func:`open_images`, or :func:`open_clips` for a model of clips."""
-    return open_clips(source) if takes_clips(model) else open_images(source)
+    """What the model takes: :func:`open_images`, or :func:`open_clips` for a model of clips.
+
+    Raises:
+        InputError: No such data were found, or they are of the other kind.
+    """
+    if not takes_clips(model):
+        return open_images(source)
+    if str(source) == BUNDLED:
+        raise InputError(f"the bundled data are images, and the model takes clips; {FOR_IMAGES}")
+    return open_clips(source)
 
 
 def takes_clips(model: nn.Module) -> bool:

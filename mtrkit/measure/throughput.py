@@ -56,6 +56,7 @@ class Timing:
     """What the rounds say about one model, in images per second and relative to another."""
 
     images_per_second: float
+    milliseconds: float  # per batch
     quartiles: tuple[float, float]  # first and third, of images per second
     speedup: float
     speedup_quartiles: tuple[float, float]
@@ -68,6 +69,7 @@ def summarise(rounds: Sequence[Mapping[str, float]], name: str, dense: str, batc
     ratios = [taken[dense] / taken[name] for taken in rounds]
     return Timing(
         statistics.median(rates),
+        1000 * batch_size / statistics.median(rates),
         _quartiles(rates),
         statistics.median(ratios),
         _quartiles(ratios),

@@ -132,7 +132,7 @@ class Method:
         return self.config(**({**self.on_attention, **options} if attention else options))
 
 
-METHODS: Registry[Method] = Registry("method")
+METHODS: Registry[Method] = Registry("method", plugins=True)
 
 
 def register_method(

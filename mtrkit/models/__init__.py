@@ -1,11 +1,11 @@
 """Vision Mamba models of our own, and safe loading of their checkpoints.
 
-Importing this package registers the models with timm too, if timm is installed.
+Importing this package registers the models with timm too, once timm is imported.
 """
 
 from mtrkit.models._timm import register_with_timm
 from mtrkit.models.checkpoint import load_state_dict
-from mtrkit.models.factory import create_model
+from mtrkit.models.factory import create_model, load_weights
 from mtrkit.models.features import FeatureMaps
 from mtrkit.models.loading import load_checkpoint
 from mtrkit.models.mambar import MambaReg
@@ -25,6 +25,7 @@ __all__ = [
     "list_models",
     "load_checkpoint",
     "load_state_dict",
+    "load_weights",
     "register_model",
     "write_metadata",
 ]

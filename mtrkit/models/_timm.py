@@ -1,34 +1,29 @@
-"""Make our models known to ``timm.create_model``, if timm is there."""
+"""Make our models known to ``timm.create_model``, as soon as somebody imports timm."""
 
-import logging
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from mtrkit.importing import when_imported
 from mtrkit.models.layers import LayerNorm, PatchEmbed, RMSNorm
 from mtrkit.models.registry import MODELS, Builder
-from mtrkit.models.variants import default_cfgs  # noqa: F401  (timm reads them from the module of the function it registers)
+from mtrkit.models.variants import default_cfgs  # timm reads them from the module of the function that it registers
 from mtrkit.models.vim import Block
 from mtrkit.ops import stream_tokens
 
-_logger = logging.getLogger(__name__)
+
+def register_with_timm() -> None:
+    """Register our models now, or when timm is imported: that takes seconds, and mtrkit does not need it."""
+    when_imported("timm.models", _register)
 
 
-def register_with_timm() -> bool:
-    """Register every model whose name timm does not have; say whether timm could be imported."""
-    try:
-        from timm.models import is_model, register_model
-    except ImportError:
-        return False
-    except Exception as error:  # such as a torchvision that does not fit torch: no reason for us to fail
-        _logger.warning("timm cannot be imported, which mtrkit does not need: %r", error)
-        return False
-    for name in MODELS.names():
-        if not is_model(name):
-            register_model(_entry_point(name, MODELS.get(name)))
+def _register(models: Any) -> None:
+    """Register every model of ours whose name ``timm.models`` does not have."""
+    for name in default_cfgs:
+        if not models.is_model(name):
+            models.register_model(_entry_point(name, MODELS.get(name)))
     _trace_around()
-    return True
 
 
 def _trace_around() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -12,6 +12,8 @@ from mtrkit.models.loading import load_checkpoint
 from mtrkit.models.names import Ema
 from mtrkit.models.registry import MODELS
 from mtrkit.models.releases import find_checkpoint
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def create_model(
@@ -77,10 +79,21 @@ def create_model(
 
 
 def _build(name: str, checkpoint: str | Path | None, how: dict[str, Any], options: dict[str, Any]) -> nn.Module:
-    builder = MODELS.get(name)
-    if checkpoint is None:
-        return builder(**options)
-    path = find_checkpoint(checkpoint, name)
-    model = builder(**options)
-    load_checkpoint(model, path, **how)
+    model = MODELS.get(name)(**options)  # before anything is fetched, as options can be wrong
+    return model if checkpoint is None else load_weights(model, checkpoint, name, **how)
+
+
+def load_weights(model: M, checkpoint: str | Path, name: str, **how: Any) -> M:
+    """Find weights, fetching them if need be, and load them.
+
+    Args:
+        model: Gets them, in place, and goes into eval mode.
+        checkpoint: As for :func:`create_model`.
+        name: Of the model, which chooses among published weights.
+        **how: As for :func:`mtrkit.models.load_checkpoint`.
+
+    Returns:
+        The same model.
+    """
+    load_checkpoint(model, find_checkpoint(checkpoint, name), **how)
     return model.eval()

@@ -184,10 +184,17 @@ class PatchEmbed(nn.Module):
         wide = len(shape) == len(kernel) + 2 and shape[1] == self.in_chans
         if not (self.dynamic_img_size and wide and all(a >= b for a, b in zip(shape[2:], kernel, strict=True))):
             raise InputError(
-                f"got an input of shape {shape}, expected (B, {', '.join(map(str, self.input_size))}): {self._remedy()}"
+                f"got an input of shape {shape}, expected (B, {', '.join(map(str, self.input_size))}): "
+                f"{self._other_model(len(shape)) or self._remedy()}"
             )
         if not torch.compiler.is_compiling():
             self._say_what_is_cut(*shape[-2:])
+
+    def _other_model(self, dimensions: int) -> str:
+        """Which model to take for inputs of another kind; empty if they are of this one."""
+        if dimensions != 5:
+            return ""
+        return "for clips take a VideoMamba, such as mtrkit.create_model('videomamba_tiny_patch16_224_f8')"
 
     def _remedy(self) -> str:
         """What to do about an input of another size."""

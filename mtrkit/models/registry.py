@@ -11,7 +11,7 @@ from mtrkit.registry import Registry
 Builder = Callable[..., nn.Module]
 F = TypeVar("F", bound=Builder)
 
-MODELS: Registry[Builder] = Registry("model")
+MODELS: Registry[Builder] = Registry("model", plugins=True)
 
 
 def register_model(builder: F) -> F:

@@ -1,9 +1,18 @@
 """Get published weights: those bundled with mtrkit, or official releases on the Hugging Face Hub."""
 
+import os
 from pathlib import Path
 
 from mtrkit.errors import CheckpointError
 from mtrkit.models.variants import BUNDLED, OFFICIAL
+
+
+def is_local(reference: str | Path, name: str) -> bool:
+    """Whether :func:`find_checkpoint` finds a file without fetching it."""
+    given = str(reference)
+    if given == "pretrained":
+        return name in BUNDLED
+    return not given.startswith("hf:") and not _is_official(given)
 
 
 def find_checkpoint(reference: str | Path, name: str) -> Path:
@@ -22,9 +31,12 @@ def find_checkpoint(reference: str | Path, name: str) -> Path:
         return _published(name)
     if given.startswith("hf:"):
         return _from_hub(given.removeprefix("hf:"), name)
-    if given in {release.repo for release in OFFICIAL.values()} and not Path(given).exists():
-        return _from_hub(given, name)
-    return Path(reference)
+    return _from_hub(given, name) if _is_official(given) else Path(reference)
+
+
+def _is_official(given: str) -> bool:
+    """Whether this is the name of an official repository, and of nothing here."""
+    return given in {release.repo for release in OFFICIAL.values()} and not os.path.exists(given)
 
 
 def _published(name: str) -> Path:

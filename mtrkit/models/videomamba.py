@@ -87,6 +87,11 @@ class ClipEmbed(PatchEmbed):
         if shape[2] % self.tubelet_size:
             raise InputError(f"got clips of {shape[2]} frames, expected a multiple of tubelet_size={self.tubelet_size}")
 
+    def _other_model(self, dimensions: int) -> str:
+        if dimensions != 4:
+            return ""
+        return "for images take a model such as mtrkit.create_model('videomamba_tiny_patch16_224')"
+
     def _remedy(self) -> str:
         return (
             "sample so many frames of this size, call model.set_input_size((height, width), num_frames=...), which "

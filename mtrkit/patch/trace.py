@@ -23,6 +23,8 @@ class TraceStage:
             named by the position it stands for in the sequence.
         split: The method's groups, as indices into ``present``, or ``None``.
         slot: (B, L) token that each original position has become after the reduction, −1 if dropped.
+        kept: (B, L'') index into ``present`` of the token that stands at each place after the reduction; what else
+            has the same place was merged into it.
     """
 
     layer: int
@@ -30,6 +32,7 @@ class TraceStage:
     present: Tensor
     split: Split | None
     slot: Tensor
+    kept: Tensor
 
     @property
     def num_kept(self) -> int:
@@ -131,5 +134,6 @@ class Trace:
                 original_positions(stream).cpu(),
                 None if decision.split is None else Split(*(group.cpu() for group in decision.split)),
                 decision.token_map.follow(stream.slot).cpu(),
+                decision.token_map.kept.cpu(),
             )
         )

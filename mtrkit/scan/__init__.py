@@ -2,7 +2,15 @@
 
 from mtrkit.native.weights import DirectionWeights, MixerWeights
 from mtrkit.scan.backend import BackendStatus
-from mtrkit.scan.dispatch import backend_for, can_look, length_last, scan_backends, use_scan_backend, writes_runs_out
+from mtrkit.scan.dispatch import (
+    backend_for,
+    can_look,
+    length_last,
+    scan_backends,
+    slow_scan,
+    use_scan_backend,
+    writes_runs_out,
+)
 from mtrkit.scan.flops import flop_handles
 from mtrkit.scan.interface import causal_conv1d, selective_scan
 from mtrkit.scan.mixer import direction_layers, mixer_forward, mixer_parts
@@ -27,6 +35,7 @@ __all__ = [
     "mixer_parts",
     "scan_backends",
     "selective_scan",
+    "slow_scan",
     "use_scan_backend",
     "writes_runs_out",
 ]

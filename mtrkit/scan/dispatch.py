@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from mtrkit.dynamo import constant_result
 from mtrkit.errors import BackendError
+from mtrkit.native.library import library
 from mtrkit.registry import Registry
 from mtrkit.scan import mamba_ssm, operators, reference, standard, triton
 from mtrkit.scan.backend import COUNTERS, Backend, BackendStatus, dispatch_modes
@@ -75,6 +76,20 @@ def backend_for(device: torch.device | str) -> str:
 def backend_of(device_type: str, dtype: torch.dtype = torch.float32) -> str:
     """The same for a device type and a dtype."""
     return _choose(_forced, device_type, dtype)
+
+
+def slow_scan(device: torch.device | str) -> str:
+    """What to do if float32 tensors on a device are scanned by torch operations; empty if a kernel does it."""
+    kind = torch.device(device).type
+    if backend_of(kind) != operators.BACKEND.name or operators.compiled_for(kind, torch.float32):
+        return ""
+    slow = f"on {kind} the scan runs as torch operations, many times slower than a kernel"
+    if kind != "cpu":
+        return f"{slow}: `mtrkit doctor` lists the packages that bring one"
+    return (
+        f"{slow} ({library().missing}): install mtrkit again with `pip install --force-reinstall --no-deps mtrkit`, "
+        "which compiles the kernel where there is no wheel for this platform"
+    )
 
 
 def writes_runs_out(name: str) -> bool:

@@ -1,138 +1,174 @@
-"""The whole picture: images, reductions and methods in rows and columns, headings and a legend."""
+"""The whole picture: inputs, reductions and frames in rows, blocks in columns, headings and one legend."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from mtrkit.adapters.grid import PatchGrid
 from mtrkit.errors import InputError
-from mtrkit.patch import Trace, TraceStage
-from mtrkit.vis.overlay import ROLE_COLOURS, Colour, draw_groups, draw_roles, roles
+from mtrkit.vis.fonts import font
+from mtrkit.vis.groups import merged_groups
+from mtrkit.vis.legend import draw_legend, legend_height
+from mtrkit.vis.overlay import draw_groups, draw_importance, draw_roles
+from mtrkit.vis.passes import Pass, Shown, check_traces
+from mtrkit.vis.stages import StageView, frame_grids, stage_views
 
-_PANEL = 224  # pixels on the shorter side, at least
-_GAP, _HEADING, _CAPTION = 14, 26, 24
-_INK, _PAPER = (30, 30, 34), (255, 255, 255)
-_LEGEND = {"keep": "kept", "target": "target", "source": "source: leaves here", "gone": "left before"}
+Map = Literal["tokens", "importance"]
+
+_PANEL, _FRAME = 320, 208  # pixels on the shorter side of an image, and of a frame of a clip
+_GAP, _CAPTION, _HEADING, _TITLE = 16, 24, 30, 34
+INK, PAPER = (28, 28, 32), (255, 255, 255)
+
+
+class Cell(NamedTuple):
+    """A panel and the line under it."""
+
+    picture: Image.Image | None
+    caption: str
+
+
+class Row(NamedTuple):
+    """Panels side by side, with a line above them."""
+
+    heading: str
+    cells: list[Cell]
 
 
 def draw_reduction(
-    images: Sequence[Image.Image],
-    trace: Trace,
-    grid: PatchGrid,
-    captions: Sequence[str] | None = None,
-    title: str = "",
+    inputs: Sequence[Shown], passes: Sequence[Pass], grid: PatchGrid, map: Map = "tokens", title: str = ""
 ) -> Image.Image:
-    """Draw the pass that a trace recorded: the image, the roles at each reduction, and the merged groups.
+    """Draw what one or more reduced models did to the same inputs.
 
     Args:
-        images: What the model saw, (H, W) each, in the order of the batch.
-        trace: Of one forward pass on these images.
+        inputs: In the order of the batch; all images, or all clips of as many frames.
+        passes: Each traced on one forward pass over these inputs.
         grid: Where the patches are; see :func:`patch_grid`.
-        captions: One line under each image.
+        map: ``"tokens"``: what stays, receives, merges and is dropped, and the merged groups at the end.
+            ``"importance"``: how important the method finds each token.
         title: One line above all.
 
     Returns:
-        One picture with a row per image.
+        One picture with a row for each input and pass; of a clip, a row for each frame.
 
     Raises:
-        InputError: The trace is empty or of another number of images.
+        InputError: A trace is empty or of other inputs, or its method has no importance.
     """
-    if not trace.stages or len(trace.slot) != len(images):
-        traced = len(trace.slot) if trace.stages else 0
-        raise InputError(f"{len(images)} images, but the trace is of {traced}; trace one pass on exactly these images")
-    rows = [_panels(_enlarge(image), trace, grid, sample) for sample, image in enumerate(images)]
-    return _arrange(rows, _headings(trace.stages), captions or [""] * len(images), title)
+    rows = [row for frames in _rows(inputs, passes, grid, map) for row in frames]
+    return _arrange(rows, _legend_of(passes, grid, map, len(inputs)), title)
 
 
-def draw_methods(
-    images: Sequence[Image.Image],
-    traces: Mapping[str, Trace],
-    grid: PatchGrid,
-    captions: Sequence[str],
-    title: str = "",
-) -> Image.Image:
-    """Draw what several methods do to the same images, side by side.
-
-    Args:
-        images: What the model saw, (H, W) each, in the order of the batch.
-        traces: Method → trace of one forward pass on these images; all reduce after the same blocks.
-        grid: Where the patches are; see :func:`patch_grid`.
-        captions: One line per image.
-        title: One line above all.
-
-    Returns:
-        One picture with a column per method; per image a row for each reduction and one for the merged groups.
-
-    Raises:
-        InputError: The methods reduce after different blocks.
-
-    Source: figure 3 of MTR (arXiv:2507.14042).
-    """
-    places = {name: [stage.layer for stage in trace.stages] for name, trace in traces.items()}
-    layers = next(iter(places.values()))
-    if any(place != layers for place in places.values()):
-        raise InputError(f"methods that stand side by side must reduce after the same blocks, not {places}")
-    rows, notes = [], []
-    for sample, (image, caption) in enumerate(zip(map(_enlarge, images), captions, strict=True)):
-        for number, layer in enumerate(layers):
-            stages = [roles(trace.stages[number], sample) for trace in traces.values()]
-            rows.append([image, *(draw_roles(image, grid, role_of) for role_of in stages)])
-            notes.append(f"{caption}, block {layer}")
-        rows.append([image, *(draw_groups(image, grid, trace.groups(sample)) for trace in traces.values())])
-        notes.append(f"{caption}, at the end")
-    return _arrange(rows, ["input", *traces], notes, title)
+def animate_reduction(
+    inputs: Sequence[Shown], passes: Sequence[Pass], grid: PatchGrid, map: Map = "tokens", title: str = ""
+) -> list[Image.Image]:
+    """As :func:`draw_reduction`, of clips: one picture for each frame, with a row for each clip and pass."""
+    blocks = _rows(inputs, passes, grid, map)
+    legend = _legend_of(passes, grid, map, len(inputs))
+    heads = [rows[0].heading for rows in blocks]
+    return [
+        _arrange([Row(head, rows[t].cells) for head, rows in zip(heads, blocks, strict=True)], legend, title)
+        for t in range(len(inputs[0].frames))
+    ]
 
 
-def strip(frames: Sequence[Image.Image]) -> Image.Image:
-    """The frames of a clip, of one size, side by side."""
-    width, height = frames[0].size
-    picture = Image.new("RGB", (width * len(frames), height))
-    for number, frame in enumerate(frames):
-        picture.paste(frame, (number * width, 0))
-    return picture
+def _rows(inputs: Sequence[Shown], passes: Sequence[Pass], grid: PatchGrid, map: Map) -> list[list[Row]]:
+    """For each input and pass, the rows of its frames."""
+    check_traces(inputs, passes)
+    found = []
+    for sample, shown in enumerate(inputs):
+        for number, each in enumerate(passes):
+            views = stage_views(each.trace, grid, sample)
+            if map == "importance" and any(view.ranks is None for view in views):
+                raise InputError(f"{each.name} has no importance of tokens to draw; choose another method, such as mtr")
+            heading = _heading(shown, each, sample, first=number == 0)
+            found.append(_frames(shown, views, grid, map, heading, with_input=number == 0))
+    return found
 
 
-def _panels(image: Image.Image, trace: Trace, grid: PatchGrid, sample: int) -> list[Image.Image]:
-    overlays = [draw_roles(image, grid, roles(stage, sample)) for stage in trace.stages]
-    return [image, *overlays, draw_groups(image, grid, trace.groups(sample))]
+def _heading(shown: Shown, each: Pass, sample: int, first: bool) -> str:
+    reduced = f"{each.name}: {each.tops[sample][0]}" if each.tops else each.name
+    dense = f"dense: {shown.top[0]}" if shown.top else ""
+    return "   |   ".join(filter(None, (shown.name, dense, reduced) if first else (reduced,)))
 
 
-def _enlarge(image: Image.Image) -> Image.Image:
-    """A whole number of times, so that small images keep their pixels."""
-    times = max(1, -(-_PANEL // min(image.size)))
-    return image.convert("RGB").resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+def _frames(
+    shown: Shown, views: Sequence[StageView], grid: PatchGrid, map: Map, heading: str, with_input: bool
+) -> list[Row]:
+    grids, rows = frame_grids(grid, len(shown.frames)), []
+    groups = merged_groups(grids, views[-1].slot)
+    panel = _PANEL if len(grids) == 1 else _FRAME
+    for t, (frame, here) in enumerate(zip(shown.frames, grids, strict=True)):
+        image = _enlarge(frame, panel)
+        cells = [Cell(image if with_input else None, _time(shown, t) if with_input else "")]
+        if map == "importance":
+            cells += [Cell(draw_importance(image, here, view), _block(view, map)) for view in views]
+        else:
+            cells += [Cell(draw_roles(image, here, view), _block(view, map)) for view in views]
+            end = draw_groups(image, here, views[-1].slot, groups)
+            cells.append(Cell(end, f"the {views[-1].after} tokens at the end"))
+        rows.append(Row(heading if t == 0 else "", cells))
+    return rows
 
 
-def _headings(stages: Sequence[TraceStage]) -> list[str]:
-    counts = [(stage.layer, stage.present.shape[1], int(stage.slot.max()) + 1) for stage in stages]
-    steps = [f"block {layer}: {before} to {after} tokens" for layer, before, after in counts]
-    return ["input", *steps, f"the {counts[-1][2]} tokens at the end"]
+def _block(view: StageView, map: Map) -> str:
+    if map == "importance":
+        return f"block {view.layer}, {view.before} tokens"
+    return f"block {view.layer}: {view.before} to {view.after} tokens"
 
 
-def _arrange(rows: list[list[Image.Image]], headings: list[str], captions: Sequence[str], title: str) -> Image.Image:
-    width, height = rows[0][0].size
-    top = _GAP + (_HEADING if title else 0) + _HEADING
-    step = height + _CAPTION
-    total = (_GAP + len(headings) * (width + _GAP), top + len(rows) * step + _HEADING + _GAP)
-    sheet = Image.new("RGB", total, _PAPER)
+def _time(shown: Shown, t: int) -> str:
+    if len(shown.frames) == 1:
+        return "input"
+    return f"frame {t + 1}" if shown.times is None else f"frame {t + 1}, {shown.times[t]:.2f} s"
+
+
+def _enlarge(image: Image.Image, panel: int) -> Image.Image:
+    """To the size of a panel on the shorter side; larger images stay as they are."""
+    times = panel / min(image.size)
+    if times <= 1:
+        return image.convert("RGB")
+    size = round(image.width * times), round(image.height * times)
+    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+
+
+def _legend_of(passes: Sequence[Pass], grid: PatchGrid, map: Map, samples: int) -> list[str]:
+    """What the legend has to explain: an importance, or the roles that occur, and groups if tokens were merged."""
+    if map == "importance":
+        return ["importance"]
+    views = [view for each in passes for sample in range(samples) for view in stage_views(each.trace, grid, sample)]
+    occur = {view.roles[position] for view in views for position in grid.positions}
+    named = [role for role in ("keep", "target", "source", "dropped", "gone") if role in occur]
+    return [*named, *(["group"] if "source" in occur else [])]
+
+
+def _arrange(rows: Sequence[Row], legend: Sequence[str], title: str) -> Image.Image:
+    pictures = [cell.picture for row in rows for cell in row.cells if cell.picture is not None]
+    width, height = pictures[0].size
+    columns = max(len(row.cells) for row in rows)
+    total = _GAP + columns * (width + _GAP)
+    top = _GAP + (_TITLE if title else 0)
+    tall = [(_HEADING if row.heading else 0) + height + _CAPTION for row in rows]
+    sheet = Image.new("RGB", (total, top + sum(tall) + legend_height(legend, total) + _GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
-        draw.text((_GAP, _GAP // 2), title, _INK, ImageFont.load_default(18))
-    for column, heading in enumerate(headings):
-        draw.text((_GAP + column * (width + _GAP), top - _HEADING + 6), heading, _INK, ImageFont.load_default(15))
-    for row, (panels, caption) in enumerate(zip(rows, captions, strict=True)):
-        for column, panel in enumerate(panels):
-            sheet.paste(panel, (_GAP + column * (width + _GAP), top + row * step))
-        draw.text((_GAP, top + row * step + height + 2), caption, _INK, ImageFont.load_default(14))
-    _draw_legend(draw, top + len(rows) * step + 6)
+        _write(draw, title, _GAP, _GAP, total, 20)
+    for row, rise in zip(rows, tall, strict=True):
+        if row.heading:
+            _write(draw, row.heading, _GAP, top + 6, total, 17)
+        below = top + (_HEADING if row.heading else 0)
+        for column, (picture, caption) in enumerate(row.cells):
+            left = _GAP + column * (width + _GAP)
+            if picture is not None:
+                sheet.paste(picture, (left, below))
+            _write(draw, caption, left, below + height + 3, left + width, 14)
+        top += rise
+    draw_legend(sheet, legend, top + _GAP // 2)
     return sheet
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, top: int) -> None:
-    font, left = ImageFont.load_default(15), float(_GAP)
-    entries: list[tuple[Colour, str]] = [(ROLE_COLOURS[role], _LEGEND[role]) for role in ROLE_COLOURS]
-    for colour, text in entries:
-        draw.rectangle((left, top + 2, left + 14, top + 16), fill=colour, outline=_INK)
-        draw.text((left + 22, top), text, _INK, font)
-        left += 22 + draw.textlength(text, font) + 26
-    draw.text((left, top), "outlined: patches merged into one token, in their mean colour", _INK, font)
+def _write(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, right: int, size: int) -> None:
+    """One line, shortened if it is too long."""
+    letters = font(size)
+    while text and left + draw.textlength(text, letters) > right:
+        text = text[:-4].rstrip() + "..." if len(text) > 4 else ""
+    draw.text((left, top), text, INK, letters)

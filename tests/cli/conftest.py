@@ -27,8 +27,9 @@ def interruptible():
 
 
 @pytest.fixture
-def mtrkit_run(capsys):
+def mtrkit_run(capsys, monkeypatch):
     """Run ``mtrkit`` with these arguments; exits by argparse count as return codes."""
+    monkeypatch.delenv("COLUMNS", raising=False)
 
     def run(*arguments):
         try:

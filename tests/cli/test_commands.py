@@ -87,7 +87,7 @@ def test_bench_writes_everything(mtrkit_run, tmp_path):
     arguments = ("bench", MODEL, "--batch-size", 1, 3, "--ratio", 0, 0.3, "--rounds", 2, "--seconds", 0, "--out", out)
     ran = mtrkit_run(*arguments)
     assert ran.code == 0, ran.err
-    assert "random weights" in ran.out and "torch" in ran.out and "promised" in ran.out
+    assert "random weights" in ran.out and "torch" in ran.out and "by FLOPs" in ran.out
     rows = json.loads(out.read_text())
     assert [(row["batch_size"], row["method"]) for row in rows] == [(1, "dense"), (1, "mtr"), (3, "dense"), (3, "mtr")]
     assert all(row["rounds"] == 2 and row["images_per_second"] > 0 and row["command"] for row in rows)

@@ -6,13 +6,12 @@ import pytest
 import torch
 
 import mtrkit
-from mtrkit.cli.options import layers, method
+from mtrkit.cli.parsing import layers, method
 from mtrkit.data import bundled_images
 from mtrkit.measure import preprocess_for
-from mtrkit.measure.candidates import DENSE
 from mtrkit.measure.evaluation import right_images
-from mtrkit.measure.report import images_per_second
 from mtrkit.schedule import EveryNth
+from mtrkit.vis import data_of
 from tests.cli.conftest import MODEL
 
 SMALL = ("compare", "--model", MODEL, "--data", "bundled", "--limit", 40, "--rounds", 0)
@@ -62,23 +61,39 @@ def test_plots_and_a_second_dense_model(mtrkit_run, tmp_path):
     run[run.index("--rounds") + 1] = 1
     ran = mtrkit_run(*run, "--ratio", 0.3, "--plot", *plots, "--speed-plot", tmp_path / "speed.png")
     assert ran.code == 0, ran.err
-    assert "vim_nano_patch4_stride2_32, dense" in ran.out
+    assert "vim_nano_patch4_stride2_32" in ran.out and "ms per batch" in ran.out
     assert "vim_nano_patch4_stride2_32" in plots[1].read_text()
     first = plots[1].read_bytes()
     assert mtrkit_run(*run, "--ratio", 0.3, "--plot", *plots, "--out", tmp_path / "rows.json").code == 0
     dense, reduced, smaller = json.loads((tmp_path / "rows.json").read_text())
     assert {row["timed_beside"] for row in (dense, reduced, smaller)} == {MODEL}
-    assert dense["speedup"] == 1 != smaller["speedup"]
+    assert dense["speedup"] == 1 != smaller["speedup"] and reduced["speedup"] > 0
     assert plots[1].read_bytes() == first
     assert plots[0].stat().st_size > 10_000 and (tmp_path / "speed.png").stat().st_size > 10_000
 
 
-def test_the_speed_plot_is_free_of_drift():
-    """The machine was half as fast when the second row was timed, and the smaller model's beside the first."""
-    dense = {"model": MODEL, "method": DENSE, "images_per_second": 100.0, "speedup": 1.0, "timed_beside": MODEL}
-    reduced = dense | {"method": "mtr", "images_per_second": 75.0, "speedup": 1.5}
-    smaller = dense | {"model": "nano", "images_per_second": 60.0, "speedup": 1.2}
-    assert images_per_second([dense, reduced, smaller]) == [100, 150, 120]
+def test_a_page_of_what_was_measured(mtrkit_run, tmp_path):
+    page, out = tmp_path / "compare.html", tmp_path / "rows.json"
+    ran = mtrkit_run(
+        *SMALL, "--method", "mtr", "runs", "--ratio", 0.4, "--page", page, "--out", out, "--title", "A & B"
+    )
+    assert ran.code == 0, ran.err
+    data, rows = data_of(page.read_text(encoding="utf-8")), json.loads(out.read_text())
+    assert data["title"] == "A & B" and [one["method"] for one in data["points"]] == ["dense", "mtr", "runs"]
+    for one, row in zip(data["points"], rows, strict=True):
+        assert (one["top1"], one["gflops"], one["interval"]) == (
+            row["top1"],
+            row["gflops"],
+            [row["top1_low"], row["top1_high"]],
+        )
+    lost = (right_images(rows[1]).sum() - right_images(rows[0]).sum()).item() / 40
+    assert data["points"][1]["difference"]["share"] == pytest.approx(lost) and data["points"][0]["difference"] is None
+    assert mtrkit_run(*SMALL, "--page", tmp_path / "page.png").code == 2
+
+
+def test_the_speed_plot_needs_speeds(mtrkit_run, tmp_path):
+    ran = mtrkit_run(*SMALL, "--ratio", 0.4, "--speed-plot", tmp_path / "speed.png")
+    assert ran.code == 2 and "--rounds above 0" in ran.err
 
 
 def test_a_method_may_say_its_layers():

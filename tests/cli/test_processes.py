@@ -13,7 +13,7 @@ from tests.cli.conftest import MODEL
 from tests.helpers.running import HOME, environment
 
 LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mtrkit")
-CHANGES = ("images_per_second", "quartiles", "speedup", "speedup_quartiles", "time", "command")
+CHANGES = ("images_per_second", "milliseconds", "quartiles", "speedup", "speedup_quartiles", "time", "command")
 
 
 def two(*arguments, launch=LAUNCH):

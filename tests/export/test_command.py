@@ -21,4 +21,4 @@ def test_export(mtrkit_run, tmp_path):  # noqa: F811
 
 def test_what_does_not_say_what_to_write(mtrkit_run, tmp_path):  # noqa: F811
     ran = mtrkit_run("export", MODEL, "--out", tmp_path / "model.bin")
-    assert ran.code == 2 and "ends in .onnx or .pt2" in ran.err and not list(tmp_path.iterdir())
+    assert ran.code == 2 and "written as .onnx, .pt2" in ran.err and not list(tmp_path.iterdir())

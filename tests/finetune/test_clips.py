@@ -10,7 +10,6 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import mtrkit
-from mtrkit.cli import loading
 from mtrkit.cli.main import main
 from mtrkit.data import bundled_images
 from mtrkit.errors import CheckpointError, InputError
@@ -22,6 +21,7 @@ from mtrkit.finetune.run import _mixing
 from mtrkit.finetune.trainer import augmentation
 from mtrkit.measure import open_clips, predict, preprocess_of, score
 from mtrkit.models import VideoMamba
+from mtrkit.models.registry import MODELS
 from tests.finetune.conftest import recipe
 from tests.finetune.test_retrain import Breaks, weights
 
@@ -151,8 +151,9 @@ def test_videos_that_cannot_be_read_are_named_or_passed_over(listed, tmp_path):
 
 
 def test_a_dry_run_of_the_command(listed, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loading, "create_model", lambda name, checkpoint, **options: tiny())
-    command = ["finetune", "videomamba", "--data", str(listed), "--out", str(tmp_path / "run"), "--dry-run"]
+    monkeypatch.setitem(MODELS._entries, "videomamba", lambda **options: tiny())
+    command = ["finetune", "videomamba", "--checkpoint", "random", "--data", str(listed), "--dry-run"]
+    command += ["--out", str(tmp_path / "run")]
     command += ["--r", "8", "--layers", "1", "2", "--batch-size", "4", "--device", "cpu", "--epochs", "2"]
     assert main(command) == 0
     printed = capsys.readouterr().out
@@ -161,14 +162,15 @@ def test_a_dry_run_of_the_command(listed, tmp_path, monkeypatch, capsys):
 
 def test_the_command_measures_by_several_views(listed, tmp_path, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(loading, "create_model", lambda name, checkpoint, **options: tiny())
+    monkeypatch.setitem(MODELS._entries, "videomamba", lambda **options: tiny())
 
     def watched(model, images, how, **options):
         asked.append(how)
         return predict(model, images, how, **options)
 
     monkeypatch.setattr("mtrkit.finetune.run.predict", watched)
-    command = ["finetune", "videomamba", "--data", str(listed), "--out", str(tmp_path / "run"), "--held-out", "2"]
+    command = ["finetune", "videomamba", "--checkpoint", "random", "--data", str(listed), "--held-out", "2"]
+    command += ["--out", str(tmp_path / "run")]
     command += ["--r", "8", "--layers", "1", "2", "--batch-size", "2", "--device", "cpu", "--epochs", "0.3"]
     assert main([*command, "--segments", "2", "--crops", "3", "--repeats", "1", "--workers", "0"]) == 0
     assert {how.views for how in asked} == {6} and "held-out accuracy" in capsys.readouterr().out

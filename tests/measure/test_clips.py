@@ -15,6 +15,7 @@ from mtrkit.errors import InputError, OptionError
 from mtrkit.measure import ClipPreprocess, batches, open_clips, open_data, predict, preprocess_of, read_frames
 from mtrkit.measure.clips import sampled
 from mtrkit.models import VideoMamba, VisionMamba
+from mtrkit.models.registry import MODELS
 
 av = pytest.importorskip("av", reason="videos need PyAV")
 
@@ -181,24 +182,18 @@ def test_frames_are_read_in_the_order_that_is_asked_for(real):
 
 @pytest.fixture
 def micro(monkeypatch):
-    """A model of clips that a command builds in no time, under the name of a large one."""
-    from mtrkit.cli import compare, loading
-
-    def build(name, checkpoint=None, **options):
-        del name, checkpoint, options
-        return tiny()
-
-    monkeypatch.setattr(loading, "create_model", build)
-    monkeypatch.setattr(compare, "create_model", build)
+    """A model of clips that a command builds in no time, under a name of its own."""
+    monkeypatch.setitem(MODELS._entries, "videomamba", lambda **options: tiny(**options))
 
 
+RANDOM = ("--checkpoint", "random")
 REDUCED = ("--method", "rmeeto", "--ratio", "0", "0.3", "--layers", "1", "3", "--device", "cpu")
 
 
 @pytest.mark.usefixtures("micro")
 def test_eval_of_a_list_by_several_views(listed, tmp_path, capsys):
     out = tmp_path / "rows.json"
-    command = ["eval", "videomamba", "--data", str(listed), *REDUCED, "--rounds", "1", "--out", str(out)]
+    command = ["eval", "videomamba", *RANDOM, "--data", str(listed), *REDUCED, "--rounds", "1", "--out", str(out)]
     views = ["--segments", "2", "--crops", "3", "--batch-size", "8"]
     assert main([*command, *views]) == 0
     assert "3 videos from" in capsys.readouterr().out
@@ -216,7 +211,7 @@ def test_eval_of_a_list_by_several_views(listed, tmp_path, capsys):
 
 @pytest.mark.usefixtures("micro")
 def test_compare_takes_lists_too(listed, capsys):
-    command = ["compare", "--model", "videomamba=x", "--data", str(listed), *REDUCED, "--rounds", "0"]
+    command = ["compare", "--model", "videomamba=random", "--data", str(listed), *REDUCED, "--rounds", "0"]
     assert main([*command, "--segments", "2"]) == 0
     assert "rmeeto" in capsys.readouterr().out
 
@@ -228,8 +223,8 @@ def test_calibrate_takes_lists_too(tmp_path, capsys):
         write_video(tmp_path / f"{number}.mp4", np.roll(noise, number, axis=2))
     (tmp_path / "train.csv").write_text("\n".join(f"{number}.mp4 {number % 2}" for number in range(20)))
     out = tmp_path / "found.safetensors"
-    command = ["calibrate", "videomamba", "--data", str(tmp_path / "train.csv"), "--out", str(out), "--device", "cpu"]
-    assert main([*command, "--ratio", "0.3", "--layers", "1", "3"]) == 0
+    command = ["calibrate", "videomamba", *RANDOM, "--data", str(tmp_path / "train.csv"), "--out", str(out)]
+    assert main([*command, "--device", "cpu", "--ratio", "0.3", "--layers", "1", "3"]) == 0
     assert "20 videos from" in capsys.readouterr().out
     model = mtrkit.apply_reduction(tiny(), calibration=mtrkit.Calibration.load(out))
     assert mtrkit.reduction_info(model).layers == (1, 3)

@@ -60,6 +60,12 @@ def test_classes_have_the_names_beside_the_shards(shards):
         open_images(shards)
 
 
+def test_names_of_classes_that_are_no_text(shards):
+    (shards / "classes.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(InputError, match=r"classes.txt is not a text file in UTF-8 with the names of the classes"):
+        open_images(shards)
+
+
 def test_tar_files_beside_the_folders_of_classes_are_left_alone(photos):
     write(photos / "all.tar", [])
     assert len(open_images(photos)) == 20

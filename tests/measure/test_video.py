@@ -11,7 +11,7 @@ from PIL import Image
 import mtrkit
 from mtrkit.cli.main import main
 from mtrkit.errors import InputError
-from mtrkit.measure import read_clip
+from mtrkit.measure import read_clip, read_timed_clip
 
 MODEL = "videomamba_tiny_patch16_224_f8"
 REDUCTION = ("--method", "rmeeto", "--ratio", 0.3)
@@ -49,6 +49,8 @@ def test_the_middle_of_each_part(tmp_path, length, wanted, expected):
     frames = read_clip(video, wanted)
     assert all(frame.size == (64, 48) and frame.mode == "RGB" for frame in frames)
     assert [round(np.asarray(frame).mean() / 20) for frame in frames] == list(expected)
+    times = [time for _, time in read_timed_clip(video, wanted)]
+    assert times == pytest.approx([index / 10 for index in expected])
 
 
 def test_what_is_no_video(tmp_path):
@@ -75,10 +77,10 @@ def run(capsys, *words):
 
 
 def test_a_real_clip_is_drawn(bikes, weights, tmp_path, capsys):
-    out = tmp_path / "strip.png"
+    out = tmp_path / "frames.png"
     run(capsys, "draw", MODEL, "--checkpoint", weights, bikes, *REDUCTION, "--out", out)
     with Image.open(out) as picture:
-        assert picture.width > 2 * 8 * 224 and picture.height > 4 * 224
+        assert picture.height > 8 * 224 and picture.width > 5 * 224
 
 
 def test_what_becomes_of_a_real_clip_is_told(bikes, weights, capsys):
