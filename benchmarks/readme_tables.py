@@ -17,7 +17,7 @@ from mtrkit.measure.report import as_markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/results.md", "docs/quick_start.md")
+PAGES = ("README.md", "docs/results.md")
 MICRO = "vim_micro_patch4_stride2_32"
 COMMAND = "python benchmarks/readme_tables.py"
 BLOCK = re.compile(rf"(<!-- (?P<name>\w+): {re.escape(COMMAND)} -->\n).*?(?=<!-- end -->)", re.DOTALL)
@@ -66,12 +66,11 @@ def pitch() -> str:
 def results() -> str:
     """Accuracy, speed and memory side by side."""
     rows, fast = accuracy_rows(), speed_rows()
-    memory = {(row["method"], row["ratio"]): row for row in read("memory_cpu.json")["rows"]}
+    held = {(row["method"], row["ratio"]): row for row in read("memory_cpu.json")["rows"]}
     columns = ["", "FLOPs removed", "top-1, %", "change, points", "speed-up", "Vim-Ti speed-up", "inference", "training"]
     cells = []
     for (method, ratio), row in rows.items():
-        kept = memory.get((method, ratio))
-        tiny = fast.get((method, ratio))
+        kept, tiny = held.get((method, ratio)), fast.get((method, ratio))
         cells.append(
             [
                 method if method == "dense" else "`runs`, calibrated" if "," in method else f"`{method}`",
@@ -106,11 +105,21 @@ def accuracy() -> str:
     return as_markdown(["ratio", *(f"{float(row['ratio']):g}" for row in rows)], [["top-1 (95 % interval)", *cells]])
 
 
+def memory() -> str:
+    """Of one pass and of a training step."""
+    rows = read("memory_cpu.json")["rows"]
+    named = [row["method"] if not row["ratio"] else f"`{row['method']}`, {row['ratio']:g}" for row in rows]
+    numbers = [[f"{row[kind]:.1f} MiB" for kind in ("inference_MiB", "training_MiB")] for row in rows]
+    cells = [[name, *both] for name, both in zip(named, numbers, strict=True)]
+    return as_markdown(["", "one pass", "training step"], cells)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "pitch": pitch,
     "results": results,
     "speed": speed,
     "accuracy": accuracy,
+    "memory": memory,
 }
 
 
