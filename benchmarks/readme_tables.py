@@ -63,13 +63,15 @@ def pitch() -> str:
     )
 
 
-def results() -> str:
-    """Accuracy, speed and memory side by side."""
+def results(most: float = 0.4) -> str:
+    """Accuracy, speed and memory side by side, up to a ratio."""
     rows, fast = accuracy_rows(), speed_rows()
     held = {(row["method"], row["ratio"]): row for row in read("memory_cpu.json")["rows"]}
     columns = ["", "FLOPs removed", "top-1, %", "change, points", "speed-up", "Vim-Ti speed-up", "inference", "training"]
     cells = []
     for (method, ratio), row in rows.items():
+        if ratio > most:
+            continue
         kept, tiny = held.get((method, ratio)), fast.get((method, ratio))
         cells.append(
             [
@@ -117,6 +119,7 @@ def memory() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "pitch": pitch,
     "results": results,
+    "all_results": lambda: results(most=1),
     "speed": speed,
     "accuracy": accuracy,
     "memory": memory,
