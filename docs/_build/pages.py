@@ -25,7 +25,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what is linked from a page, or from what is added, and stands beside docs/; and the notebooks."""
     for notebook in sorted(DOCS.rglob("*.ipynb")):
         _add(notebook, files, config)
-    _sources.update({file.src_uri: Path(file.abs_src_path or "") for file in files.documentation_pages()})
+    written = (file for file in files.documentation_pages() if file.src_uri not in _sources)
+    _sources.update({file.src_uri: DOCS / file.src_uri for file in written})
     waiting = [ROOT / "README.md", *_sources.values()]
     _add(waiting[0], files, config)
     while waiting:
@@ -87,5 +88,6 @@ def _notebook(path: Path) -> str:
         part if cell["cell_type"] == "markdown" else f"```python\n{part}\n```"
         for cell, part in zip(cells, parts, strict=True)
     ]
-    shown.insert(1, f"[Download the notebook]({path.name}). It runs offline, on what comes with the package.")
+    download = f'<a href="../{path.name}" download>Download the notebook</a>'
+    shown.insert(1, f"{download}. It runs offline, on what comes with the package.")
     return "\n\n".join(shown) + "\n"

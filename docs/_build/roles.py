@@ -1,4 +1,4 @@
-"""Docstrings name functions and classes in Sphinx's way; here they become links to the pages of the public API."""
+"""Docstrings as Markdown: names in Sphinx's way become links to the pages of the public API, sessions become code."""
 
 import ast
 import re
@@ -8,6 +8,7 @@ from typing import Any
 from griffe import Extension, Object
 
 _ROLE = re.compile(r":\w+:`~?([\w.]+)`")
+_SESSION = re.compile(r"^>>> (?:.+\n?)+", re.MULTILINE)
 _DOUBLE = re.compile(r"``([^`]+)``")
 _PACKAGE = Path(__file__).parents[2] / "mtrkit" / "__init__.py"
 
@@ -30,11 +31,13 @@ class SphinxRoles(Extension):
     def on_instance(self, *, obj: Object, **kwargs: Any) -> None:
         """Called once for every module, class, function and attribute."""
         if obj.docstring is not None:
-            obj.docstring.value = _DOUBLE.sub(r"`\1`", _ROLE.sub(self._link, obj.docstring.value))
+            text = _DOUBLE.sub(r"`\1`", _ROLE.sub(self._link, obj.docstring.value))
+            obj.docstring.value = _SESSION.sub(lambda found: f"```pycon\n{found[0].rstrip()}\n```\n", text)
 
     def _link(self, found: re.Match[str]) -> str:
         """A link if any part of the dotted name is public, such as ``Trace`` of ``mtrkit.patch.Trace.sequence``."""
         parts = found[1].split(".")
         shown = parts[-1] if "~" in found[0] else found[1]
-        public = next((place for place, part in enumerate(parts) if part in self.public), None)
+        ours = parts[0] == "mtrkit" or parts[0] in self.public
+        public = next((place for place, part in enumerate(parts) if ours and part in self.public), None)
         return f"`{shown}`" if public is None else f"[`{shown}`][mtrkit.{'.'.join(parts[public:])}]"
