@@ -96,5 +96,5 @@ def platform_tag() -> str:
     """The part of the wheel's name that says where it can be installed."""
     found = sysconfig.get_platform().replace("universal2", platform.machine())
     if found.startswith("macosx-10") and found.endswith("arm64"):
-        found = "macosx-11.0-arm64"  # a Python for both kinds of processor names the older one's system, which pip refuses
+        found = "macosx-11.0-arm64"  # a Python for both processors names a system older than ARM, which pip refuses
     return found.replace("-", "_").replace(".", "_")

@@ -67,7 +67,8 @@ def results(most: float = 0.4) -> str:
     """Accuracy, speed and memory side by side, up to a ratio."""
     rows, fast = accuracy_rows(), speed_rows()
     held = {(row["method"], row["ratio"]): row for row in read("memory_cpu.json")["rows"]}
-    columns = ["", "FLOPs removed", "top-1, %", "change, points", "speed-up", "Vim-Ti speed-up", "inference", "training"]
+    columns = ["", "FLOPs removed", "top-1, %", "change, points", "speed-up", "Vim-Ti speed-up"]
+    columns += ["memory of a pass", "of a training step"]
     cells = []
     for (method, ratio), row in rows.items():
         if ratio > most:
@@ -91,7 +92,8 @@ def results(most: float = 0.4) -> str:
 def speed() -> str:
     """Images per second of Vim-Ti, and how much of what the FLOPs promise comes."""
     rows = speed_rows()
-    columns = ["ratio", *(f"{method}{what}" for method in ("`mtr`", "`runs`") for what in (", images/s", "", ", share"))]
+    shown = ("images/s", "speed-up", "share")
+    columns = ["ratio", *(f"{method}, {what}" for method in ("`mtr`", "`runs`") for what in shown)]
     cells = [["0", f"{rows['dense', 0.0]['images_per_second']:.1f}", "", "", "", "", ""]]
     for ratio in sorted({ratio for _, ratio in rows if ratio}):
         both = [rows[method, ratio] for method in ("mtr", "runs")]

@@ -49,5 +49,5 @@ def check_script(command, arguments):
 
 
 def test_what_a_page_is_given():
-    code = 'import mtrkit\nmtrkit.create_model("a", "b.pth")\ncreate_model("c", checkpoint="d.safetensors")\nf("g", "h.pth")'
+    code = 'mtrkit.create_model("a", "b.pth")\ncreate_model("c", checkpoint="d.safetensors")\nf("g", "h.pth")'
     assert list(missing_checkpoints(code)) == [("a", "b.pth"), ("c", "d.safetensors")]

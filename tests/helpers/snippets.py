@@ -5,7 +5,7 @@
 The Python snippets of a page share their names, in order, in an empty folder. Three rules make most of them run as they
 are printed:
 
-- `model` is a bundled pretrained model and `images` are 24 bundled images as it takes them, unless the page makes its own;
+- `model` is a bundled pretrained model and `images` are 24 bundled images for it, unless the page makes its own;
 - a checkpoint that `create_model("NAME", "FILE")` names is there, with random weights of that model;
 - what needs more than that stands under `<!-- not run: REASON -->`.
 """
@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 _FENCE = re.compile(r"^(?:<!-- not run: (?P<why>.+?) -->\n\n?)?```(?P<kind>\w*)\n(?P<code>.*?)^```", re.M | re.S)
+_COMMAND = re.compile(r"(?:(?:torchrun|accelerate launch) .*-m )?(mtrkit \w.*)|(python (?:benchmarks|examples)/.*)")
 _SPAN = re.compile(r"`(mtrkit \w[^`]*|python (?:benchmarks|examples)/[^`]*)`")
 
 
@@ -58,8 +59,8 @@ def snippets(page: str) -> list[Snippet]:
 def commands(page: str) -> list[str]:
     """The command lines of a page that begin with `mtrkit`, or run it in several processes, or a script of ours.
 
-    Out of indented and fenced blocks, and out of `inline code`. Comments are cut off, continued lines joined. A line with
-    an ellipsis is an abbreviation.
+    Out of indented and fenced blocks, and out of `inline code`. Comments are cut off, continued lines joined. A line
+    with an ellipsis is an abbreviation.
     """
     text = (ROOT / page).read_text(encoding="utf-8")
     prose = _FENCE.sub("", text)
@@ -72,8 +73,8 @@ def commands(page: str) -> list[str]:
 
 def _command(line: str) -> str | None:
     line = re.sub(r"\s#\s.*", "", line).rpartition("&&")[2].strip()
-    found = re.match(r"(?:(?:torchrun|accelerate launch) .*)?(?:-m )?(mtrkit \w.*)|(python (?:benchmarks|examples)/.*)", line)
-    return (found[1] or found[2]) if found and not re.search(r"\.\.\. *$|…", line) else None
+    found = _COMMAND.match(line)
+    return (found[1] or found[2]) if found and not re.search(r"\.\.\.$|…", line) else None
 
 
 def stand_ins() -> dict[str, object]:
@@ -147,7 +148,7 @@ def main(names: list[str]) -> int:
             error = "the process ended\n"
         process.join()
         wrong += bool(error)
-        sys.stdout.write(f"{page}: {'ran' if not error else error}\n")
+        sys.stdout.write(f"{page}: {error or 'ran'}\n")
     return wrong
 
 
