@@ -10,6 +10,10 @@ from griffe import Extension, Object
 _ROLE = re.compile(r":\w+:`~?([\w.]+)`")
 _SESSION = re.compile(r"^>>> (?:.+\n?)+", re.MULTILINE)
 _DOUBLE = re.compile(r"``([^`]+)``")
+_HIDDEN = {  # by modules of the same name
+    "mtrkit.calibrate": "mtrkit.calibration.calibrate.calibrate",
+    "mtrkit.export": "mtrkit.exporting.export.export",
+}
 _PACKAGE = Path(__file__).parents[2] / "mtrkit" / "__init__.py"
 
 
@@ -40,4 +44,7 @@ class SphinxRoles(Extension):
         shown = parts[-1] if "~" in found[0] else found[1]
         ours = parts[0] == "mtrkit" or parts[0] in self.public
         public = next((place for place, part in enumerate(parts) if ours and part in self.public), None)
-        return f"`{shown}`" if public is None else f"[`{shown}`][mtrkit.{'.'.join(parts[public:])}]"
+        if public is None:
+            return f"`{shown}`"
+        place = ".".join(["mtrkit", *parts[public:]])
+        return f"[`{shown}`][{_HIDDEN.get(place, place)}]"
