@@ -56,7 +56,7 @@ def pitch() -> str:
     small, fast = accuracy_rows(), speed_rows()[("runs", 0.4)]
     dense, row = small[("dense", 0.0)], small[("runs", 0.4)]
     return (
-        f"With 0.4 of its FLOPs removed, Vim-Ti classifies 224×224 images ×{fast['speedup']:.2f} as fast on "
+        f"With 0.4 of its FLOPs removed by `runs`, Vim-Ti classifies 224×224 images ×{fast['speedup']:.2f} as fast on "
         f"{fast['threads']} CPU cores.\n"
         f"The cost: {lost(row, dense)} points of {100 * dense['top1']:.1f} % top-1 for our small reference model on "
         f"{row['n']} CIFAR-10 images.\n"
