@@ -165,19 +165,49 @@ static TARGET void FN(conv_backward_task)(const void *job, int64_t task, float *
 }
 
 /* Columns outside, tokens inside: a block of the weight is read from the nearest cache but the first time. */
+/* Tokens `first` to before `last` times the blocks `begin` to before `end` of columns. */
+INLINE void FN(multiply_span)(const project_job *q, walk tokens, walk out, int64_t first, int64_t last, int64_t begin,
+                              int64_t end) {
+    int64_t K = q->conv.channels;
+    for (int64_t c = begin * BLOCK; c < end * BLOCK; c += BLOCK)
+        for (int64_t from = first; from < last; from += LANES) PARTS(v) {
+            float *to = out.p + from * out.t + c + v;
+            FN(multiply)(tokens, from, last - from, K, (const float *)q->weight + c * K + v, to, out.t);
+        }
+}
+
+/* The same with weights of 16 bits, to which a tile of tokens at a time is rounded. */
+INLINE void FN(multiply_span_halves)(const project_job *q, walk tokens, walk out, int64_t first, int64_t last,
+                                     int64_t begin, int64_t end, uint16_t *rounded) {
+    int64_t K = q->conv.channels;
+    for (int64_t from = first; from < last; from += TILE) {
+        int64_t steps = last - from < TILE ? last - from : TILE;
+        for (int64_t t = 0; t < steps; t++) narrow(tokens.p + (from + t) * tokens.t, K, rounded + t * K);
+        for (int64_t c = begin * BLOCK; c < end * BLOCK; c += BLOCK) {
+            const uint32_t *w = (const uint32_t *)q->weight + c * K / 2;
+            float *to = out.p + from * out.t + c;
+#ifdef HALF_PRODUCTS
+            if (q->half == HALF_BY_INSTRUCTION) {
+                multiply_tile_halves(rounded, steps, K, w, to, out.t);
+                continue;
+            }
+#endif
+            FN(multiply_pairs)(rounded, steps, K, w, to, out.t);
+        }
+    }
+}
+
 static TARGET void FN(project_task)(const void *job, int64_t task, float *scratch) {
     const project_job *q = job;
     const conv_job *j = &q->conv;
     int64_t L = j->length, K = j->channels, spans = ceil_div(L, q->span), part = task / (j->batch * spans);
     int64_t b = task / spans % j->batch, first = task % spans * q->span, last = first + q->span < L ? first + q->span : L;
     int64_t blocks = q->columns / BLOCK, begin = part * blocks / q->parts, end = (part + 1) * blocks / q->parts;
-    past *p = j->lengths == NULL ? NULL : (past *)(scratch + conv_scratch(j->width));
+    float *after = scratch + conv_scratch(j->width);
+    past *p = j->lengths == NULL ? NULL : (past *)after;
     if (p != NULL) look_back(lasting_from(j->lengths, b, L, j->reverse), first, last, j->width, p);
     for (int64_t e = 0; e < K && j->width; e += BLOCK) FN(convolve_span)(j, b, e, first, last, p, scratch);
     walk tokens = walk_from(j->y, b, 0, L, j->reverse), out = walk_rows(q->out, b, 0, L, j->reverse);
-    for (int64_t c = begin * BLOCK; c < end * BLOCK; c += BLOCK)
-        for (int64_t from = first; from < last; from += LANES) PARTS(v) {
-            float *to = out.p + from * out.t + c + v;
-            FN(multiply)(tokens, from, last - from, K, q->weight + c * K + v, to, out.t);
-        }
+    if (q->half) FN(multiply_span_halves)(q, tokens, out, first, last, begin, end, (uint16_t *)after);
+    else FN(multiply_span)(q, tokens, out, first, last, begin, end);
 }

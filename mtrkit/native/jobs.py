@@ -20,10 +20,10 @@ SCAN_PLACES = ("dt_weight", "A", "D", "bias", "last", "dlast", "checkpoints", "s
 HEADER = struct.Struct("2q")
 SCAN = struct.Struct(f"{len(SCAN_SIZES)}q{4 * len(SCAN_VIEWS)}q{4 * len(SCAN_ROWS)}q{len(SCAN_PLACES)}q")
 CONV = struct.Struct("6q16q4q")
-PROJECT = struct.Struct("6q16q4q2q4q2q")  # a convolution's, then the product's
-PACK = struct.Struct("3qd2q")
-NORM = struct.Struct("2qd5q")
-MIXER = struct.Struct("10qd11q14qq")  # of mixer.h
+PROJECT = struct.Struct("6q16q4q2q4q3q")  # a convolution's, then the product's
+PACK = struct.Struct("5qd2q")
+NORM = struct.Struct("3qd5q")
+MIXER = struct.Struct("12qd11q14qq")  # of mixer.h
 MATCH = struct.Struct("10q")
 COSINES = struct.Struct("9q")
 SLOTS = struct.Struct("11q")
@@ -68,6 +68,12 @@ def dense(x: Tensor) -> Tensor:
     """:func:`as_float`, and contiguous."""
     x = as_float(x)
     return x if x.is_contiguous() else x.contiguous()
+
+
+def dense_half(x: Tensor) -> Tensor | None:
+    """A contiguous bfloat16 tensor as it is; ``None`` for any other, which :func:`dense` takes."""
+    plain = x.dtype is torch.bfloat16 and x.is_cpu and x.is_contiguous() and has_memory(x)
+    return x if plain else None
 
 
 def positions(x: Tensor) -> Tensor:

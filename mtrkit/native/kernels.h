@@ -39,4 +39,5 @@ typedef int32_t FN(vi) __attribute__((vector_size(LANES * 4)));
 #undef AVX2
 #undef INTERLEAVE_LOW
 #undef INTERLEAVE_HIGH
+#undef HALF_PRODUCTS
 #undef AVX512_EXP2

@@ -48,7 +48,12 @@ class Library:
             self.missing = str(error)
             return
         self.best_level: int = self._handle.mtr_best_level()
+        self._multiplies_halves = bool(self._handle.mtr_has_half_products())
         self._parallel = _openmp_parallel()
+
+    def multiplies_halves(self) -> bool:
+        """Whether the level in use has instructions for products of bfloat16."""
+        return self._multiplies_halves and current_level() == 2
 
     def run(self, *chain: Job) -> None:
         """Run packed jobs one after the other on as many threads as torch uses."""

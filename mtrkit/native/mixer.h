@@ -2,7 +2,7 @@
 
 typedef struct {
     float *conv_weight, *conv_bias; /* (inner, taps), and (inner) or absent */
-    float *x_proj;                  /* (rank + 2 * states, inner) */
+    void *x_proj;                   /* (rank + 2 * states, inner) */
     float *dt_weight, *dt_bias;     /* (inner, rank), (inner) */
     float *A_log, *D;               /* (inner, states), (inner) */
 } direction_weights;
@@ -12,7 +12,9 @@ typedef struct {
     int64_t batch, length, width, inner, states, rank, taps, directions;
     int64_t chunk; /* samples that are taken through all steps before the next ones */
     int64_t sum_steps;
-    double scale;              /* of what out_proj gives */
+    int64_t half_src;          /* whether in_proj, out_proj and both x_proj are bfloat16 */
+    int64_t half;              /* 0, or how the products with them are made, see project_job */
+    double scale;              /* of what out_proj gives, a power of two */
     float *out;                /* (batch, length, filled_up(width)) */
     float *projected;          /* (directions, batch, length, filled_up(rank + 2 * states)) */
     float *step;               /* absent, or (batch, length, inner), or (batch, blocks, length) if sum_steps */
@@ -20,7 +22,7 @@ typedef struct {
     float *xz, *u, *y;         /* (chunk, length, filled_up(2 * inner)), twice (chunk, length, inner) */
     float *packed;             /* every weight that is packed, with its columns filled up */
     float *hidden;             /* (batch, length, width) */
-    float *in_proj, *out_proj; /* (2 * inner, width), (width, inner) */
+    void *in_proj, *out_proj;  /* (2 * inner, width), (width, inner) */
     direction_weights weights[2];
     int64_t *lengths;          /* (batch, length): how many positions each token lasts; absent: one */
 } mixer_job;
@@ -51,24 +53,35 @@ static void append(chain *c, int64_t kind, const void *job, size_t bytes) {
     c->count++;
 }
 
-static float *append_pack(chain *c, float *weight, int64_t columns, int64_t channels, double scale, int64_t decay) {
-    float *packed = c->packed;
-    pack_job job = {columns, channels, decay, scale, weight, packed};
+static float *append_packed(chain *c, pack_job job) {
+    job.dst = c->packed;
     append(c, PACK, &job, sizeof job);
-    c->packed += filled_up(columns) * channels;
-    return packed;
+    c->packed += filled_up(job.columns) * job.channels;
+    return job.dst;
+}
+
+static float *append_pack(chain *c, float *weight, int64_t columns, int64_t channels, double scale, int64_t decay) {
+    pack_job job = {.columns = columns, .channels = channels, .decay = decay, .scale = scale, .src = weight};
+    return append_packed(c, job);
+}
+
+/* Of a weight that may have 16 bits. */
+static float *append_big_pack(chain *c, const mixer_job *m, void *weight, int64_t columns, int64_t channels, double scale) {
+    pack_job job = {.columns = columns, .channels = channels, .scale = scale, .src = weight};
+    job.half_src = m->half_src, job.half = m->half != 0;
+    return append_packed(c, job);
 }
 
 static packed_weights append_packs(chain *c, const mixer_job *m) {
     int64_t E = m->inner, N = m->states, R = m->rank;
-    packed_weights p = {.in_proj = append_pack(c, m->in_proj, 2 * E, m->width, 1.0, 0)};
+    packed_weights p = {.in_proj = append_big_pack(c, m, m->in_proj, 2 * E, m->width, 1.0)};
     for (int64_t i = 0; i < m->directions; i++) {
         const direction_weights *w = &m->weights[i];
-        p.x_proj[i] = append_pack(c, w->x_proj, R + 2 * N, E, 1.0, 0);
+        p.x_proj[i] = append_big_pack(c, m, w->x_proj, R + 2 * N, E, 1.0);
         p.dt_weight[i] = append_pack(c, w->dt_weight, E, R, 1.0, 0);
         p.A[i] = append_pack(c, w->A_log, E, N, LOG2E, 1);
     }
-    p.out_proj = append_pack(c, m->out_proj, m->width, E, m->scale, 0);
+    p.out_proj = append_big_pack(c, m, m->out_proj, m->width, E, m->scale);
     return p;
 }
 
@@ -84,11 +97,11 @@ static int64_t parts_of(int64_t tokens, int64_t columns) {
 }
 
 /* The product of tokens and a packed weight; samples one behind the other fill the tiles of the product. */
-static void append_product(chain *c, float *tokens, int64_t count, int64_t channels, float *weight, int64_t columns,
+static void append_product(chain *c, const mixer_job *m, float *tokens, int64_t count, int64_t channels, float *weight, int64_t columns,
                            float *out) {
     int64_t all = filled_up(columns);
     project_job job = {{.batch = 1, .channels = channels, .length = count, .y = {tokens, 0, 1, channels}},
-                       all, weight, {out, 0, 0, all}, TILE, parts_of(count, all)};
+                       all, weight, {out, 0, 0, all}, TILE, parts_of(count, all), m->half};
     append(c, PROJECT, &job, sizeof job);
 }
 
@@ -114,7 +127,7 @@ static void append_direction(chain *c, const mixer_job *m, const packed_weights 
     view step = m->sum_steps ? (view){m->step, ceil_div(E, BLOCK) * L, L, 1} : (view){m->step, L * E, 1, E};
     conv_job conv = {B, E, L, m->taps, 1, i == 1, .x = x, .y = inside};
     conv.weight = w->conv_weight, conv.bias = w->conv_bias, conv.lengths = lengths;
-    project_job project = {conv, columns, p->x_proj[i], found, conv_span(B * L), 1};
+    project_job project = {conv, columns, p->x_proj[i], found, conv_span(B * L), 1, m->half};
     append(c, PROJECT, &project, sizeof project);
     scan_job scan = {.batch = B, .channels = E, .length = L, .states = N, .groups = 1, .softplus = 1};
     scan.reverse = i == 1, scan.rank = R, scan.add = i > 0, scan.sum_steps = m->sum_steps;
@@ -134,9 +147,9 @@ EXPORT int64_t mtr_mixer_jobs(const mixer_job *m, void *jobs) {
     for (int64_t first = 0; first < m->batch; first += m->chunk) {
         int64_t samples = m->batch - first < m->chunk ? m->batch - first : m->chunk;
         float *hidden = m->hidden + first * L * D, *out = m->out + first * L * filled_up(D);
-        append_product(&c, hidden, samples * L, D, p.in_proj, 2 * E, m->xz);
+        append_product(&c, m, hidden, samples * L, D, p.in_proj, 2 * E, m->xz);
         for (int64_t i = 0; i < m->directions; i++) append_direction(&c, m, &p, i, first, samples);
-        append_product(&c, m->y, samples * L, E, p.out_proj, D, out);
+        append_product(&c, m, m->y, samples * L, E, p.out_proj, D, out);
     }
     return c.count;
 }

@@ -1,7 +1,10 @@
-"""A whole mixer, and the norm before it, through the compiled library, in float32, without a way to take a derivative.
+"""A whole mixer, and the norm before it, through the compiled library, without a way to take a derivative.
 
 The library makes a mixer a chain of jobs, see mixer.h; here it only gets everything's address. Δ is written
 only if it is read: otherwise the scan expands it from its factors.
+
+All is computed in float32, but for tokens and weights of bfloat16: a processor that has instructions for it multiplies
+them in the projections, and adds in float32. One that has none widens the weights.
 """
 
 from collections.abc import Sequence
@@ -13,12 +16,13 @@ from torch import Tensor
 
 from mtrkit.errors import InputError
 from mtrkit.native import library as lib
-from mtrkit.native.jobs import MIXER, NORM, address, dense, positions
+from mtrkit.native.jobs import MIXER, NORM, address, dense, dense_half, positions
 from mtrkit.native.weights import DirectionWeights, MixerWeights
 from mtrkit.native.workspace import workspace
 
 _CACHED = 1 << 19  # floats between the steps, per thread
 _TASKS = 8  # per thread and step
+_BY_INSTRUCTION = 2  # HALF_BY_INSTRUCTION of native.c
 _PLACES = 11 + 2 * len(DirectionWeights._fields)  # addresses in a mixer's job
 
 
@@ -28,15 +32,17 @@ def mix(
     reads: Sequence[str] = (),
     lengths: Tensor | None = None,
     before: Sequence[lib.Job] = (),
+    dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
     """Mixer output (B, L, D) for normalised tokens (B, L, D), and the signals that are read, in their order.
 
     Args:
-        hidden: (B, L, D).
+        hidden: (B, L, D) float32 or of 16 bits; the signals are float32.
         weights: Without biases outside of the directions; the second direction runs backward.
         reads: Names of fields of :class:`mtrkit.types.Signals`, but for those of attention.
         lengths: (B, L) int64, how many positions each token lasts; their outputs are means over these. Default: one.
         before: Jobs that run first, such as one that writes the tokens.
+        dtype: Of the model, and so of the output. Default: that of ``hidden``.
     """
     layers: list[Tensor | None] = [weights.in_proj, weights.out_proj]
     layers += [weight for way in weights.directions for weight in way]
@@ -44,10 +50,13 @@ def mix(
         torch.get_num_threads(), hidden.shape, *[None if weight is None else weight.shape for weight in layers]
     )
     batch, length, width, inner, *_, chunk = sizes
+    dtype = hidden.dtype if dtype is None else dtype
+    halves, products = _halves(dtype, weights, width, inner)
+    hidden = dense(hidden)
     out, projected = (hidden.new_empty(shape) for shape in own)
     delta = _delta_as_read(hidden, reads, inner)
     y = hidden.new_empty((batch, length, inner)) if "y" in reads else None
-    given = [None if x is None else dense(x) for x in (hidden, *layers)]
+    given = [hidden, *(None if x is None else x if id(x) in halves else dense(x) for x in layers)]
     memory, between = workspace(counts)
     places = [*map(address, (out, projected, delta, y)), *between, *map(address, given)]
     missing = [0] * (_PLACES - len(places))  # where there is one direction
@@ -55,15 +64,24 @@ def mix(
         lengths = _check_lengths(lengths, hidden)
     scale = 0.5 if weights.halve else 1.0  # on the weights, which gives the same bits as on the sum
     sums = delta is not None and "delta" not in reads
-    job = MIXER.pack(*sizes, sums, scale, *places, *missing, address(lengths))
+    job = MIXER.pack(*sizes, sums, bool(halves), products, scale, *places, *missing, address(lengths))
     lib.library().run_mixer(job, -(-batch // chunk), *before)
     found = _read(reads, delta, y, projected, sizes)
-    return [_columns(out, width), *(found[name] for name in reads)]
+    return [_columns(out, width).to(dtype), *(found[name] for name in reads)]
+
+
+def _halves(dtype: torch.dtype, weights: MixerWeights, width: int, inner: int) -> tuple[frozenset[int], int]:
+    """Which weights the library reads as bfloat16, by their ids, and how it multiplies them, as in native.c."""
+    big = (weights.in_proj, weights.out_proj, *(way.x_proj for way in weights.directions))
+    if dtype is not torch.bfloat16 or any(dense_half(weight) is None for weight in big):
+        return frozenset(), 0
+    by_instruction = lib.library().multiplies_halves() and not width % 2 and not inner % 2
+    return frozenset(map(id, big)), _BY_INSTRUCTION if by_instruction else 0
 
 
 def add_and_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Root-mean-square norm of ``residual + x`` (..., D), times ``weight``, and that sum."""
-    x, residual, weight = dense(x), dense(residual), dense(weight)
+    """Root-mean-square norm of ``residual + x`` (..., D), times ``weight``, and that sum, in float32."""
+    x, residual, weight = _as_summand(x), dense(residual), dense(weight)
     job, normed, total = _norm(x, residual, weight, eps)
     lib.library().run(job)
     return normed, total
@@ -72,10 +90,10 @@ def add_and_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 def norm_and_mix(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, weights: MixerWeights, lengths: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """:func:`mix` of the norm of :func:`add_and_norm`, and the sum."""
-    x, residual, weight = dense(x), dense(residual), dense(weight)
+    """:func:`mix` of the norm of :func:`add_and_norm`, in the dtype of ``x``, and the sum."""
+    dtype, x, residual, weight = x.dtype, _as_summand(x), dense(residual), dense(weight)
     job, normed, total = _norm(x, residual, weight, eps)
-    return mix(normed, weights, lengths=lengths, before=(job,))[0], total
+    return mix(normed, weights, lengths=lengths, before=(job,), dtype=dtype)[0], total
 
 
 def _norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[lib.Job, Tensor, Tensor]:
@@ -83,10 +101,15 @@ def _norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[lib.
     if residual.shape != x.shape or weight.shape != x.shape[-1:]:
         given = f"residual {tuple(residual.shape)}, weight of the norm {tuple(weight.shape)}"
         raise InputError(f"shapes do not fit: hidden states {tuple(x.shape)}, {given}")
-    total, normed = torch.empty_like(x), torch.empty_like(x)
+    total, normed = torch.empty_like(residual), torch.empty_like(residual)
     rows = x.numel() // max(1, x.shape[-1])
     places = (address(tensor) for tensor in (x, residual, weight, total, normed))
-    return (lib.NORM, NORM.pack(rows, x.shape[-1], eps, *places)), normed, total
+    return (lib.NORM, NORM.pack(rows, x.shape[-1], x.dtype is torch.bfloat16, eps, *places)), normed, total
+
+
+def _as_summand(x: Tensor) -> Tensor:
+    half = dense_half(x)
+    return dense(x) if half is None else half
 
 
 def _check_lengths(lengths: Tensor, hidden: Tensor) -> Tensor:

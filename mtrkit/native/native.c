@@ -78,24 +78,29 @@ typedef struct {
 typedef struct {
     conv_job conv;
     int64_t columns; /* a multiple of BLOCK */
-    float *weight;   /* (columns / BLOCK, channels, BLOCK), contiguous */
+    void *weight;    /* (columns / BLOCK, channels, BLOCK), or (columns / BLOCK, channels / 2, BLOCK, 2) of 16 bits */
     rows out;        /* (batch, 1, columns, length) */
     int64_t span;    /* tokens that one task takes, a multiple of TILE, at most CONV_SPAN */
     int64_t parts;   /* into which the columns are cut for more tasks; 1 with a convolution */
+    int64_t half;    /* 0, or the weights are bfloat16, and HALF_BY_INSTRUCTION if the processor multiplies these */
 } project_job;
 
 typedef struct {
     int64_t columns, channels;
     int64_t decay; /* whether what is packed is -exp(src) */
+    int64_t half_src, half; /* whether bfloat16 is read, and whether it is packed as it is, in pairs of channels */
     double scale;  /* of what is packed */
-    float *src, *dst; /* (columns, channels) -> (columns / BLOCK, channels, BLOCK), zeros after the last column */
+    void *src;     /* (columns, channels) */
+    float *dst;    /* (columns / BLOCK, channels, BLOCK), zeros after the last column */
 } pack_job;
 
 /* The root-mean-square norm of the sum of x and residual, row by row; all (rows, columns), contiguous. */
 typedef struct {
     int64_t rows, columns;
+    int64_t half; /* whether x is bfloat16 */
     double eps;
-    float *x, *residual, *weight, *sum, *normed;
+    void *x;
+    float *residual, *weight, *sum, *normed;
 } norm_job;
 
 /* For each source row of a sample the target row most alike by cosine; of those that are equal up to rounding the
@@ -151,6 +156,8 @@ typedef struct {
 } header;
 
 enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE };
+
+enum { HALF_BY_INSTRUCTION = 2 };
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t blocks_per_group(const scan_job *j) { return ceil_div(j->channels / j->groups, BLOCK); }
@@ -299,6 +306,28 @@ static const float *rows_in(walk w, int64_t step, int64_t steps, int64_t states,
 #define FN(name) JOIN(name, SUFFIX)
 #define LOG2E 1.4426950408889634f
 
+/* bfloat16 is the upper half of a float. */
+static inline float widened(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float wide;
+    memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
+
+static void widen(const uint16_t *src, int64_t count, float *dst) {
+    for (int64_t i = 0; i < count; i++) dst[i] = widened(src[i]);
+}
+
+/* To the nearest, of two as near the even one; NaN stays NaN. */
+static void narrow(const float *src, int64_t count, uint16_t *dst) {
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, src + i, sizeof bits);
+        uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        dst[i] = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
+    }
+}
+
 /* Compilers without a shuffle of two vectors (GCC before 12) pack number by number. */
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -329,7 +358,28 @@ static const float *rows_in(walk w, int64_t step, int64_t steps, int64_t states,
 #endif
 #include "kernels.h"
 
+/* A tile of tokens times BLOCK columns of pairs of channels, each product of two pairs one instruction. */
+__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) static void multiply_tile_halves(
+    const uint16_t *tokens, int64_t steps, int64_t K, const uint32_t *w, float *out, int64_t stride) {
+    __m512 sum[TILE];
+    const uint16_t *row[TILE];
+    for (int i = 0; i < TILE; i++) {
+        row[i] = tokens + (i < steps ? i : 0) * K;
+        sum[i] = _mm512_setzero_ps();
+    }
+    for (int64_t e = 0; e < K; e += 2) {
+        __m512i pairs = _mm512_loadu_si512(w + e / 2 * BLOCK);
+        for (int i = 0; i < TILE; i++) {
+            int32_t two;
+            memcpy(&two, row[i] + e, sizeof two);
+            sum[i] = _mm512_dpbf16_ps(sum[i], (__m512bh)pairs, (__m512bh)_mm512_set1_epi32(two));
+        }
+    }
+    for (int64_t i = 0; i < steps; i++) _mm512_storeu_ps(out + i * stride, sum[i]);
+}
+
 #define SUFFIX _avx512
+#define HALF_PRODUCTS
 #define LANES 16
 #define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")))
 #define AVX512_EXP2
@@ -354,6 +404,16 @@ EXPORT int mtr_best_level(void) {
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     if ((low & 0x06) != 0x06) return 0;
     return (b & avx512) == avx512 && (low & 0xe6) == 0xe6 ? 2 : 1;
+#else
+    return 0;
+#endif
+}
+
+/* Whether the processor multiplies pairs of bfloat16; AVX-512 comes with it. */
+EXPORT int mtr_has_half_products(void) {
+#if defined(__x86_64__) || defined(_M_X64)
+    unsigned a, b, c, d;
+    return mtr_best_level() == 2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 5) != 0;
 #else
     return 0;
 #endif
@@ -399,12 +459,13 @@ static work_size softplus_size(const void *job) {
 static work_size project_size(const void *job) {
     const project_job *j = job;
     int64_t tasks = j->conv.batch * ceil_div(j->conv.length, j->span) * j->parts;
-    return (work_size){tasks, conv_scratch(j->conv.width) + past_size(j->conv.width) / (int64_t)sizeof(float)};
+    int64_t past = past_size(j->conv.width) / (int64_t)sizeof(float), halves = TILE * j->conv.channels / 2;
+    return (work_size){tasks, conv_scratch(j->conv.width) + (past > halves ? past : halves)};
 }
 
 static work_size pack_size(const void *job) {
     const pack_job *j = job;
-    return (work_size){ceil_div(j->columns, BLOCK), 0};
+    return (work_size){ceil_div(j->columns, BLOCK), j->half_src && !j->half ? BLOCK * j->channels : 0};
 }
 
 static work_size norm_size(const void *job) {
@@ -514,7 +575,8 @@ static void work(void *data) {
     _Atomic int64_t *done = t->shared + 2;
     for (int64_t k = 0; k < t->count; k++, h = after(h)) {
         share_job(h, t->level, t->shared + 1 + 2 * k, t->shared + 2 + 2 * k, scratch);
-        if (h->kind == PACK && k + 1 < t->count) continue; /* needs nothing that others of its kind do */
+        /* A pack needs nothing that packs before it do. */
+        if (h->kind == PACK && k + 1 < t->count && after(h)->kind == PACK) continue;
         for (; waits <= h; waits = after(waits), done += 2) wait_for(waits, done);
     }
     free(memory);

@@ -48,34 +48,71 @@ INLINE void FN(transpose)(vf *rows) {
     }
 }
 
-/* As many channels of a full block as fill vectors, and how many they are. */
-INLINE int64_t FN(pack_squares)(const float *src, int64_t K, float factor, float *dst) {
+/* As many words of a full block as fill vectors, and how many they are. */
+INLINE int64_t FN(pack_squares)(const uint32_t *src, int64_t words, uint32_t *dst) {
     int64_t e = 0;
-    for (; e + LANES <= K; e += LANES) PARTS(v) {
+    for (; e + LANES <= words; e += LANES) PARTS(v) {
         vf square[LANES];
-        for (int i = 0; i < LANES; i++) square[i] = LOAD(src + (v + i) * K + e) * factor;
+        for (int i = 0; i < LANES; i++) square[i] = LOAD(src + (v + i) * words + e);
         FN(transpose)(square);
         for (int i = 0; i < LANES; i++) STORE(dst + (e + i) * BLOCK + v, square[i]);
     }
     return e;
 }
 #else
-INLINE int64_t FN(pack_squares)(const float *src, int64_t K, float factor, float *dst) {
-    (void)src, (void)K, (void)factor, (void)dst;
+INLINE int64_t FN(pack_squares)(const uint32_t *src, int64_t words, uint32_t *dst) {
+    (void)src, (void)words, (void)dst;
     return 0;
 }
 #endif
+
+/* (count, words) -> (words, BLOCK), zeros after the last column; a word is a float, or two 16-bit ones. */
+INLINE void FN(pack_words)(const uint32_t *src, int64_t words, int64_t count, uint32_t *dst) {
+    if (count < BLOCK) memset(dst, 0, (size_t)(words * BLOCK) * sizeof(uint32_t));
+    int64_t e = count == BLOCK ? FN(pack_squares)(src, words, dst) : 0;
+    for (; e < words; e++)
+        for (int64_t c = 0; c < count; c++) dst[e * BLOCK + c] = src[c * words + e];
+}
+
+/* Both numbers of each word times a power of two. */
+INLINE void FN(scale_pairs)(uint32_t *pairs, int64_t count, float scale) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        vf low = FN(low_half)(LOAD(pairs + i)) * scale, high = FN(high_half)(LOAD(pairs + i)) * scale;
+        STORE(pairs + i, (vf)((vi)high | ((vi)low >> 16 & 0xffff)));
+    }
+}
 
 /* A block of columns side by side, as `multiply` reads them. */
 static TARGET void FN(pack_task)(const void *job, int64_t task, float *scratch) {
     const pack_job *j = job;
     int64_t K = j->channels, first = task * BLOCK, count = j->columns - first < BLOCK ? j->columns - first : BLOCK;
-    const float *src = j->src + first * K;
-    float *dst = j->dst + first * K, scale = (float)j->scale, factor = j->decay ? LOG2E : scale;
-    (void)scratch;
-    if (count < BLOCK) memset(dst, 0, (size_t)(K * BLOCK) * sizeof(float));
-    int64_t e = count == BLOCK ? FN(pack_squares)(src, K, factor, dst) : 0;
-    for (; e < K; e++)
-        for (int64_t c = 0; c < count; c++) dst[e * BLOCK + c] = src[c * K + e] * factor;
+    float scale = (float)j->scale, factor = j->decay ? LOG2E : scale;
+    if (j->half) {
+        uint32_t *pairs = (uint32_t *)j->dst + first * K / 2;
+        FN(pack_words)((const uint32_t *)j->src + first * K / 2, K / 2, count, pairs);
+        if (scale != 1.0f) FN(scale_pairs)(pairs, K / 2 * BLOCK, scale);
+        return;
+    }
+    const float *src = (const float *)j->src + first * K;
+    float *dst = j->dst + first * K;
+    if (j->half_src) {
+        widen((const uint16_t *)j->src + first * K, count * K, scratch);
+        src = scratch;
+    }
+    FN(pack_words)((const uint32_t *)src, K, count, (uint32_t *)dst);
+    for (int64_t i = 0; i < K * BLOCK && factor != 1.0f; i += LANES) STORE(dst + i, LOAD(dst + i) * factor);
     for (int64_t i = 0; i < K * BLOCK && j->decay; i += LANES) STORE(dst + i, FN(exp2)(LOAD(dst + i)) * -scale);
+}
+
+/* A tile of tokens, rounded to 16 bits, times BLOCK columns of packed pairs; sums in 32 bits. */
+INLINE void FN(multiply_pairs)(const uint16_t *tokens, int64_t steps, int64_t K, const uint32_t *w, float *out,
+                               int64_t stride) {
+    for (int64_t i = 0; i < steps; i++) PARTS(v) {
+        vf sum = FN(splat)(0.0f);
+        for (int64_t e = 0; e < K; e += 2) {
+            vf pairs = LOAD(w + e / 2 * BLOCK + v);
+            sum += FN(low_half)(pairs) * widened(tokens[i * K + e]) + FN(high_half)(pairs) * widened(tokens[i * K + e + 1]);
+        }
+        STORE(out + i * stride + v, sum);
+    }
 }

@@ -39,7 +39,7 @@ def merge(tokens: Tensor, slot: Tensor, slots: int, weight: Tensor | None = None
     """(B, slots, D): at each slot the mean, or the sum, of the tokens (B, L, D) whose ``slot`` (B, L) it is.
 
     Args:
-        tokens: (B, L, D).
+        tokens: (B, L, D) float32, or of 16 bits, which are widened, and rounded once in the end.
         slot: (B, L) int64; tokens of slot −1 are lost.
         slots: L', their number.
         weight: (B, L, 1), of each token in the mean. Default: all equal.
@@ -47,12 +47,13 @@ def merge(tokens: Tensor, slot: Tensor, slots: int, weight: Tensor | None = None
     """
     if slot.shape != tokens.shape[:2] or (weight is not None and weight.shape != (*slot.shape, 1)):
         raise InputError(f"slots of shape {tuple(slot.shape)} do not fit tokens of shape {tuple(tokens.shape)}")
+    dtype = tokens.dtype
     tokens, slot, weight = jobs.dense(tokens), jobs.positions(slot), weight if weight is None else jobs.dense(weight)
     merged, wrong = tokens.new_empty((tokens.shape[0], slots, tokens.shape[2])), slot.new_zeros(1)
     places = [jobs.address(tensor) for tensor in (slot, tokens, weight, merged, wrong)]
     job = jobs.MERGE.pack(*tokens.shape[:2], slots, tokens.shape[2], mean, *places)
     _run(library.MERGE, job, wrong, slots)
-    return merged
+    return merged.to(dtype)
 
 
 def number(num_tokens: int, kept: Tensor, merged: Tensor, target: Tensor, ordered: bool) -> tuple[Tensor, Tensor]:

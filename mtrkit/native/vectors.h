@@ -1,6 +1,11 @@
 /* Vectors of neighbouring channels, and the functions of them that a scan needs. */
 
 INLINE vf FN(splat)(float x) { return x - (vf){0}; }
+
+/* Of pairs of 16-bit numbers (bfloat16, the upper half of a float) the first ones and the second ones. */
+INLINE vf FN(low_half)(vf pairs) { return (vf)((vi)pairs << 16); }
+INLINE vf FN(high_half)(vf pairs) { return (vf)((vi)pairs & -65536); }
+
 INLINE vf FN(choose)(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 
 /* 2^x to about 1e-7 relative. The polynomial is exactly 1 at 0, so a state that should not decay does not drift.

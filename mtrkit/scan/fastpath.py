@@ -1,7 +1,7 @@
 """The one door to the compiled library: every question whether a call may go straight there is answered here.
 
-A call passes if the backend in force is ``"native"``, the tensors are float32 on a CPU and hold what they show, and
-nothing has to see what happens inside: no derivative, no autocast, no tracer, no transform, no hook.
+A call passes if the backend in force is ``"native"``, the tensors are float32 on a CPU (whole mixers and norms take
+16 bits too) and hold what they show, and nothing has to see what happens inside: no derivative, no autocast, no tracer, no transform, no hook.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,6 +24,8 @@ _OWN_FORWARD: dict[type[nn.Module], Any] = {
     cls: cls.forward for cls in (nn.Linear, nn.Conv1d) if cls.forward.__module__ == cls.__module__
 }
 
+MIXED = (torch.float32, torch.bfloat16, torch.float16)  # dtypes of tokens that whole mixers and norms take
+
 _COUNTERS = ("torch.utils.module_tracker", "fvcore.nn.jit_analysis")  # whose hooks change nothing
 
 
@@ -33,10 +35,7 @@ def native_can_run(device: str) -> bool:
 
 
 def native_is_fastest() -> bool:
-    """Whether whole mixers in the compiled library are the fastest way for float32 on a CPU.
-
-    For 16-bit numbers a CPU may have matrix units, which torch knows.
-    """
+    """Whether whole mixers in the compiled library are the fastest way on a CPU."""
     return _level() > 0 and backend_of("cpu") == "native"
 
 
@@ -46,9 +45,9 @@ def _level() -> int:
     return -1 if library().missing else current_level()
 
 
-def for_inference(x: Tensor) -> bool:
+def for_inference(x: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:
     """Whether :func:`native_is_fastest` for this tensor, and neither a derivative nor another precision is wanted."""
-    if not x.is_cpu or x.dtype is not torch.float32 or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if not x.is_cpu or x.dtype not in dtypes or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     return native_is_fastest() and not under_transform()
 
@@ -66,7 +65,9 @@ def can_mix(weights: object, hidden: Tensor) -> TypeGuard[MixerWeights]:
     """Whether a whole mixer may be one operator: weights without outer biases, and :func:`for_inference`."""
     if not isinstance(weights, MixerWeights) or weights.in_bias is not None or weights.out_bias is not None:
         return False
-    return for_inference(hidden) and (torch.compiler.is_compiling() or not _functions_are_watched())
+    if hidden.dtype is not weights.in_proj.dtype:  # torch has a word on that
+        return False
+    return for_inference(hidden, MIXED) and (torch.compiler.is_compiling() or not _functions_are_watched())
 
 
 def _functions_are_watched() -> bool:
@@ -88,7 +89,7 @@ def can_match(metric: Tensor) -> bool:
 
 def can_merge(tokens: Tensor, slot: Tensor) -> bool:
     """Whether :func:`mtrkit.native.tokens.merge` takes these tokens, and the slots that they go to."""
-    return for_inference(tokens) and no_tracing(tokens) and plain_tensors((slot,))
+    return for_inference(tokens, MIXED) and no_tracing(tokens) and plain_tensors((slot,))
 
 
 def can_number(kept: Tensor, *others: Tensor) -> bool:

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtrkit.native import mixer as native
-from mtrkit.native.weights import DirectionWeights, MixerWeights
+from mtrkit.native.weights import DirectionWeights, MixerWeights, wide
 from mtrkit.scan import steps
-from mtrkit.scan.fastpath import no_tracing
+from mtrkit.scan.fastpath import MIXED, no_tracing
 from mtrkit.scan.operators import C, kernels_for, refuse_derivatives
 from mtrkit.types import Runs, Signals
 
@@ -39,10 +39,10 @@ def _mixer(
 
 def _mix(hidden: Tensor, weights: MixerWeights, reads: Sequence[str], runs: Runs | None) -> list[Tensor]:
     """By the compiled library, or by single operators if it cannot run here."""
-    if kernels_for(hidden) is C and hidden.dtype == torch.float32:
+    if kernels_for(hidden) is C and hidden.dtype in MIXED:
         return native.mix(hidden, weights, reads, None if runs is None else runs.lengths)
     out, signals = steps.mix(hidden, weights, frozenset(reads), runs=runs)
-    return [out, *(getattr(signals, name).contiguous() for name in reads)]
+    return [out, *(wide(getattr(signals, name)).contiguous() for name in reads)]
 
 
 def _flatten(weights: MixerWeights) -> list[Tensor]:
@@ -64,11 +64,13 @@ def _mixer_shapes(
     batch, length = hidden.shape[:2]
     inner, states = out_proj.shape[1], directions[DirectionWeights._fields.index("A_log")].shape[1]
     widths = {"delta": (inner,), "delta_mean": (), "ssm_B": (states,), "ssm_C": (states,), "y": (inner,)}
-    return [torch.empty_like(hidden), *(hidden.new_empty((batch, length, *widths[name])) for name in reads.split())]
+    fine = torch.promote_types(hidden.dtype, torch.float32)
+    shapes = [(batch, length, *widths[name]) for name in reads.split()]
+    return [torch.empty_like(hidden), *(hidden.new_empty(shape, dtype=fine) for shape in shapes)]
 
 
 def _add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    if kernels_for(x) is C and x.dtype == residual.dtype == torch.float32:
+    if kernels_for(x) is C and x.dtype in MIXED and residual.dtype == torch.float32:
         return native.add_and_norm(x, residual, weight, eps)
     total = residual + x
     return F.rms_norm(total, weight.shape, weight.to(total.dtype), eps), total

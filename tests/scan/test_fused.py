@@ -10,6 +10,7 @@ import mtrkit
 from mtrkit.errors import InputError
 from mtrkit.models.layers import RMSNorm
 from mtrkit.native import library as lib
+from mtrkit.native import mixer as native
 from mtrkit.scan import DirectionWeights, MixerWeights, fused, mixer_forward, use_scan_backend
 from tests.helpers.tolerances import SCAN_VALUES, rms_error
 from tests.scan.conftest import take_path
@@ -96,14 +97,46 @@ def test_strided_tokens_and_weights(path):
     check(torch.randn(19, 2, 48).transpose(0, 1)[..., ::2], strided)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_other_dtypes_take_the_single_steps(path, dtype):
-    """bfloat16 is rounded between the steps, five times in a row."""
-    hidden, weights = torch.randn(2, 19, 24).to(dtype), cast(make_weights(), dtype)
+def test_double_precision_takes_the_single_steps(path):
+    check(torch.randn(2, 19, 24).double(), cast(make_weights(), torch.float64))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sizes", [{}, {"halve": True}, {"inner": 33}, {"width": 7, "rank": 40}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(path, dtype, sizes):
+    """Rounded are the tokens, what the three products take if they are of bfloat16, and the output."""
+    weights = cast(make_weights(**sizes), dtype)
+    hidden = torch.randn(3, 19, weights.in_proj.shape[1]).to(dtype)
     exact, _ = mixer_forward(hidden.double(), cast(weights, torch.float64))
     found = run(hidden, weights)
     assert found.dtype == dtype
-    assert rms_error(found, exact) < 5 * SCAN_VALUES[dtype]
+    assert rms_error(found, exact) < (5 if path == "torch" else 2) * SCAN_VALUES[dtype]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [1, 16, 21])
+def test_products_of_bfloat16_are_those_of_their_floats(compiled, monkeypatch, steps):
+    """With the instruction, and where it is written out; what they round differs in nothing but the order of sums."""
+    weights, hidden = cast(make_weights(), torch.bfloat16), torch.randn(2, steps, 24).bfloat16()
+    monkeypatch.setattr(type(lib.library()), "multiplies_halves", lambda self: False)
+    widened = run(hidden, weights)
+    monkeypatch.setattr(type(lib.library()), "multiplies_halves", lambda self: True)
+    monkeypatch.setattr(native, "_BY_INSTRUCTION", 1)
+    found = [run(hidden, weights)]
+    monkeypatch.undo()
+    if lib.library().multiplies_halves():
+        found.append(run(hidden, weights))
+        assert rms_error(found[1], found[0]) < 1e-3  # single bits of an output of bfloat16
+    assert all(0 < rms_error(other, widened) < 2 * SCAN_VALUES[torch.bfloat16] for other in found)
+
+
+@torch.no_grad()
+def test_the_norm_of_half_precision_is_added_in_float32(compiled):
+    norm, x, residual = RMSNorm(24).bfloat16(), torch.randn(2, 5, 24).bfloat16(), torch.randn(2, 5, 24)
+    normed, total = norm(x, residual)
+    assert torch.equal(total, residual + x) and normed.dtype == torch.float32
+    assert rms_error(normed, norm.double()(total.double())) < SCAN_VALUES[torch.float32]
 
 
 def test_empty_batch(path):
@@ -156,7 +189,6 @@ def test_gives_the_signals_of_the_single_steps(calls, directions):
 def test_leaves_the_rest_to_the_single_steps(calls, monkeypatch):
     hidden, weights = torch.randn(2, 19, 24), make_weights()
     mixer_forward(hidden.double(), cast(weights, torch.float64))
-    mixer_forward(hidden.bfloat16(), cast(weights, torch.bfloat16))
     mixer_forward(hidden, weights._replace(out_bias=torch.randn(24)))
     mixer_forward(hidden, weights._replace(in_bias=torch.randn(96)))
     with use_scan_backend("reference"):
@@ -169,6 +201,14 @@ def test_leaves_the_rest_to_the_single_steps(calls, monkeypatch):
     mixer_forward(hidden, weights)
     take_path("torch", monkeypatch)
     mixer_forward(hidden, weights)
+    assert not calls
+
+
+@torch.no_grad()
+def test_tokens_and_weights_of_two_dtypes_are_for_torch_to_refuse(calls):
+    for tokens, weights in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)):
+        with pytest.raises(RuntimeError, match="dtype"):
+            mixer_forward(torch.randn(2, 19, 24).to(tokens), cast(make_weights(), weights))
     assert not calls
 
 
