@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 import torch
 
+from mtrkit.native.tokens import Merge
 from mtrkit.triton import availability
 from mtrkit.types import Scan
 from tests.scan.inputs import make_inputs
