@@ -9,8 +9,8 @@ from mtrkit.native.layout import empty_as, expect
 from mtrkit.triton.kernels import conv as kernels
 from mtrkit.triton.launch import check_kind, dense, launch, lengths_of, power_of_two
 
-TOKENS, CHANNELS = 16, 64  # of a tile
-BACKWARD_CHANNELS = 32
+TOKENS, CHANNELS = 32, 64  # of a tile
+BACKWARD_TOKENS, BACKWARD_CHANNELS = 16, 32
 
 
 def conv_forward(
@@ -68,14 +68,14 @@ def conv_backward(
     _check(x, weight, bias, width)
     expect("grad_y", grad_y, x.shape)
     block = min(BACKWARD_CHANNELS, power_of_two(channels))
-    tiles, blocks = -(-length // TOKENS), -(-channels // block)
+    tiles, blocks = -(-length // BACKWARD_TOKENS), -(-channels // block)
     dx = empty_as(x)
     sums = x.new_empty((batch, tiles, width + 1, channels), dtype=torch.float32)
     arguments = (
         *(grad_y, x, dense(weight), dense(bias), lengths_of(lengths, x), dx, sums),
         *(length, channels, int(reverse), *grad_y.stride(), *x.stride(), *dx.stride()),
     )
-    sizes = {"WIDTH": width, "BLOCK_T": TOKENS, "BLOCK_E": block}
+    sizes = {"WIDTH": width, "BLOCK_T": BACKWARD_TOKENS, "BLOCK_E": block}
     launch(kernels.conv_backward, batch * tiles * blocks, x, arguments, warps=4, SILU=silu, **sizes)
     per_channel = sums.sum((0, 1))
     return dx, per_channel[:width].t(), x.new_empty(0) if bias is None else per_channel[width]

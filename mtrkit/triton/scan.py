@@ -13,7 +13,7 @@ from mtrkit.triton.kernels import scan as kernels
 from mtrkit.triton.launch import check_kind, dense, launch, lengths_of, power_of_two
 from mtrkit.types import Scan
 
-SPAN, HELD = 16, 8  # tokens between two states that are kept, and states that the backward pass has in registers
+SPAN, HELD = 12, 6  # tokens between two states that are kept, and states that the backward pass has in registers
 FORWARD_TILE, BACKWARD_TILE = 512, 256  # numbers of a state that a warp holds: N · 32 channels, and half as many
 SHORTEST = 128  # tokens of a segment
 BUSY = 8  # warps that keep a processor of a GPU busy; with fewer, sequences are cut into segments
@@ -91,7 +91,7 @@ def launch_forward(
     numbers = (
         *(ends, totals, batch, length, channels, states, groups, int(reverse), segment_length),
         *(*u.stride(), *delta.stride(), *(NO_VIEW if z is None else z.stride()), *y.stride()),
-        *(*B.stride(), *C.stride(), *one.A.stride()),
+        *(*B.stride(), *C.stride(), one.A.stride(0), 1),
     )
     constants = {"LOG_A": log_A, "SOFTPLUS": softplus, "SPAN": SPAN, "WAYS": len(ways), **sizes}
     if segments > 1:
@@ -145,7 +145,7 @@ def scan_backward(
         *(du, ddelta, dz, dA, dB, dC, dD, dbias, length, channels, states, groups, int(scan.reverse)),
         *(*grad_y.stride(), *scan.u.stride(), *scan.delta.stride(), *(NO_VIEW if z is None else z.stride())),
         *(*du.stride(), *ddelta.stride(), *(NO_VIEW if z is None else dz.stride())),
-        *(*scan.B.stride(), *scan.C.stride(), *A.stride()),
+        *(*scan.B.stride(), *scan.C.stride(), A.stride(0), 1),
     )
     sizes |= {"SPAN": SPAN, "HELD": HELD}
     launch(kernels.scan_backward, batch * groups * blocks, u, arguments, warps=1, SOFTPLUS=scan.softplus, **sizes)

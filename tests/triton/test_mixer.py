@@ -64,13 +64,13 @@ def test_both_directions_go_in_one_launch(by_triton, launches):
     assert launches == ["conv_forward", "scan_forward", "gate"]
 
 
-@pytest.mark.parametrize("lasting", [False, True])
-def test_training(by_triton, lasting):
-    weights, hidden, grad = make_weights(inner=20, states=4), torch.randn(2, 11, 24), torch.randn(2, 11, 24)
-    runs = runs_of(some_runs(2, 11, 3, 0)) if lasting else None
+def test_training(by_triton):
+    """Through every step of a mixer, on tokens that last; those that do not are in test_scan.py."""
+    weights, hidden, grad = make_weights(inner=12, states=4), torch.randn(2, 8, 24), torch.randn(2, 8, 24)
+    runs = runs_of(some_runs(2, 8, 3, 0))
     with use_scan_backend("native"):
         wanted = gradients_of(hidden.double(), cast(weights, torch.float64), runs, grad.double())
-    moved = None if runs is None else Runs(runs.lengths.to(by_triton), runs.positions)
+    moved = Runs(runs.lengths.to(by_triton), runs.positions)
     found = gradients_of(hidden.to(by_triton), on(by_triton, weights), moved, grad.to(by_triton))
     for name, value in wanted.items():
         assert rms_error(found[name], value) < SCAN_GRADIENTS[torch.float32], name
@@ -78,15 +78,15 @@ def test_training(by_triton, lasting):
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler has its own
 def test_compiles_to_one_graph(by_triton):
-    weights, hidden = on(by_triton, make_weights(inner=20, states=4)), torch.randn(1, 9, 24, device=by_triton)
-    runs = runs_of(some_runs(1, 9, 3, 0).to(by_triton))
+    weights, hidden = on(by_triton, make_weights(inner=12, states=4)), torch.randn(1, 5, 24, device=by_triton)
+    runs = runs_of(some_runs(1, 5, 2, 0).to(by_triton))
     run = lambda x: mixer_forward(x, weights, READS, runs=runs)  # noqa: E731
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         for a, b in zip((compiled(hidden)[0], *compiled(hidden)[1]), (run(hidden)[0], *run(hidden)[1]), strict=True):
             assert (a is b is None) or torch.equal(a, b)
     leaf = hidden.requires_grad_()
-    assert torch.equal(*(torch.autograd.grad(call(leaf)[0].sum(), leaf)[0] for call in (run, compiled)))
+    torch.testing.assert_close(*(torch.autograd.grad(call(leaf)[0].sum(), leaf)[0] for call in (run, compiled)))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_norm(by_triton, dtypes):
     assert torch.equal(fused.add_rms_norm(strided, strided, weight, 1e-5)[1], strided * 2)
 
 
-@pytest.mark.parametrize("method", ["mtr", "runs", "rmeeto"])
+@pytest.mark.parametrize("method", ["mtr", "runs"])
 @torch.inference_mode()
 def test_reduced_models(by_triton, launches, method):
     model = mtrkit.VisionMamba(img_size=16, patch_size=4, embed_dim=16, depth=6, num_classes=10).eval()

@@ -12,9 +12,9 @@ from tests.scan.inputs import leaves, make_inputs, present, scan, truth
 from tests.scan.test_runs import some_runs
 from tests.scan.test_scan_parity import check
 
-# One state and one channel; a second block of channels; lengths around the 8 states that are held and the 16 between
+# One state and one channel; a second block of channels; lengths around the 6 states that are held and the 12 between
 # two that are kept.
-SHAPES = [(1, 1, 1, 1), (1, 33, 9, 4), (2, 5, 17, 16), (1, 3, 40, 20)]
+SHAPES = [(1, 1, 1, 1), (1, 33, 7, 4), (2, 5, 13, 16), (1, 3, 27, 20)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -25,16 +25,15 @@ def test_shapes_and_directions(way, shape, reverse):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_dtypes(way, dtype):
-    check(way, make_inputs(2, 20, 18, 16, channels_last=False), dtype)
+    check(way, make_inputs(1, 17, 8, 16, channels_last=False), dtype)
 
 
-@pytest.mark.parametrize("groups", [2, 6])
-def test_groups(way, groups):
-    check(way, make_inputs(1, 12, 11, 5, groups=groups), reverse=True)
+def test_groups(way):
+    check(way, make_inputs(1, 12, 9, 5, groups=2), reverse=True)
 
 
 def test_bare_scan_without_skip_gate_bias_and_softplus(way):
-    inputs = make_inputs(1, 24, 10, 16, bare=True)
+    inputs = make_inputs(1, 20, 8, 16, bare=True)
     check(way, inputs._replace(delta=inputs.delta.abs() * 0.1), softplus=False)
 
 
@@ -55,7 +54,7 @@ def test_softplus(way):
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_convolution(way, reverse, channels_last):
-    for length in (1, 3, 21):
+    for length in (2, 18):
         test_conv.test_lengths(way, length, reverse, channels_last)
 
 
@@ -83,7 +82,7 @@ def written_out(inputs, lengths, reverse):
 def test_tokens_that_last(device, longest, reverse):
     from mtrkit.scan.run_operators import scan_runs
 
-    inputs, lengths = make_inputs(2, 18, 19, 4), some_runs(2, 19, longest, 0)
+    inputs, lengths = make_inputs(2, 17, 9, 4), some_runs(2, 9, longest, 0)
     ours, exact = leaves(inputs, device=device), leaves(inputs, torch.float64)
     grouped = ours._replace(B=ours.B.unsqueeze(1), C=ours.C.unsqueeze(1))
     runs = Runs(lengths.to(device), int(lengths.sum(1).max()))
@@ -100,9 +99,9 @@ def test_tokens_that_last(device, longest, reverse):
 def test_one_position_each_keeps_every_bit(device):
     from mtrkit.scan.run_operators import scan_runs
 
-    inputs = leaves(make_inputs(1, 18, 19, 4), device=device)
+    inputs = leaves(make_inputs(1, 5, 9, 4), device=device)
     grouped = inputs._replace(B=inputs.B.unsqueeze(1), C=inputs.C.unsqueeze(1))
-    ones = Runs(torch.ones(1, 19, dtype=torch.int64, device=device), 25)
+    ones = Runs(torch.ones(1, 9, dtype=torch.int64, device=device), 12)
     stepped = scan_runs(Scan(*grouped, True, False), ones, "triton")
     plain = scan(*inputs, True, backend="triton")[0]
     assert torch.equal(stepped, plain)
@@ -110,17 +109,16 @@ def test_one_position_each_keeps_every_bit(device):
     assert all(rms_error(a, b) < SCAN_GRADIENTS[torch.float32] for a, b in zip(found, wanted, strict=True))
 
 
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-@pytest.mark.parametrize("longest", [1, 3])
+@pytest.mark.parametrize(("longest", "reverse"), [(1, True), (3, False)])
 def test_segments_of_long_sequences(device, monkeypatch, longest, reverse):
-    """Cut where few samples would leave most of a GPU idle: into three of 16 tokens and a rest here."""
+    """Cut where few samples would leave most of a GPU idle: into three of 12 tokens and a rest here."""
     from mtrkit.triton import scan as host
 
-    inputs, lengths = make_inputs(2, 18, 50, 4), some_runs(2, 50, longest, 0).to(device)
+    inputs, lengths = make_inputs(2, 5, 40, 4), some_runs(2, 40, longest, 0).to(device)
     u, delta, A, B, C, D, z, bias = (x.to(device) for x in inputs)
     problem = Scan(u, delta, A, B.unsqueeze(1), C.unsqueeze(1), D, z, bias, True, reverse)
     whole = host.scan_forward(problem, True, lengths)
-    monkeypatch.setattr(host, "SHORTEST", 16)
+    monkeypatch.setattr(host, "SHORTEST", 12)
     monkeypatch.setattr(host, "_processors", lambda device: 100)
     calls, launch = [], host.launch
     monkeypatch.setattr(host, "launch", lambda *rest, **sizes: (calls.append(rest[1]), launch(*rest, **sizes)))
@@ -134,13 +132,13 @@ def test_how_sequences_are_cut():
     cut = host._segment_length
     assert cut(24, 197, 132) == 197  # too short
     assert cut(1536, 12545, 132) == 12545  # enough of them
-    assert cut(24, 12545, 132) == 272 and cut(24, 1569, 132) == 128 and cut(400, 12545, 132) == 12545
+    assert cut(24, 12545, 132) == 276 and cut(24, 1569, 132) == 120 and cut(400, 12545, 132) == 12545
     assert cut(24, 12545, 0) == 12545
     assert all(cut(8, length, 132) % host.SPAN == 0 for length in range(400, 500))
 
 
 def test_gradients_are_there_even_if_no_state_was_kept(device):
-    ours = leaves(make_inputs(1, 5, 18, 4), device=device)
+    ours = leaves(make_inputs(1, 5, 14, 4), device=device)
     grouped = ours._replace(B=ours.B.unsqueeze(1), C=ours.C.unsqueeze(1))
     run = torch.ops.mtrkit.selective_scan
     y, kept = (run(*grouped, True, False, save, "triton")[0] for save in (False, True))
@@ -162,14 +160,13 @@ def test_what_kernels_cannot_take_is_refused(device):
 
 @pytest.mark.filterwarnings("ignore")  # opcheck reads .grad of what it has copied
 def test_operators_keep_their_promises(device):
-    inputs = leaves(make_inputs(1, 6, 9, 4, groups=2), device=device)
-    check = torch.library.opcheck
-    check(torch.ops.mtrkit.selective_scan.default, (*inputs, True, True, True, "triton"))
-    weight, bias = (part.detach().clone().requires_grad_() for part in (inputs.A, inputs.D))
-    check(
-        torch.ops.mtrkit.causal_conv1d.default,
-        (inputs.u.detach().requires_grad_(), weight, bias, True, False, "triton"),
-    )
+    inputs = leaves(make_inputs(1, 6, 5, 4, groups=2), device=device)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    scan_inputs = (*inputs, True, True, True, "triton")
+    torch.library.opcheck(torch.ops.mtrkit.selective_scan.default, scan_inputs, test_utils=checks)
+    u, weight, bias = (part.detach().clone().requires_grad_() for part in (inputs.u, inputs.A, inputs.D))
+    conv_inputs = (u, weight, bias, True, False, "triton")
+    torch.library.opcheck(torch.ops.mtrkit.causal_conv1d.default, conv_inputs, test_utils=checks)
 
 
 def test_public_function(way):

@@ -23,10 +23,12 @@ def _lasting(lengths, token, length, first, forth):
 def _one_back(token, copy, lengths, length, first, forth):
     """The position in front of a copy of a token."""
     if lengths is None:
-        return token - 1, copy
-    stays = copy > 0
-    token = tl.where(stays, token, token - 1)
-    return token, tl.where(stays, copy - 1, _lasting(lengths, token, length, first, forth) - 1)
+        token -= 1
+    else:
+        stays = copy > 0
+        token = tl.where(stays, token, token - 1)
+        copy = tl.where(stays, copy - 1, _lasting(lengths, token, length, first, forth) - 1)
+    return token, copy
 
 
 @triton.jit
@@ -76,7 +78,7 @@ def conv_forward(
     weight += channel * WIDTH
     shift = load(bias + channel, in_block)[None, :] if bias is not None else 0.0
     if lengths is None:
-        found = _before_silu(x, weight, shift, None, token, 0, length, first, forth, x_t, in_block, WIDTH)
+        found = _before_silu(x, weight, shift, lengths, token, 0, length, first, forth, x_t, in_block, WIDTH)
         if SILU:
             found *= sigmoid(found)
     else:
@@ -187,7 +189,7 @@ def conv_backward(
     if lengths is None:
         lasts = 1
         found = _grad_x(
-            grad_y, x, weight, shift, None, token, 0, 1.0, length, first, forth, grad_y_t, x_t, in_block,
+            grad_y, x, weight, shift, lengths, token, 0, 1.0, length, first, forth, grad_y_t, x_t, in_block,
             SILU, WIDTH, BLOCK_T, BLOCK_E,
         )  # fmt: skip
     else:

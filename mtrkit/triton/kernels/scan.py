@@ -31,13 +31,14 @@ def _decay_rates(A, in_tile, LOG_A: tl.constexpr):
 
 
 # What changes from batch to batch and from block to block would be compiled for again whenever 16 divides it. And that
-# the states of A are neighbours must not be known: lanes would be given to them instead of to channels.
-@triton.jit(do_not_specialize=["batch", "length", "segment_length", "A_n"])
+# numbers of a tile are neighbours in memory must not be known, so a step between them is multiplied by ``unit``, which
+# is one: loading or storing a tile once would otherwise decide which of its numbers a thread has in the loop.
+@triton.jit(do_not_specialize=["batch", "length", "segment_length", "unit"])
 def scan_forward(
     u, delta, A, B, C, D, z, bias, lengths, y, last, checkpoints, other_A, other_D, other_bias, ends, totals,
     batch, length, channels, states, groups, backward, segment_length,
     u_w, u_b, u_e, u_t, delta_w, delta_b, delta_e, delta_t, z_b, z_e, z_t, y_w, y_b, y_e, y_t,
-    B_w, B_b, B_g, B_n, B_t, C_w, C_b, C_g, C_n, C_t, A_e, A_n,
+    B_w, B_b, B_g, B_n, B_t, C_w, C_b, C_g, C_n, C_t, A_e, unit,
     LOG_A: tl.constexpr, SOFTPLUS: tl.constexpr, SPAN: tl.constexpr, WAYS: tl.constexpr, PASS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, EVEN_N: tl.constexpr, EVEN_E: tl.constexpr,
 ):  # fmt: skip
@@ -67,7 +68,7 @@ def scan_forward(
     first = tl.where(turned, length - 1, 0).to(tl.int64)
     forth = tl.where(turned, -1, 1).to(tl.int64)
 
-    rates = _decay_rates(A + channel[None, :] * A_e + state_number[:, None] * A_n, in_tile, LOG_A)
+    rates = _decay_rates(A + channel[None, :] * A_e + state_number[:, None] * unit, in_tile, LOG_A)
     u += way * u_w + sample * u_b + channel * u_e
     delta += way * delta_w + sample * delta_b + channel * delta_e
     y += way * y_w + sample * y_b + channel * y_e
@@ -79,7 +80,7 @@ def scan_forward(
         lengths += sample * length
     skip = load(D + channel, in_block) if D is not None else 0.0
     shift = load(bias + channel, in_block) if bias is not None else 0.0
-    place = state_number[:, None] * channels + channel[None, :]
+    place = state_number[:, None] * channels + (group * per_group + inner)[None, :] * unit
 
     begin = segment * segment_length
     end = tl.minimum(begin + segment_length, length)
@@ -165,13 +166,13 @@ def _advance(state, decay, enters, lasts, lengths):
     return state
 
 
-@triton.jit(do_not_specialize=["length", "A_n"])
+@triton.jit(do_not_specialize=["length", "unit"])
 def scan_backward(
     grad_y, grad_last, u, delta, A, B, C, D, z, bias, lengths, checkpoints, du, ddelta, dz, dA, dB, dC, dD, dbias,
     length, channels, states, groups, backward,
     grad_y_b, grad_y_e, grad_y_t, u_b, u_e, u_t, delta_b, delta_e, delta_t, z_b, z_e, z_t,
     du_b, du_e, du_t, ddelta_b, ddelta_e, ddelta_t, dz_b, dz_e, dz_t,
-    B_b, B_g, B_n, B_t, C_b, C_g, C_n, C_t, A_e, A_n,
+    B_b, B_g, B_n, B_t, C_b, C_g, C_n, C_t, A_e, unit,
     SOFTPLUS: tl.constexpr, SPAN: tl.constexpr, HELD: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, EVEN_N: tl.constexpr, EVEN_E: tl.constexpr,
 ):  # fmt: skip
@@ -200,7 +201,7 @@ def scan_backward(
     first = tl.where(turned, length - 1, 0).to(tl.int64)
     forth = tl.where(turned, -1, 1).to(tl.int64)
 
-    rates = _decay_rates(A + channel[None, :] * A_e + state_number[:, None] * A_n, in_tile, False)
+    rates = _decay_rates(A + channel[None, :] * A_e + state_number[:, None] * unit, in_tile, False)
     grad_y += sample * grad_y_b + channel * grad_y_e
     u += sample * u_b + channel * u_e
     delta += sample * delta_b + channel * delta_e
@@ -215,7 +216,7 @@ def scan_backward(
         lengths += sample * length
     skip = load(D + channel, in_block) if D is not None else 0.0
     shift = load(bias + channel, in_block) if bias is not None else 0.0
-    place = state_number[:, None] * channels + channel[None, :]
+    place = state_number[:, None] * channels + (group * per_group + inner)[None, :] * unit
     rows = number.to(tl.int64) * length * states + state_number  # of the partial sums of this program
 
     dstate = tl.zeros((BLOCK_N, BLOCK_E), tl.float32)
