@@ -26,7 +26,7 @@ from mtrkit.measure import Precision, describe_machine, forward_pass, input_size
 from mtrkit.measure.candidates import DENSE, RANDOM, Candidate, candidates
 from mtrkit.measure.memory import Pass
 from mtrkit.measure.progress import progress
-from mtrkit.measure.report import amount_heading, milliseconds_of, only_ratios
+from mtrkit.measure.report import amount_heading, milliseconds_of, number, only_ratios, rate_of
 from mtrkit.measure.results import KEY, Results, Row, configuration_key
 from mtrkit.scan import slow_scan
 
@@ -198,7 +198,7 @@ def _cells(row: Row, rows: list[Row]) -> list[str]:
     return [
         row["method"],
         row["amount"],
-        f"{row['images_per_second']:.4g} ({low:.4g}–{high:.4g})",
+        f"{rate_of(row)} ({number(low, 3)}–{number(high, 3)})",
         milliseconds_of(row),
         f"×{row['speedup']:.2f} ({slow:.2f}–{fast:.2f})",
         f"×{row['promised_speedup']:.2f}",

@@ -23,7 +23,7 @@ from mtrkit.measure import Precision, takes_clips
 from mtrkit.measure.candidates import RANDOM, candidates
 from mtrkit.measure.evaluation import Evaluation
 from mtrkit.measure.processes import Processes, joined
-from mtrkit.measure.report import accuracy_of, amount_heading, milliseconds_of, rate_of, speedup_of
+from mtrkit.measure.report import accuracy_of, amount_heading, milliseconds_of, number, rate_of, speedup_of
 from mtrkit.measure.results import Results, Row
 from mtrkit.patch import Calibration
 from mtrkit.scan import slow_scan
@@ -102,7 +102,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row["method"],
         row["amount"],
         accuracy_of(row),
-        f"{float(row['gflops']):.4g}",
+        number(float(row["gflops"])),
         rate_of(row),
         milliseconds_of(row),
         speedup_of(row),

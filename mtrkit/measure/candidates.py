@@ -144,7 +144,7 @@ def _candidate(
     return Candidate(method=method, ratio=ratio, model=model, info=info, options=options, **_counts(info), **amount)
 
 
-def _counts(info: ReductionInfo) -> dict[str, float]:
+def _counts(info: ReductionInfo) -> dict[str, Any]:
     """What a reduction costs and saves."""
     return {
         "gflops": info.flops_reduced.gflops,

@@ -102,6 +102,11 @@ def measure(
     """
     reference = Reference(evaluation, dense) if reference is None else reference
     check_classes(cast(int, dense.num_classes), evaluation.images)
+    if evaluation.processes.count > 1 and any(candidate.threshold is not None for candidate in candidates):
+        raise OptionError(
+            "with a threshold the images of a batch share how many tokens leave, so several processes would not give "
+            "what one gives; start one"
+        )
     device = next(dense.parameters()).device
     same = {
         "model": evaluation.model,
@@ -134,11 +139,6 @@ def pack_right(right: Tensor) -> str:
 
 def _measure(evaluation: Evaluation, candidate: Candidate, reference: Reference, advance: Advance) -> Row:
     processes = evaluation.processes
-    if candidate.threshold is not None and processes.count > 1:
-        raise OptionError(
-            "with a threshold the images of a batch share how many tokens leave, so several processes would not give "
-            "what one gives; start one"
-        )
     predicted = predict(
         candidate.model,
         evaluation.images,
@@ -210,7 +210,7 @@ def _speed(evaluation: Evaluation, candidate: Candidate, reference: Reference) -
 def _key(evaluation: Evaluation, same: Row, candidate: Candidate) -> str:
     done = candidate.info
     reduction = {"method": candidate.method, "amount": candidate.amount}
-    chosen = {"options": done.options, "layers": done.layers} if done else {}
+    chosen: Row = {"options": done.options, "layers": done.layers} if done else {}
     chosen |= {name: value for name, value in candidate.options.items() if name == "calibration"}
     if candidate.threshold is not None:  # how many tokens leave is shared by the images of a batch
         chosen["batch_size"] = evaluation.batch_size

@@ -54,7 +54,7 @@ def tables_by_amount(rows: list[Row], reference: str) -> Iterator[Cells]:
     speed = speed if timed else []
 
     def measured(row: Row) -> list[str]:
-        cells = [f"{float(row['gflops']):.4g}"]
+        cells = [number(float(row["gflops"]), 3)]
         return [*cells, rate_of(row), milliseconds_of(row), speedup_of(row)] if timed else cells
 
     columns = ["not reduced", "top-1 % (95 % interval)", "GFLOPs", *speed]
@@ -124,16 +124,25 @@ def top1_of(row: Row) -> str:
     return f"{100 * float(row['top1']):.1f}"
 
 
+def number(value: float, digits: int = 4) -> str:
+    """A positive number with so many digits, or all of those before the point; never with an exponent.
+
+    >>> number(12345.6), number(0.25196), number(99.994, 3)
+    ('12346', '0.252', '100')
+    """
+    return f"{value:.0f}" if value >= 10 ** (digits - 1) else f"{value:.{digits}g}"
+
+
 def rate_of(row: Row) -> str:
     """Images per second."""
-    return f"{float(row['images_per_second']):.4g}" if is_timed(row) else ""
+    return number(float(row["images_per_second"])) if is_timed(row) else ""
 
 
 def milliseconds_of(row: Row) -> str:
     """Milliseconds that a batch takes."""
     if not is_timed(row):
         return ""
-    return f"{1000 * int(row['batch_size']) / float(row['images_per_second']):.4g}"
+    return number(1000 * int(row["batch_size"]) / float(row["images_per_second"]))
 
 
 def speedup_of(row: Row | None) -> str:

@@ -76,7 +76,7 @@ def test_demo(mtrkit_run, tmp_path):
     picture = tmp_path / "demo.png"
     ran = mtrkit_run("demo", "--limit", 12, "--rounds", 1, "--out", picture)
     assert ran.code == 0, ran.err
-    assert all(f" {ratio} " in ran.out for ratio in ("dense", "0.2", "0.3", "0.4"))
+    assert all(f"\n{ratio} " in ran.out for ratio in ("dense", "0.2", "0.3", "0.4"))
     assert "n = 12" in ran.out and str(picture) in ran.out
     with Image.open(picture) as image:
         assert min(image.size) > 500

@@ -28,7 +28,7 @@ MISTAKES = {
     "suffix of results": (("bench", MODEL, "--out", "results.txt"), ".json or .csv"),
     "folder of results": (("bench", MODEL, "--out", "nowhere/results.csv"), "nowhere is not a folder"),
     "missing calibration": (("eval", MODEL, "--data", "bundled", "--calibration", "no.safetensors"), "no.safetensors"),
-    "suffix of calibration": (("calibrate", MODEL, "--data", "bundled", "--out", "c.pth"), ".safetensors file"),
+    "suffix of calibration": (("calibrate", MODEL, "--data", "bundled", "--out", "c.pth"), "written as .safetensors"),
     "nothing to calibrate": (
         ("calibrate", MODEL, "--data", "bundled", "--out", "c.safetensors", "--ratio", 0),
         "above 0 and below 1",

