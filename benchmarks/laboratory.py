@@ -79,12 +79,12 @@ def ablation(table: Table, model: str, data: str, limit: int, part: str = "") ->
     return [*compare(table, results / "ablations.json", docs, [model], data, limit), "--rounds", "0"]
 
 
-def picture(model: str, data: str) -> list[str]:
-    """What each method does to three of the images (MTR, figure 3)."""
+def picture(model: str) -> list[str]:
+    """What each method does to one image (MTR, figure 3)."""
     name, checkpoint = ModelChoice.parse(model)
-    images = sorted(map(str, Path(data).glob("*/*")))
-    command = ["draw", name, "--checkpoint", checkpoint, *images[:: len(images) // 3 + 1]]
-    return [*command, "--method", "evit", "pumer", "utr", "hsa", "mtr", "--out", f"{folders(model)[1]}/{PICTURE}.png"]
+    command = ["draw", name, "--checkpoint", checkpoint, "bundled:705"]
+    methods = ("evit", "pumer", "utr", "hsa", "mtr", "runs")
+    return [*command, "--method", *methods, "--out", f"{folders(model)[1]}/{PICTURE}.webp"]
 
 
 def worth_of_tokens(model: str, data: str, limit: int) -> int:
@@ -110,7 +110,7 @@ def main() -> int:
             asked = models if table is TIME else models[:1]
             commands += [ablation(table, model, args.data, args.limit) for model in asked]
     if PICTURE in args.only:
-        commands.append(picture(models[0], args.data))
+        commands.append(picture(models[0]))
     failed = next((code for code in map(mtrkit, commands) if code), 0)
     if failed or leave_one_out.__name__ not in args.only:
         return failed

@@ -74,7 +74,7 @@ def test_laboratory_tunes_on_other_images(run, tmp_path, photos):
 
 def test_laboratory_draws(run, tmp_path):
     assert run("laboratory", "--model", MODEL, "--only", "tokens") == 0
-    assert (tmp_path / f"docs/laboratory/{MODEL}/tokens.png").stat().st_size > 10_000
+    assert (tmp_path / f"docs/laboratory/{MODEL}/tokens.webp").stat().st_size > 10_000
 
 
 def test_laboratory_drops_every_token_alone(run, tmp_path):

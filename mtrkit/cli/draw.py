@@ -138,7 +138,8 @@ def _rows(args: argparse.Namespace, drawn: Drawn) -> list[dict[str, Any]]:
 def _page(args: argparse.Namespace, drawn: Drawn, model: nn.Module) -> str:
     title = f"Where the tokens go: {args.model}, {', '.join(dict.fromkeys(one.method for one in drawn.passes))}"
     about = _about(args, model, len(drawn.inputs))
-    return tokens_page(drawn.inputs, drawn.passes, patch_grid(model), drawn.dense, title, about)
+    note = f"{RANDOM_NOTE.capitalize()}." if args.checkpoint is None else ""
+    return tokens_page(drawn.inputs, drawn.passes, patch_grid(model), drawn.dense, title, about, note)
 
 
 def _about(args: argparse.Namespace, model: nn.Module, batch: int) -> dict[str, str]:
@@ -146,7 +147,8 @@ def _about(args: argparse.Namespace, model: nn.Module, batch: int) -> dict[str, 
     machine = describe_machine(next(model.parameters()).device)
     timed = f"medians of {args.rounds} rounds in turns, {batch} at a time, float32" if args.rounds else ""
     return {
-        "Model": f"{args.model}, weights: {args.checkpoint or RANDOM_NOTE}",
+        "Model": args.model,
+        "Weights": args.checkpoint or "random",
         "FLOPs": "of one input, one scan direction counted, as papers do; the cost of reducing is included",
         "Speed": timed,
         "Machine": "{device}, {threads} threads, torch {torch}, scan {scan}".format(**machine),

@@ -77,7 +77,7 @@ def wanted_candidates(args: argparse.Namespace, model: nn.Module, left_out: Call
     Args:
         args: Of the command.
         model: The dense model.
-        left_out: Told in a sentence about each of the usual ratios that is not.
+        left_out: Told in a sentence why the others are not.
 
     Raises:
         ScheduleError: A ratio is out of reach.
@@ -89,14 +89,17 @@ def wanted_candidates(args: argparse.Namespace, model: nn.Module, left_out: Call
 
 
 def _reachable(args: argparse.Namespace, model: nn.Module, left_out: Callable[[str], object]) -> list[float]:
-    for count in range(len(SLIDER), 1, -1):
+    found: list[float] = []
+    for ratio in SLIDER:
         try:
-            candidates(model, args.method, SLIDER[:count], args.layers, dict(args.option))
+            candidates(model, args.method, [ratio], args.layers, dict(args.option))
         except ScheduleError as error:
-            left_out(f"ratio {SLIDER[count - 1]:g} is left out: {error}")
-        else:
-            return list(SLIDER[:count])
-    return [SLIDER[0]]
+            if not found:
+                raise
+            left_out(f"the slider ends at {found[-1]:g}: {error}")
+            break
+        found.append(ratio)
+    return found
 
 
 def _speeds(found: Sequence[Candidate], batch: Tensor, rounds: int) -> Callable[[Candidate], Cost]:

@@ -40,12 +40,29 @@ class Dense(NamedTuple):
 class Measured(Protocol):
     """What :func:`plot_measured` reads of a measured model; :class:`mtrkit.measure.comparison.Compared` has it."""
 
-    model: str
-    method: str
-    amount: str
-    top1: float
-    difference: Any  # of ``share``, ``low`` and ``high``; None for the model that differences are taken from
-    dense: bool
+    @property
+    def model(self) -> str:
+        """Its name."""
+
+    @property
+    def method(self) -> str:
+        """As it was asked for."""
+
+    @property
+    def amount(self) -> str:
+        """What was asked to be removed."""
+
+    @property
+    def top1(self) -> float:
+        """Share of right answers."""
+
+    @property
+    def difference(self) -> tuple[float, float, float] | None:
+        """Of ``top1`` and its interval; ``None`` for the model that differences are taken from."""
+
+    @property
+    def dense(self) -> bool:
+        """Whether it is a model as it is."""
 
 
 Lines = Mapping[str, Sequence[Point]]
@@ -69,7 +86,8 @@ def plot_measured(
     for one in found:
         if one.difference is None or getattr(one, cost) is None:
             continue
-        point = Point(getattr(one, cost), *one.difference, label=one.amount)
+        change, low, high = one.difference
+        point = Point(getattr(one, cost), change, low, high, one.amount)
         if one.dense:
             others[one.model] = point
         else:

@@ -17,7 +17,8 @@ class Answer(NamedTuple):
     probability: float
 
     def __str__(self) -> str:
-        return f"{self.label} {100 * self.probability:.0f} %"
+        share = "under 1 %" if self.probability < 0.01 else f"{100 * self.probability:.0f} %"
+        return f"{self.label} {share}"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,13 @@ _SMALL = 96  # pixels, up to which an image is embedded without loss
 
 
 def tokens_page(
-    inputs: Sequence[Shown], passes: Sequence[Pass], grid: PatchGrid, dense: Cost, title: str, about: Mapping[str, str]
+    inputs: Sequence[Shown],
+    passes: Sequence[Pass],
+    grid: PatchGrid,
+    dense: Cost,
+    title: str,
+    about: Mapping[str, str],
+    note: str = "",
 ) -> str:
     """Return a page, as HTML, of what reduced models do to the tokens of the same inputs.
 
@@ -30,15 +36,22 @@ def tokens_page(
         dense: What the dense model costs.
         title: Of the page.
         about: Lines at its end: what the numbers are of.
+        note: A sentence above the answers.
 
     Raises:
         InputError: A trace is empty or of other inputs, or a pass has no cost.
     """
-    return render_page("tokens", title, tokens_data(inputs, passes, grid, dense, title, about))
+    return render_page("tokens", title, tokens_data(inputs, passes, grid, dense, title, about, note))
 
 
 def tokens_data(
-    inputs: Sequence[Shown], passes: Sequence[Pass], grid: PatchGrid, dense: Cost, title: str, about: Mapping[str, str]
+    inputs: Sequence[Shown],
+    passes: Sequence[Pass],
+    grid: PatchGrid,
+    dense: Cost,
+    title: str,
+    about: Mapping[str, str],
+    note: str = "",
 ) -> dict[str, Any]:
     """The data of :func:`tokens_page`; docs/looking_inside.md says what is in it."""
     check_traces(inputs, passes)
@@ -46,6 +59,7 @@ def tokens_data(
     return {
         "title": title,
         "about": dict(about),
+        "note": note,
         "grid": {"rows": grids[0].rows, "columns": grids[0].columns, "frames": len(grids)},
         "tokens": grid.num_tokens,
         "colours": _colours(),

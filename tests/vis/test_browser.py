@@ -7,7 +7,6 @@ import pytest
 
 from mtrkit.cli.main import main
 from mtrkit.vis import data_of
-from tests.cli.conftest import MODEL
 from tests.helpers.browser import find_chromium, open_chromium
 
 sync_api = pytest.importorskip(
@@ -15,6 +14,7 @@ sync_api = pytest.importorskip(
 )
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="the browser tests need Chromium on PATH, or CHROMIUM")
 
+MODEL = "vim_micro_patch4_stride2_32"  # 15 × 15 patches
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 CONTRAST = """() => {
@@ -78,7 +78,7 @@ def clip(folder):
             container.mux(stream.encode(av.VideoFrame.from_image(image)))
         container.mux(stream.encode())
     run = ["draw", "videomamba_tiny_patch16_224_f8", "--checkpoint", "random", "--input-size", "32x48", str(video)]
-    assert main([*run, "--method", "rmeeto", "--r", "6", "--rounds", "0", "--page", str(out)]) == 0
+    assert main([*run, "--method", "mtr", "--r", "10", "--rounds", "0", "--page", str(out)]) == 0
     return out
 
 
@@ -142,6 +142,7 @@ def pixels(page, canvas):
 def test_the_slider_changes_what_is_shown(visit, tokens):
     page, data = visit(tokens), data_of(tokens.read_text(encoding="utf-8"))
     slider = page.get_by_label("How much is removed")
+    slider.press("Home")
     for number in range(3):
         done = data["passes"][number]
         stage, end = done["stages"][0], done["stages"][-1]["after"]
@@ -161,7 +162,7 @@ def test_the_slider_changes_what_is_shown(visit, tokens):
 def test_the_pointer_shows_the_patches_of_a_token(visit, tokens):
     """Over a patch of the largest token at the end: all its patches, and nothing else, stay bright in every picture."""
     page, data = visit(tokens), data_of(tokens.read_text(encoding="utf-8"))
-    slot = data["passes"][0]["inputs"][0]["stages"][-1]["slot"]
+    slot = data["passes"][1]["inputs"][0]["stages"][-1]["slot"]  # the slider starts in the middle
     token = max(set(slot) - {-1}, key=slot.count)
     members = [patch for patch, other in enumerate(slot) if other == token]
     before = [pixels(page, canvas) for canvas in range(5)]
@@ -241,8 +242,9 @@ def test_a_clip_has_a_scrubber(visit, clip):
     badges = page.locator("#film li").all_inner_texts()
     counts = [sum(other == spread for other in slot[6 * t : 6 * t + 6]) for t in range(8)]
     assert [int(text or 0) for text in badges] == counts
+    shown = page.locator("#frame-text").inner_text()
     page.get_by_role("button", name="Play").click()
-    page.wait_for_function(f"state.frame !== {patch // 6}")
+    sync_api.expect(page.locator("#frame-text")).not_to_have_text(shown)
     page.get_by_role("button", name="Pause").click()
     assert page.get_by_role("button", name="Play").is_visible()
 
@@ -270,14 +272,15 @@ def test_points_of_a_comparison_tell_their_numbers(visit, compared):
     page, data = visit(compared), data_of(compared.read_text(encoding="utf-8"))
     assert page.locator("#plot g.point").count() == len(data["points"]) == 9
     point = data["points"][3]
-    page.locator('#plot g.point[data-index="3"] .mark').hover()
+    mark = page.locator('#plot g.point[data-index="3"] .mark').bounding_box()
+    page.mouse.move(mark["x"] + mark["width"] / 2, mark["y"] + mark["height"] / 2)
     assert f"top-1 {100 * point['top1']:.1f} %" in status(page) and point["method"] in status(page)
     assert page.locator("#table tr.chosen").get_attribute("data-index") == "3"
-    page.get_by_label("hsa").uncheck()
+    page.get_by_role("checkbox", name="hsa").uncheck()
     assert page.locator("#plot g.point").count() == 7
-    page.get_by_label("Inputs per second").check()
+    page.get_by_role("radio", name="Inputs per second").check()
     assert "inputs per second" in page.locator("#plot").text_content()
-    page.get_by_label("Top-1", exact=True).check()
+    page.get_by_role("radio", name="Top-1").check()
     assert "top-1, %" in page.locator("#plot").text_content()
 
 

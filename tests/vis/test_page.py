@@ -61,7 +61,8 @@ def test_the_page_says_what_the_api_says(page, model, batch):
         with torch.inference_mode(), mtrkit.trace_reduction(model) as trace:
             assert_answers([one["top"] for one in done["inputs"]], model(batch), names)
         assert done["gflops"] == info.flops_reduced.gflops
-        assert done["ratio"] == pytest.approx(info.ratio_reached) and done["promised"] == info.promised_speedup
+        assert done["ratio"] == pytest.approx(info.ratio_reached)
+        assert done["promised"] == pytest.approx(info.promised_speedup)
         assert done["images_per_second"] > 0 and done["speedup"] > 0
         assert [stage["layer"] for stage in done["stages"]] == list(info.layers)
         assert [stage["after"] for stage in done["stages"]] == [info.tokens[layer - 1] for layer in info.layers]
@@ -72,10 +73,11 @@ def test_the_page_says_what_the_api_says(page, model, batch):
 
 
 def assert_answers(tops, logits, names):
+    """The five likeliest classes with their probabilities; those that are as likely may stand in any order."""
     for top, row in zip(tops, logits.softmax(dim=-1), strict=True):
-        best = row.argsort(descending=True)[:5].tolist()
-        assert [label for label, _ in top] == [names[number] for number in best]
-        assert [share for _, share in top] == pytest.approx([float(row[number]) for number in best])
+        assert [share for _, share in top] == pytest.approx(row.topk(5).values.tolist(), abs=1e-5)
+        assert [float(row[names.index(label)]) for label, _ in top] == pytest.approx([s for _, s in top], abs=1e-5)
+        assert len({label for label, _ in top}) == 5
 
 
 def assert_merges(slot, trace, sample, grid):

@@ -32,7 +32,7 @@ FOUR = PatchGrid(2, 2, (0, 2, 3, 4), 5)  # position 1 is a class token
 
 
 def traced(model, method="mtr", batch=2, **options):
-    mtrkit.apply_reduction(model, method, ratio=0.4, **options)
+    mtrkit.apply_reduction(model, method, **({"ratio": 0.4} | options))
     channels_and_size = mtrkit.reduction_info(model).input_size
     with torch.inference_mode(), mtrkit.trace_reduction(model) as trace:
         model(torch.randn(batch, *channels_and_size))
@@ -258,7 +258,10 @@ def test_several_reductions_share_one_input():
 def test_a_clip_has_a_row_for_each_frame_or_is_an_animation():
     model = clips()
     frames = [Image.new("RGB", (48, 32), colour) for colour in ("red", "lime", "blue")]
-    inputs, trace = [Shown(frames, "clip", times=(0.5, 1.0, 1.5))], traced(model, "rmeeto", batch=1, layers=[1, 2])
+    inputs, trace = (
+        [Shown(frames, "clip", times=(0.5, 1.0, 1.5))],
+        traced(model, "rmeeto", batch=1, ratio=0.2, layers=[1, 2]),
+    )
     done, grid = [Pass("rmeeto", "ratio 0.4", trace)], patch_grid(model)
     sheet = draw_reduction(inputs, done, grid)
     pictures = animate_reduction(inputs, done, grid)

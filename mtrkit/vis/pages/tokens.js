@@ -714,6 +714,8 @@ function changed() {
   tell();
 }
 
+byId("note").textContent = data.note;
+byId("note").hidden = !data.note;
 buildInputs();
 buildMethods();
 buildMaps();
