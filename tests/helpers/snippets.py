@@ -5,7 +5,7 @@
 The Python snippets of a page share their names, in order, in an empty folder. Three rules make most of them run as they
 are printed:
 
-- `model` is a bundled pretrained model and `images` are 24 bundled images for it, unless the page makes its own;
+- `model` is a bundled pretrained model and `images` are 20 bundled images for it, unless the page makes its own;
 - a checkpoint that `create_model("NAME", "FILE")` names is there, with random weights of that model;
 - what needs more than that stands under `<!-- not run: REASON -->`.
 """
@@ -84,8 +84,8 @@ def stand_ins() -> dict[str, object]:
     import mtrkit
     from mtrkit.measure import batches, open_images, preprocess_for
 
-    model = mtrkit.create_model("vim_nano_patch4_stride2_32", "pretrained").eval()
-    images = next(batches(open_images("bundled").spread(24), preprocess_for(model.pretrained_cfg), 24))
+    model = mtrkit.create_model("vim_micro_patch4_32", "pretrained").eval()  # the one of fewest tokens
+    images = next(batches(open_images("bundled").spread(20), preprocess_for(model.pretrained_cfg), 20))
     return {"__name__": "__main__", "torch": torch, "mtrkit": mtrkit, "model": model, "images": images}
 
 
