@@ -81,7 +81,7 @@ def backend_of(device_type: str, dtype: torch.dtype = torch.float32) -> str:
 def slow_scan(device: torch.device | str) -> str:
     """What to do if float32 tensors on a device are scanned by torch operations; empty if a kernel does it."""
     kind = torch.device(device).type
-    if backend_of(kind) != operators.BACKEND.name or operators.compiled_for(kind, torch.float32):
+    if backend_of(kind) != operators.BACKEND.name or compiled_for(kind, torch.float32):
         return ""
     slow = f"on {kind} the scan runs as torch operations, many times slower than a kernel"
     if kind != "cpu":

@@ -66,7 +66,7 @@ def _stepping(x: Tensor, name: str) -> Kernels:
 
 def _scan(*arguments: Any) -> tuple[Tensor, Tensor]:
     softplus, reverse, save = arguments[10:13]
-    scan = Scan(*arguments[:8], softplus, reverse)
+    scan = Scan(*arguments[:8])._replace(softplus=softplus, reverse=reverse)
     kernels = _stepping(scan.u, kernels_of(arguments, 13))
     y, _, checkpoints = kernels.scan_forward(scan, save, arguments[8])
     return y, checkpoints
@@ -82,7 +82,7 @@ def _scan_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def _scan_backward(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     lengths, checkpoints, _, softplus, reverse = arguments[8:13]
-    scan = Scan(*arguments[:8], softplus, reverse)
+    scan = Scan(*arguments[:8])._replace(softplus=softplus, reverse=reverse)
     kernels = _stepping(scan.u, kernels_of(arguments, 13))
     if checkpoints.numel() == 0:  # nothing was kept: autograd was asked for behind the caller's back
         checkpoints = kernels.scan_forward(scan, True, lengths)[2]

@@ -65,7 +65,8 @@ def mix(
         log_A=True,
     )
     gated, ungated = _gate(y, z, 0.5 if weights.halve else 1.0, "y" in reads)
-    found = {"y": ungated, **_sum_deltas(delta, ways, reads)}
+    signals = {"y": ungated, **_sum_deltas(delta, ways, reads)}
+    found = {name: signal for name, signal in signals.items() if signal is not None}
     found |= {name: part.sum(0) for name, part in (("ssm_B", ssm_B), ("ssm_C", ssm_C)) if name in reads}
     return [F.linear(gated, weights.out_proj), *(found[name] for name in reads)]
 

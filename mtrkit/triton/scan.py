@@ -134,12 +134,12 @@ def scan_backward(
         grad_last = grad_last.transpose(1, 2).contiguous()
     sizes = _blocks(channels // groups, states, BACKWARD_TILE)
     blocks = -(-(channels // groups) // sizes["BLOCK_E"])
-    none, wide = grad_y.new_empty(0), {"dtype": torch.float32}
+    none = grad_y.new_empty(0)
     du, ddelta = empty_as(scan.u), empty_as(scan.delta)
     dz = none if scan.z is None else empty_as(scan.z)
-    dA = u.new_empty((batch, states, channels), **wide)
-    dB, dC = (u.new_empty((batch, groups, blocks, length, states), **wide) for _ in range(2))
-    dD, dbias = (none if x is None else u.new_empty((batch, channels), **wide) for x in (D, bias))
+    dA = scan.u.new_empty((batch, states, channels), dtype=torch.float32)
+    dB, dC = (dA.new_empty((batch, groups, blocks, length, states)) for _ in range(2))
+    dD, dbias = (none if x is None else dA.new_empty((batch, channels)) for x in (D, bias))
     arguments = (
         *(grad_y, grad_last, u, delta, A, B, C, dense(D), z, dense(bias), lengths_of(lengths, scan.u), checkpoints),
         *(du, ddelta, dz, dA, dB, dC, dD, dbias, length, channels, states, groups, int(scan.reverse)),
@@ -148,7 +148,7 @@ def scan_backward(
         *(*scan.B.stride(), *scan.C.stride(), A.stride(0), 1),
     )
     sizes |= {"SPAN": SPAN, "HELD": HELD}
-    launch(kernels.scan_backward, batch * groups * blocks, u, arguments, warps=1, SOFTPLUS=scan.softplus, **sizes)
+    launch(kernels.scan_backward, batch * groups * blocks, scan.u, arguments, warps=1, SOFTPLUS=scan.softplus, **sizes)
     dB, dC = (x.sum(2).transpose(2, 3) for x in (dB, dC))
     dD, dbias = (x if x is none else x.sum(0) for x in (dD, dbias))
     return du, ddelta, dA.sum(0).t(), dB, dC, dD, dz, dbias

@@ -243,7 +243,7 @@ def scan_backward(
                 in_block, in_state, SOFTPLUS,
             )  # fmt: skip
             state = _advance(state, decay, (step * x)[None, :] * row[:, None], lasts, lengths)
-            held = held + (state,)
+            held = held + (state,)  # type: ignore[assignment]
         for j in tl.static_range(HELD):
             i = start + (HELD - 1 - j)
             exists, t = i < length, first + tl.minimum(i, length - 1) * forth
