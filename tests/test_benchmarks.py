@@ -77,6 +77,23 @@ def test_laboratory_draws(run, tmp_path):
     assert (tmp_path / f"docs/laboratory/{MODEL}/tokens.webp").stat().st_size > 10_000
 
 
+def test_plots_are_drawn_from_rows_alone(run, tmp_path, monkeypatch):
+    """As they lie in the repository; what is timed has a second plot."""
+    monkeypatch.setattr("mtrkit.measure.evaluation.predict", lambda *_, **__: pytest.fail("measured"))
+    for model in ("vim_micro_patch4_stride2_32", "vim_nano_patch4_stride2_32"):
+        rows = tmp_path / "benchmarks/results/runs" / model / "compare.json"
+        rows.parent.mkdir(parents=True)
+        rows.write_bytes((ROOT / "benchmarks/results/runs" / model / "compare.json").read_bytes())
+        (tmp_path / "docs/laboratory" / model).mkdir(parents=True)
+    run("plots")
+    made = {str(file.relative_to(tmp_path / "docs/laboratory")) for file in tmp_path.glob("docs/laboratory/*/*.png")}
+    assert made == {
+        "vim_micro_patch4_stride2_32/runs.png",
+        "vim_micro_patch4_stride2_32/runs_speed.png",
+        "vim_nano_patch4_stride2_32/runs.png",
+    }
+
+
 def test_laboratory_drops_every_token_alone(run, tmp_path):
     assert run("laboratory", "--model", MODEL, "--only", "leave_one_out", "--limit", "50") == 0
     file = tmp_path / f"benchmarks/results/laboratory/{MODEL}/leave_one_out.json"
