@@ -1,4 +1,4 @@
-"""The numbers of README.md, docs/results.md and docs/finetune.md, from the raw results: what stands there between two markers.
+"""The numbers of README.md and docs/, from the raw results: what stands there between two markers.
 
     python benchmarks/readme_tables.py            # writes the pages anew; a test asks that they are as this writes them
 
@@ -126,7 +126,8 @@ def retrained() -> str:
         change = f"from {100 * before['top1']:.1f} to {100 * after['top1']:.1f} %"
         found.append(f"at {ratio / 100:g} {change} in {after['minutes']:.0f} minutes")
     dense = 100 * read(f"{folder}/mtr_0_as_it_is.json")["top1"]
-    return f"Training with the reduction in place brings `mtr` {' and '.join(found)} on two CPU cores (dense {dense:.1f} %).\n"
+    trained = " and ".join(found)
+    return f"Training with the reduction in place brings `mtr` {trained} on two CPU cores (dense {dense:.1f} %).\n"
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
