@@ -59,8 +59,8 @@ def snippets(page: str) -> list[Snippet]:
 def commands(page: str) -> list[str]:
     """The command lines of a page that begin with `mtrkit`, or run it in several processes, or a script of ours.
 
-    Out of indented and fenced blocks, and out of `inline code`. Comments are cut off, continued lines joined. A line
-    with an ellipsis is an abbreviation.
+    Out of indented and fenced blocks, and out of `inline code`. Comments are cut off, continued lines joined. Lines
+    with an ellipsis are abbreviations.
     """
     text = (ROOT / page).read_text(encoding="utf-8")
     prose = _FENCE.sub("", text)
@@ -74,7 +74,7 @@ def commands(page: str) -> list[str]:
 def _command(line: str) -> str | None:
     line = re.sub(r"\s#\s.*", "", line).rpartition("&&")[2].strip()
     found = _COMMAND.match(line)
-    return (found[1] or found[2]) if found and not re.search(r"\.\.\.$|…", line) else None
+    return (found[1] or found[2]) if found and not re.search(r"\.\.\.|…|--help", line) else None
 
 
 def stand_ins() -> dict[str, object]:
