@@ -57,7 +57,7 @@ def pitch() -> str:
     dense, row = small[("dense", 0.0)], small[("runs", 0.4)]
     return (
         f"With 0.4 of its FLOPs removed by `runs`, Vim-Ti classifies 224×224 images ×{fast['speedup']:.2f} as fast on "
-        f"{fast['threads']} CPU cores.\n"
+        f"{fast['threads']} CPU cores.<br>\n"
         f"The cost: {lost(row, dense)} points of {100 * dense['top1']:.1f} % top-1 for our small reference model on "
         f"{row['n']} CIFAR-10 images.\n"
     )
