@@ -49,7 +49,7 @@ class NativeBuildHook(BuildHookInterface):
             self.app.display_warning(f"mtrkit is built without its compiled scan, which will be slower: {details}")
             return
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{_platform_tag()}"
+        build_data["tag"] = f"py3-none-{platform_tag()}"
         build_data["artifacts"].append(f"/{(FOLDER / library.name).as_posix()}")
 
 
@@ -61,21 +61,26 @@ def compile_library(library: Path, *flags: str) -> None:
         subprocess.CalledProcessError: It failed; ``stderr`` says at what.
     """
     command = compiler() or _zig()
-    position = [] if sys.platform == "win32" else ["-fPIC"]
+    position, libraries = ([], []) if sys.platform == "win32" else (["-fPIC"], ["-lm"])
     source = library.with_name("native.c")
     # Into a temporary place first: a library that a running process has mapped must not be written over.
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         fresh = Path(folder) / library.name
-        arguments = [*command, *FLAGS, *position, *flags, str(source), "-o", str(fresh)]
+        arguments = [*command, *FLAGS, *position, *flags, str(source), *libraries, "-o", str(fresh)]
         subprocess.run(arguments, check=True, capture_output=True, text=True)
         os.replace(fresh, library)
 
 
 def compiler() -> list[str]:
-    """The C compiler named by CC, else the first one on PATH, else nothing. MSVC has no vector types."""
+    """The C compiler named by CC, else the first one on PATH, else nothing.
+
+    On Windows CC alone counts: MSVC has no vector types, and what gcc makes there stops at vectors on the stack, which
+    it does not align.
+    """
     if os.environ.get("CC"):
         return shlex.split(os.environ["CC"])
-    found = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
+    names = () if sys.platform == "win32" else ("cc", "gcc", "clang")
+    found = next((path for name in names if (path := shutil.which(name))), None)
     return [found] if found else []
 
 
@@ -87,5 +92,9 @@ def _zig() -> list[str]:
     return [*command, "-mcpu=baseline"]
 
 
-def _platform_tag() -> str:
-    return sysconfig.get_platform().replace("universal2", platform.machine()).replace("-", "_").replace(".", "_")
+def platform_tag() -> str:
+    """The part of the wheel's name that says where it can be installed."""
+    found = sysconfig.get_platform().replace("universal2", platform.machine())
+    if found.startswith("macosx-10") and found.endswith("arm64"):
+        found = "macosx-11.0-arm64"  # a Python for both processors names a system older than ARM, which pip refuses
+    return found.replace("-", "_").replace(".", "_")

@@ -1,6 +1,7 @@
-"""Everything that only a GPU can show, in under ten minutes, as raw JSON files in a folder.
+"""Everything that only a GPU can show, in about a quarter of an hour, as raw JSON files in a folder.
 
     bash benchmarks/on_gpu.sh OUT
+    bash benchmarks/on_gpu.sh OUT --part throughput --seconds 3000
 
 The parts run one after the other, each in a process of its own with a limit of time, and each writes its file as it
 goes: a part that fails or takes too long leaves what it has and a reason, and the rest goes on. Without a GPU the same
@@ -10,17 +11,21 @@ there. The exit status is 1 if any part failed.
 | part | what |
 |---|---|
 | environment | device, driver, versions, commit, scan backends with their reasons |
-| tests | the tests marked ``gpu``, if pytest is installed |
+| tests | the tests marked ``gpu``, and those of Triton's kernels compiled for this GPU, if pytest is installed |
 | parity | every backend that runs here: scan and its gradients against the float64 reference on the CPU |
-| models | logits of dense and reduced models here against the CPU |
-| throughput | dense and reduced Vim-Ti, -S and -B: batch sizes, precisions, methods, ratios, timed in turns |
+| models | logits of dense and reduced models here against the CPU, for every backend that runs |
+| kernels | scan, convolution, gradients, norm and reduction alone: mamba_ssm, Triton and torch in turns |
+| modes | dense and reduced Vim-Ti, -S and -B, eager, compiled and as a CUDA graph, for every backend that runs |
+| throughput | the same models, eager: batch sizes, precisions, methods, ratios, timed in turns |
 | training | images per second of a forward and backward pass, dense and reduced, for every backend that runs |
 | profile | where the time of a dense and a reduced pass goes, by kernel |
+| tiles | Triton's scan with other tiles than it has, to choose them by |
 """
 
 import argparse
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -31,6 +36,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gpu_kernels
 import torch
 
 import mtrkit
@@ -58,6 +64,10 @@ class Sizes(NamedTuple):
     models: tuple[str, ...]
     batches: tuple[int, ...]
     precisions: tuple[str, ...]
+    plain_precisions: tuple[str, ...]  # without autocast
+    modes: tuple[str, ...]
+    widths: tuple[int, ...]  # D of the models
+    length: int  # tokens of single kernels
     lengths: tuple[int, ...]
     ratios: tuple[float, ...]
     rounds: int
@@ -67,13 +77,17 @@ class Sizes(NamedTuple):
 GPU = Sizes(
     models=("vim_tiny_patch16_224", "vim_small_patch16_224", "vim_base_patch16_224"),
     batches=(128, 1, 16),
-    precisions=("float32", "amp-bfloat16"),
+    precisions=("bfloat16", "float32", "float16", "amp-bfloat16"),
+    plain_precisions=("bfloat16", "float32", "float16"),
+    modes=("eager", "graph", "compiled"),
+    widths=(192, 384, 768),
+    length=197,
     lengths=(1, 17, 131, 197, 513),
     ratios=(0.05, 0.2, 0.3, 0.4),
     rounds=5,
     seconds=0.1,
 )
-DRY = Sizes(("vim_micro_patch4_32",), (1,), ("float32",), (17,), (0.3,), 1, 0.0)
+DRY = Sizes(("vim_micro_patch4_32",), (1,), ("float32",), ("float32",), ("eager",), (16,), 9, (17,), (0.3,), 1, 0.0)
 
 
 def environment(device: torch.device, sizes: Sizes) -> Rows:
@@ -93,15 +107,21 @@ def environment(device: torch.device, sizes: Sizes) -> Rows:
 
 
 def tests(device: torch.device, sizes: Sizes) -> Rows:
-    """The tests marked gpu."""
+    """The tests marked gpu; on a GPU also those of the kernels, which otherwise run in Triton's interpreter."""
     if importlib.util.find_spec("pytest") is None:
         yield {"ran": False, "reason": "pytest is not installed here"}
         return
-    folders = ["tests/ops/test_runtime.py", "tests/methods/test_runtime.py"]
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *folders]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    yield {"ran": True, "status": done.returncode, "output": done.stdout[-4000:]}
-    if done.returncode not in (0, 5):
+    chosen = [["-m", "gpu", "tests/ops/test_runtime.py", "tests/methods/test_runtime.py"]]
+    if device.type != "cpu":
+        chosen += [["tests/triton"], ["-k", "triton", "tests/scan"]]
+    statuses = []
+    for arguments in chosen:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+        environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # the tests ask for deterministic products
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        statuses.append(done.returncode)
+        yield {"ran": arguments, "status": done.returncode, "output": done.stdout[-4000:]}
+    if not set(statuses) <= {0, 5}:
         raise RuntimeError("tests failed; see the output")
 
 
@@ -122,28 +142,46 @@ def asdict_of(found: Any) -> dict[str, Any]:
 
 
 def models(device: torch.device, sizes: Sizes) -> Rows:
-    """Relative error of the logits, dense and reduced by a method whose choice does not turn where numbers round."""
+    """Relative error of the logits, dense and reduced by methods whose choice seldom turns where numbers round."""
     for name in sizes.models:
         torch.manual_seed(0)
         model = mtrkit.create_model(name).eval()
         images = torch.randn(4, *model.patch_embed.input_size)
         for method, ratio in (("random", 0.0), ("random", 0.3), ("mtr", 0.3), ("runs", 0.3)):
-            reduced = mtrkit.apply_reduction(twin(model), method, ratio=ratio)
             with torch.inference_mode():
-                wanted = reduced(images)
-                found = mtrkit.apply_reduction(twin(model).to(device), method, ratio=ratio)(images.to(device)).cpu()
+                wanted = mtrkit.apply_reduction(twin(model), method, ratio=ratio)(images)
+                for backend in usable(device):
+                    with use_scan_backend(backend):
+                        here = mtrkit.apply_reduction(twin(model).to(device), method, ratio=ratio)
+                        found = here(images.to(device)).cpu()
+                    error = float((found - wanted).norm() / wanted.norm())
+                    yield {"model": name, "backend": backend, "method": method, "ratio": ratio, "error": error}
             model.cpu()
-            error = float((found - wanted).norm() / wanted.norm())
-            yield {"model": name, "method": method, "ratio": ratio, "error": error}
+
+
+def kernels(device: torch.device, sizes: Sizes) -> Rows:
+    """Single kernels; see gpu_kernels.py."""
+    yield from gpu_kernels.kernels(device, sizes, usable(device))
+
+
+def modes(device: torch.device, sizes: Sizes) -> Rows:
+    """Eager, compiled, CUDA graph; see gpu_kernels.py."""
+    yield from gpu_kernels.modes(device, sizes, usable(device))
+
+
+def tiles(device: torch.device, sizes: Sizes) -> Rows:
+    """Tiles of Triton's scan; see gpu_kernels.py."""
+    yield from gpu_kernels.tiles(device, sizes, usable(device))
 
 
 def throughput(device: torch.device, sizes: Sizes) -> Rows:
     """Images per second, speed-up, and the speed-up that the FLOPs promise, for every backend that runs."""
     for name in sizes.models:
-        model = mtrkit.create_model(name).eval().to(device)
+        dense = mtrkit.create_model(name).eval().to(device)
         for batch in sizes.batches:
-            x = torch.randn(batch, *model.patch_embed.input_size, device=device)
             for precision in map(Precision, sizes.precisions):
+                model = precision.cast(twin(dense))
+                x = torch.randn(batch, *model.patch_embed.input_size, device=device, dtype=precision.weights)
                 for backend in usable(device):
                     with use_scan_backend(backend):
                         yield from timed(model, x, precision, {"model": name, "backend": backend}, sizes)
@@ -184,7 +222,7 @@ def training(device: torch.device, sizes: Sizes) -> Rows:
         x = torch.randn(sizes.batches[0], *model.patch_embed.input_size, device=device)
         models = {"dense": model}
         models |= {method: mtrkit.apply_reduction(twin(model), method, ratio=0.4) for method in ("mtr", "runs")}
-        for precision in map(Precision, sizes.precisions):
+        for precision in map(Precision, ("float32", *[p for p in sizes.precisions if p.startswith("amp-")])):
             for backend in usable(device):
                 with use_scan_backend(backend):
                     passes = {key: training_pass(found, x, precision) for key, found in models.items()}
@@ -223,18 +261,22 @@ def profile(device: torch.device, sizes: Sizes) -> Rows:
 
 PARTS: dict[str, tuple[Callable[[torch.device, Sizes], Rows], int]] = {  # with seconds that each may take
     "environment": (environment, 40),
-    "tests": (tests, 80),
+    "tests": (tests, 200),
     "parity": (parity, 80),
     "models": (models, 60),
+    "kernels": (kernels, 100),
+    "modes": (modes, 150),
     "throughput": (throughput, 230),
     "training": (training, 60),
     "profile": (profile, 40),
+    "tiles": (tiles, 60),
 }
 
 
-def run_part(name: str, out: Path, device: torch.device) -> None:
+def run_part(name: str, out: Path, device: torch.device, seconds: float | None = None) -> None:
     """Run one part here, and write its file after every row; no new row is begun when its time is up."""
-    call, seconds = PARTS[name]
+    call, usual = PARTS[name]
+    seconds = usual if seconds is None else seconds
     dry = device.type == "cpu"
     report: dict[str, Any] = {"part": name, "dry_run": dry, "machine": describe_machine(device), "rows": []}
     begin, failed = time.monotonic(), False
@@ -283,11 +325,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder for the JSON files")
     parser.add_argument("--part", choices=PARTS, help="only this one, in this process")
+    parser.add_argument("--seconds", type=float, help="how long that part may take")
     args = parser.parse_args()
     warnings.simplefilter("ignore", mtrkit.SmallModelWarning)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.part:
-        run_part(args.part, args.out, device)
+        run_part(args.part, args.out, device, args.seconds)
     sys.exit(run_all(args.out, device))
 
 

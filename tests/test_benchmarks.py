@@ -128,9 +128,14 @@ def test_what_needs_a_gpu_is_tried_without_one(tmp_path):
     again = subprocess.run([*script, "--part", "throughput"], env=environment, check=False)
     assert again.returncode == 0
     reports = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("*.json")}
-    assert reports.keys() == {"environment", "tests", "parity", "models", "throughput", "training", "profile"}
+    parts = {"kernels", "modes", "throughput", "training", "profile", "tiles"}
+    assert reports.keys() == {"environment", "tests", "parity", "models"} | parts
     for report in reports.values():
         assert report["dry_run"] and report["machine"]["commit"] and report["rows"] and "failed" not in report
+    calls = {row["call"]: row["microseconds"] for row in reports["kernels"]["rows"]}
+    assert {"scan", "scan, gradients", "convolution, gradients", "sum and norm", "match", "merge"} < calls.keys()
+    assert all("native" in timings for timings in calls.values())
+    assert {row["mode"] for row in reports["modes"]["rows"]} == {"eager"}
     assert all(row.get("good") or row.get("reason") for row in reports["parity"]["rows"])
     assert all(row["error"] < 1e-5 for row in reports["models"]["rows"])
     assert {row["method"] for row in reports["throughput"]["rows"]} == {"dense", "mtr", "runs", "rmeeto"}

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mtrkit
+from mtrkit.data import bundled_images
 from mtrkit.models.releases import BUNDLED
 from tests.helpers.running import ROOT, run_python
 
@@ -58,6 +59,14 @@ def test_export():
     assert done.returncode == 0, done.stderr
     by_onnx, by_torch = (line.partition(":")[2] for line in done.stdout.splitlines() if line.startswith("classes by"))
     assert by_onnx.strip() == by_torch.strip() and "'method': 'mtr', 'ratio': '0.3'" in done.stdout
+
+
+def test_process_pool():
+    done = run("08_process_pool.py", "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    answers = [line.partition(": ") for line in done.stdout.splitlines()]
+    right = [name for image, _, name in answers if name == bundled_images().classes[int(image) // 100]]
+    assert len(answers) == 10 and len(right) > 6
 
 
 def test_segment():

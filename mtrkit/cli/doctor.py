@@ -26,7 +26,7 @@ _PACKAGES = {  # distribution → (import name, or None if its version is all we
     "safetensors": ("safetensors", "checkpoints", "pip install safetensors"),
     "timm": ("timm", "our models in timm.create_model", "pip install timm"),
     "torchvision": ("torchvision", "timm imports it; mtrkit needs none", "install the build that fits your torch"),
-    "triton": (None, "torch.compile on a GPU", "pip install triton"),
+    "triton": (None, "scan and torch.compile on a GPU", "pip install triton"),
     "huggingface-hub": (None, "fetching official checkpoints", "pip install huggingface-hub"),
 }
 _CUDA_ONLY = {  # the same, for packages that are of use with an NVIDIA GPU only

@@ -11,7 +11,7 @@ from mtrkit.dynamo import refuse_proxy
 from mtrkit.errors import InputError, OptionError, SizeWarning
 from mtrkit.models.positions import grid_of
 from mtrkit.scan import fused
-from mtrkit.scan.fastpath import MIXED, for_inference, known_forward, plain_tensors
+from mtrkit.scan.fastpath import can_add_and_norm, known_forward
 
 Size = int | tuple[int, int]
 
@@ -50,13 +50,13 @@ class RMSNorm(nn.Module):
     @overload
     def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]: ...
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """(..., D) to (..., D); with a residual of that shape the norm of ``residual + x``, and that sum."""
+        """(..., D) to (..., D); with a residual of that shape the norm of ``residual + x`` like x, and that sum."""
         if residual is None:
             return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
-        if residual.dtype is torch.float32 and for_inference(x, MIXED) and plain_tensors((self.weight,)):
+        if can_add_and_norm(x, residual, self.weight):
             return fused.add_rms_norm(x, residual, self.weight, self.eps)
         residual = residual + x
-        return self.forward(residual), residual
+        return self.forward(residual).to(x.dtype), residual
 
     def extra_repr(self) -> str:
         """What printing the model shows."""

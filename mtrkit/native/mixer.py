@@ -37,12 +37,12 @@ def mix(
     """Mixer output (B, L, D) for normalised tokens (B, L, D), and the signals that are read, in their order.
 
     Args:
-        hidden: (B, L, D) float32 or of 16 bits; the signals are float32.
+        hidden: (B, L, D) float32 or of 16 bits.
         weights: Without biases outside of the directions; the second direction runs backward.
         reads: Names of fields of :class:`mtrkit.types.Signals`, but for those of attention.
         lengths: (B, L) int64, how many positions each token lasts; their outputs are means over these. Default: one.
         before: Jobs that run first, such as one that writes the tokens.
-        dtype: Of the model, and so of the output. Default: that of ``hidden``.
+        dtype: Of the model, and so of output and signals; the mean of Δ is float32. Default: that of ``hidden``.
     """
     layers: list[Tensor | None] = [weights.in_proj, weights.out_proj]
     layers += [weight for way in weights.directions for weight in way]
@@ -68,7 +68,8 @@ def mix(
     lib.library().run_mixer(job, -(-batch // chunk), *before)
     del memory, made  # which the job has read until here
     found = _read(reads, delta, y, projected, sizes)
-    return [_columns(out, width).to(dtype), *(found[name] for name in reads)]
+    signals = [found[name] if name == "delta_mean" else found[name].to(dtype) for name in reads]
+    return [_columns(out, width).to(dtype), *signals]
 
 
 def _halves(dtype: torch.dtype, weights: MixerWeights, width: int, inner: int) -> tuple[frozenset[int], int]:
@@ -83,11 +84,11 @@ def _halves(dtype: torch.dtype, weights: MixerWeights, width: int, inner: int) -
 
 
 def add_and_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Root-mean-square norm of ``residual + x`` (..., D), times ``weight``, and that sum, in float32."""
-    x, residual, weight = _as_summand(x), dense(residual), dense(weight)
+    """Root-mean-square norm of ``residual + x`` (..., D), times ``weight``, like x, and that sum, in float32."""
+    dtype, x, residual, weight = x.dtype, _as_summand(x), dense(residual), dense(weight)
     job, normed, total = _norm(x, residual, weight, eps)
     lib.library().run(job)
-    return normed, total
+    return normed.to(dtype), total
 
 
 def norm_and_mix(

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtrkit.errors import InputError
 from mtrkit.native import library as lib
 from mtrkit.native.jobs import CONV, NO_VIEW, SOFTPLUS, SUM, address, as_float, dense, pack_scan, positions, view_of
-from mtrkit.native.layout import empty_as
+from mtrkit.native.layout import empty_as, expect, expect_scan
 from mtrkit.types import Scan
 
 ScanGrads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -44,13 +43,13 @@ def scan_backward(
     du, ddelta, none = empty_as(scan.u, torch.float32), empty_as(scan.delta, torch.float32), grad_y.new_empty(0)
     dz = none if scan.z is None else empty_as(scan.z, torch.float32)
     if grad_last is not None:
-        _expect("grad_last", grad_last, (batch, channels, states))
+        expect("grad_last", grad_last, (batch, channels, states))
     dlast = None if grad_last is None else dense(grad_last.transpose(1, 2))
     blocks = _blocks(channels, groups)
     sums = du.new_empty((batch, groups, blocks, states + 2, lib.BLOCK))
     dBC = du.new_empty((batch, groups, -(-blocks // lib.TEAM_BLOCKS), length, 2 * states))
-    _expect("grad_y", grad_y, scan.u.shape)
-    _expect("checkpoints", checkpoints, checkpoint_shape(batch, channels, length, states, groups, True))
+    expect("grad_y", grad_y, scan.u.shape)
+    expect("checkpoints", checkpoints, checkpoint_shape(batch, channels, length, states, groups, True))
     grads = {"dy": as_float(grad_y), "du": du, "ddelta": ddelta, "dz": None if scan.z is None else dz}
     job = pack_scan(
         _sizes(ready),
@@ -92,7 +91,7 @@ def conv_backward(
     """Gradients of x, weight (E, K) and bias (empty without one) in float32."""
     channels, width = weight.shape
     dx, lengths = empty_as(x, torch.float32), lengths_of(x, lengths)
-    _expect("grad_y", grad_y, x.shape)
+    expect("grad_y", grad_y, x.shape)
     grad_y, x, weight, bias = as_float(grad_y), as_float(x), dense(weight), _dense(bias)
     sums = x.new_empty((x.shape[0], 1, _blocks(channels, 1), width + 1, lib.BLOCK))
     job = CONV.pack(
@@ -109,7 +108,7 @@ def softplus_forward(delta: Tensor, bias: Tensor | None) -> Tensor:
     """softplus(delta + bias) for delta (B, E, L) and bias (E,)."""
     dtype, out = delta.dtype, empty_as(delta, torch.float32)
     if bias is not None:
-        _expect("bias", bias, delta.shape[1:2])
+        expect("bias", bias, delta.shape[1:2])
     delta, bias = as_float(delta), _dense(bias)
     job = SOFTPLUS.pack(*delta.shape, *view_of(delta), *view_of(out), address(bias))
     lib.library().run((lib.SOFTPLUS, job))
@@ -125,19 +124,7 @@ def checkpoint_shape(batch: int, channels: int, length: int, states: int, groups
 
 def _ready(scan: Scan) -> Scan:
     """In float32 and in an order of memory that C reads; every size is checked, as C cannot."""
-    batch, channels, length = scan.u.shape
-    states, groups = scan.A.shape[-1], scan.B.shape[1]
-    if groups < 1 or channels % groups:
-        raise InputError(f"B has {groups} groups; expected a number that divides the {channels} channels of u")
-    expected = {
-        **dict.fromkeys(("delta", "z"), (batch, channels, length)),
-        **dict.fromkeys(("B", "C"), (batch, groups, states, length)),
-        **dict.fromkeys(("D", "bias"), (channels,)),
-        "A": (channels, states),
-    }
-    for name, shape in expected.items():
-        if (x := getattr(scan, name)) is not None:
-            _expect(name, x, shape)
+    expect_scan(scan)
     return scan._replace(
         u=as_float(scan.u),
         delta=as_float(scan.delta),
@@ -164,21 +151,16 @@ def lengths_of(x: Tensor, lengths: Tensor | None) -> Tensor | None:
     """(B, L) as C reads it, for tokens (B, E, L)."""
     if lengths is None:
         return None
-    _expect("lengths", lengths, (x.shape[0], x.shape[2]))
+    expect("lengths", lengths, (x.shape[0], x.shape[2]))
     return positions(lengths)
 
 
 def _conv_sizes(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> tuple[int, ...]:
     batch, channels, length = x.shape
-    _expect("weight", weight, (channels, weight.shape[-1]))
+    expect("weight", weight, (channels, weight.shape[-1]))
     if bias is not None:
-        _expect("bias", bias, (channels,))
+        expect("bias", bias, (channels,))
     return (batch, channels, length, weight.shape[1], silu, reverse)
-
-
-def _expect(name: str, x: Tensor, shape: Sequence[int]) -> None:
-    if tuple(x.shape) != tuple(shape):
-        raise InputError(f"{name} has shape {tuple(x.shape)}; expected {tuple(shape)}")
 
 
 def _dense(x: Tensor | None) -> Tensor | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from mtrkit.ops.tensors import comparable, precise_product, take
 from mtrkit.scan import operators
 from mtrkit.scan.dispatch import standard_only
-from mtrkit.scan.fastpath import can_match
+from mtrkit.scan.fastpath import matching_kernels
 
 Similarity = Literal["cosine", "l1", "l2"]
 
@@ -39,8 +39,9 @@ def match_nearest(metric: Tensor, src: Tensor, dst: Tensor, similarity: Similari
     """
     metric = comparable(metric)
     if similarity == "cosine":
-        if kth == 1 and dst.shape[1] and can_match(metric):
-            return operators.nearest(metric.detach(), src, dst)
+        kernels = matching_kernels(metric) if kth == 1 and dst.shape[1] else ""
+        if kernels:
+            return operators.nearest(metric.detach(), src, dst, kernels)
         metric = F.normalize(metric, dim=-1)
     scores, scale = _similarity_matrix(take(metric, src), take(metric, dst), similarity)
     first = _first_best(scores, scale)
@@ -86,8 +87,9 @@ def pair_similarity(metric: Tensor, a: Tensor, b: Tensor, similarity: Similarity
     """
     metric = comparable(metric)
     if similarity == "cosine":
-        if can_match(metric):
-            return operators.cosines(metric.detach(), a, b)
+        kernels = matching_kernels(metric)
+        if kernels:
+            return operators.cosines(metric.detach(), a, b, kernels)
         metric = F.normalize(metric, dim=-1)
         return (take(metric, a) * take(metric, b)).sum(dim=-1)
     apart = take(metric, a) - take(metric, b)

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtrkit.native import tokens as native
+from mtrkit.native.tokens import Merge
 from mtrkit.ops.tensors import precise_product, take
 from mtrkit.scan.dispatch import standard_only
-from mtrkit.scan.fastpath import can_merge
+from mtrkit.scan.fastpath import merging_kernels
+from mtrkit.scan.kernels import token_kernels
 from mtrkit.types import TokenMap
 
 
@@ -47,8 +48,10 @@ class Merger:
             return take(tokens, token_map.kept)
         if token_map.combine != "mean":
             return _merge_extreme(tokens, token_map)
-        if can_merge(tokens, token_map.slot):
-            return native.merge([native.Merge(tokens, token_map.weight)], token_map.slot, token_map.num_kept)[0]
+        kernels = merging_kernels(tokens, token_map.slot)
+        if kernels:
+            merges = [Merge(tokens, token_map.weight)]
+            return token_kernels(kernels).merge(merges, token_map.slot, token_map.num_kept)[0]
         if standard_only():
             return _multiply(tokens, token_map, token_map.weight)
         if token_map.weight is None:
@@ -60,22 +63,24 @@ class Merger:
         token_map = self.map
         if not token_map.merged.shape[1]:
             return take(size, token_map.kept)
-        if can_merge(size, token_map.slot):
-            return native.merge([native.Merge(size, mean=False)], token_map.slot, token_map.num_kept)[0]
+        kernels = merging_kernels(size, token_map.slot)
+        if kernels:
+            return token_kernels(kernels).merge([Merge(size, mean=False)], token_map.slot, token_map.num_kept)[0]
         if standard_only():
             return _multiply(size, token_map, mean=False)
         return _gather_up(size, self.bags(), "sum")
 
     def stream(self, hidden: Tensor, residual: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """:meth:`tokens` of two and :meth:`sizes`: in one call if the compiled library takes all three."""
+        """:meth:`tokens` of two and :meth:`sizes`: in one call if the same kernels take all three."""
         token_map = self.map
         several = token_map.merged.shape[1] and hidden.shape[2] and token_map.combine == "mean"
-        if several and all(can_merge(tensor, token_map.slot) for tensor in (hidden, residual, size)):
-            merges = [native.Merge(hidden, token_map.weight), native.Merge(residual, token_map.weight)]
-            merges.append(native.Merge(size, mean=False))
-            hidden, residual, size = native.merge(merges, token_map.slot, token_map.num_kept)
-            return hidden, residual, size
-        return self.tokens(hidden), self.tokens(residual), self.sizes(size)
+        found = {merging_kernels(tensor, token_map.slot) for tensor in (hidden, residual, size)} if several else {""}
+        kernels = found.pop()
+        if not kernels or found:
+            return self.tokens(hidden), self.tokens(residual), self.sizes(size)
+        merges = [Merge(hidden, token_map.weight), Merge(residual, token_map.weight), Merge(size, mean=False)]
+        hidden, residual, size = token_kernels(kernels).merge(merges, token_map.slot, token_map.num_kept)
+        return hidden, residual, size
 
 
 class _Bags(NamedTuple):

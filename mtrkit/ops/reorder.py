@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from mtrkit.native import tokens as native
 from mtrkit.ops.group import without
-from mtrkit.scan.fastpath import can_number
+from mtrkit.scan.fastpath import numbering_kernels
+from mtrkit.scan.kernels import token_kernels
 from mtrkit.types import TokenMap
 
 
@@ -30,8 +30,9 @@ def token_map(
     tensor([[ 0,  1, -1,  1]])
     """
     pair = (kept[:, :0],) * 2 if merged is None or target is None else (merged, target)
-    if can_number(kept, *pair):
-        slot, kept = native.number(num_tokens, kept, *pair, ordered)
+    kernels = numbering_kernels(kept, *pair)
+    if kernels:
+        slot, kept = token_kernels(kernels).number(num_tokens, kept, *pair, ordered)
         return TokenMap(slot, kept, pair[0])
     kept = torch.sort(kept, dim=1).values if ordered else kept
     batch, num_kept = kept.shape

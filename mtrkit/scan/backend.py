@@ -44,6 +44,7 @@ class Backend:
         length_last: Whether it reads (B, E, L) tensors fastest when tokens, not channels, are neighbours in
             memory.
         steps_through_runs: Whether tokens that last several positions are not written out.
+        chosen_on: Types of devices on which ``"auto"`` may take it. Default: all that it takes.
     """
 
     name: str
@@ -54,3 +55,4 @@ class Backend:
     softplus: Callable[[Tensor, Tensor | None], Tensor]
     length_last: bool = False
     steps_through_runs: bool = False
+    chosen_on: tuple[str, ...] | None = None

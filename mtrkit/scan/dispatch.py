@@ -13,13 +13,14 @@ from mtrkit.dynamo import constant_result
 from mtrkit.errors import BackendError
 from mtrkit.native.library import library
 from mtrkit.registry import Registry
-from mtrkit.scan import mamba_ssm, operators, reference, standard
+from mtrkit.scan import mamba_ssm, operators, reference, standard, triton
 from mtrkit.scan.backend import COUNTERS, Backend, BackendStatus, dispatch_modes
+from mtrkit.scan.kernels import NATIVE, TRITON, compiled_for
 
 _logger = logging.getLogger(__name__)
 
 BACKENDS: Registry[Backend] = Registry("scan backend")
-for _backend in (mamba_ssm.BACKEND, operators.BACKEND, reference.BACKEND):  # best first
+for _backend in (mamba_ssm.BACKEND, triton.BACKEND, operators.BACKEND, reference.BACKEND):  # best first
     BACKENDS.add(_backend.name, _backend)
 _STANDARD = {backend.name: backend for backend in (standard.CHUNKS, standard.OPERATOR)}  # never chosen by themselves
 
@@ -44,7 +45,8 @@ def _named(name: str) -> Backend:
 def use_scan_backend(name: str) -> Iterator[None]:
     """Make every scan inside the block use one backend, in all threads of this process.
 
-    Other operations on tokens follow: unless the backend is ``"native"``, no compiled code of mtrkit runs.
+    Other operations on tokens follow: unless the backend is ``"native"`` no compiled code of mtrkit runs, and unless it
+    is ``"triton"`` none of its kernels on a GPU.
 
     Args:
         name: A name in :func:`scan_backends`, or ``"auto"`` for the best that can run.
@@ -71,15 +73,15 @@ def backend_for(device: torch.device | str) -> str:
     return backend_of(torch.device(device).type)
 
 
-def backend_of(device_type: str) -> str:
-    """The same for a device type."""
-    return _choose(_forced, device_type, torch.float32)
+def backend_of(device_type: str, dtype: torch.dtype = torch.float32) -> str:
+    """The same for a device type and a dtype."""
+    return _choose(_forced, device_type, dtype)
 
 
 def slow_scan(device: torch.device | str) -> str:
     """What to do if float32 tensors on a device are scanned by torch operations; empty if a kernel does it."""
     kind = torch.device(device).type
-    if backend_of(kind) != operators.BACKEND.name or operators.compiled_for(kind, torch.float32):
+    if backend_of(kind) != operators.BACKEND.name or compiled_for(kind, torch.float32):
         return ""
     slow = f"on {kind} the scan runs as torch operations, many times slower than a kernel"
     if kind != "cpu":
@@ -95,16 +97,18 @@ def writes_runs_out(name: str) -> bool:
     return not _named(name).steps_through_runs
 
 
-def steps_through_runs(x: Tensor) -> bool:
-    """Whether convolution and scan of tensors like ``x`` can take tokens that last several positions as they are."""
-    if under_transform() or _choose(_forced, x.device.type, x.dtype) != operators.BACKEND.name:
-        return False
-    return _compiled(x.device.type, x.dtype)
+def stepping_kernels(x: Tensor) -> str:
+    """Name of the kernels that take tokens like ``x`` which last several positions as they are; empty if none do."""
+    if under_transform():
+        return ""
+    name = backend_of(x.device.type, x.dtype)
+    stepping = name == TRITON or (name == NATIVE and _compiled(x.device.type, x.dtype))
+    return name if stepping else ""
 
 
 @constant_result
 def _compiled(device: str, dtype: torch.dtype) -> bool:
-    return operators.compiled_for(device, dtype)
+    return compiled_for(device, dtype)
 
 
 def length_last(device: torch.device) -> bool:
@@ -168,9 +172,13 @@ def _chosen(name: str, device: str, dtype: torch.dtype) -> str:
 
 
 def _best(device: str, dtype: torch.dtype) -> str:
-    best = next(b for b in BACKENDS if not b.refuses(device, dtype) and b.status()[0])
+    best = next(b for b in BACKENDS if _may_choose(b, device) and not b.refuses(device, dtype) and b.status()[0])
     _logger.debug("scan backend for %s tensors of %s: %s (%s)", device, dtype, best.name, best.status()[1])
     return best.name
+
+
+def _may_choose(backend: Backend, device: str) -> bool:
+    return backend.chosen_on is None or device in backend.chosen_on
 
 
 def _require_available(backend: Backend) -> None:

@@ -1,8 +1,8 @@
-"""The one door to the compiled library: every question whether a call may go straight there is answered here.
+"""The one door to whole mixers, norms and reductions by kernels: whether a call may go straight there is said here.
 
-A call passes if the backend in force is ``"native"``, the tensors are float32 on a CPU (whole mixers and norms take 16
-bits too) and hold what they show, and nothing has to see what happens inside: no derivative, no autocast, no tracer, no
-transform, no hook.
+A call passes if the backend in force is ``"native"`` and the tensors are on a CPU (float32; whole mixers, norms and
+merges take 16 bits too), or if it is ``"triton"``; if the tensors hold what they show; and if nothing has to see what
+happens inside: no derivative, no autocast, no tracer, no transform, no hook.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,6 +17,7 @@ from mtrkit.native.jobs import has_memory
 from mtrkit.native.library import current_level, library
 from mtrkit.native.weights import MixerWeights
 from mtrkit.scan.dispatch import backend_of, under_transform
+from mtrkit.scan.kernels import NATIVE, TRITON
 
 M = TypeVar("M", bound=type[nn.Module])
 
@@ -46,11 +47,25 @@ def _level() -> int:
     return -1 if library().missing else current_level()
 
 
-def for_inference(x: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:
-    """Whether :func:`native_is_fastest` for this tensor, and neither a derivative nor another precision is wanted."""
-    if not x.is_cpu or x.dtype not in dtypes or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+def inference_kernels(x: Tensor) -> str:
+    """Name of the kernels that run mixers, norms and merges of tensors like ``x``; empty if torch's operators do."""
+    if x.is_cpu and x.dtype in MIXED and native_is_fastest():
+        return NATIVE
+    return TRITON if backend_of(x.device.type, x.dtype) == TRITON else ""
+
+
+def for_inference(x: Tensor) -> bool:
+    """Whether there are :func:`inference_kernels`, and neither a derivative nor another precision is wanted."""
+    if torch.is_grad_enabled() or x.is_meta or torch.is_autocast_enabled(x.device.type):
         return False
-    return native_is_fastest() and not under_transform()
+    return inference_kernels(x) != "" and not under_transform()
+
+
+def can_add_and_norm(x: Tensor, residual: Tensor, weight: Tensor) -> bool:
+    """Whether sum and norm may be one operator."""
+    if not for_inference(x) or not plain_tensors((weight,)):
+        return False
+    return residual.dtype is torch.float32 or (residual.dtype is x.dtype and inference_kernels(x) == TRITON)
 
 
 def no_tracing(x: Tensor) -> bool:
@@ -68,7 +83,7 @@ def can_mix(weights: object, hidden: Tensor) -> TypeGuard[MixerWeights]:
         return False
     if hidden.dtype is not weights.in_proj.dtype:  # torch has a word on that
         return False
-    return for_inference(hidden, MIXED) and (torch.compiler.is_compiling() or not _functions_are_watched())
+    return for_inference(hidden) and (torch.compiler.is_compiling() or not _functions_are_watched())
 
 
 def _functions_are_watched() -> bool:
@@ -81,28 +96,35 @@ def _functions_are_watched() -> bool:
     return any(mode.__name__ != "DeviceContext" for mode in modes)
 
 
-def can_match(metric: Tensor) -> bool:
-    """Whether the operators that match take this tensor; they have no derivatives, as what they find only ranks."""
-    if metric.dtype != torch.float32 or not native_can_run(metric.device.type) or under_transform():
-        return False
-    return torch.compiler.is_compiling() or has_memory(metric)
-
-
-def can_merge(tokens: Tensor, slot: Tensor) -> bool:
-    """Whether :func:`mtrkit.native.tokens.merge` takes these tokens, and the slots that they go to."""
-    return for_inference(tokens, MIXED) and no_tracing(tokens) and plain_tensors((slot,))
+def matching_kernels(metric: Tensor) -> str:
+    """Name of the kernels that match by this tensor, or nothing; derivatives or not, as what they find only ranks."""
+    if under_transform() or not (torch.compiler.is_compiling() or has_memory(metric)):
+        return ""
+    device = metric.device.type
+    if metric.dtype == torch.float32 and native_can_run(device):
+        return NATIVE
+    return TRITON if backend_of(device, metric.dtype) == TRITON else ""
 
 
 def can_split(score: Tensor, special: Tensor) -> bool:
     """Whether :func:`mtrkit.native.tokens.split` takes these scores; positions have no derivatives."""
-    return score.is_cpu and score.dtype is torch.float32 and type(score) is Tensor and can_number(special)
+    plain = score.is_cpu and score.dtype is torch.float32 and type(score) is Tensor
+    return plain and numbering_kernels(special) == NATIVE
 
 
-def can_number(kept: Tensor, *others: Tensor) -> bool:
-    """Whether :func:`mtrkit.native.tokens.number` takes these positions."""
-    if not kept.is_cpu or kept.dtype is not torch.int64 or not native_is_fastest() or not no_tracing(kept):
-        return False
-    return plain_tensors(others)
+def merging_kernels(tokens: Tensor, slot: Tensor) -> str:
+    """Name of the kernels that merge these tokens into the slots that they go to, or nothing."""
+    alone = for_inference(tokens) and no_tracing(tokens) and plain_tensors((slot,))
+    return inference_kernels(tokens) if alone else ""
+
+
+def numbering_kernels(kept: Tensor, *others: Tensor) -> str:
+    """Name of the kernels that number slots by these positions, or nothing."""
+    if kept.dtype is not torch.int64 or not no_tracing(kept) or not plain_tensors(others):
+        return ""
+    if kept.is_cpu and native_is_fastest():
+        return NATIVE
+    return TRITON if backend_of(kept.device.type) == TRITON else ""
 
 
 def plain_tensors(tensors: Iterable[Tensor | None]) -> bool:

@@ -48,7 +48,7 @@ def _beyond(batch: int, length: int, channels: int, states: int, positions: int)
 
 
 def _scan_runs(u: Shape, delta: Shape, A: Shape, *rest: Any) -> int:
-    positions = rest[-4]
+    positions = rest[6]  # behind B, C, D, z, the bias of Δ and the lengths
     return _scan(u, delta, A, *rest) + _beyond(u[0], u[2], u[1], A[1], positions)
 
 
@@ -76,13 +76,13 @@ def _mixer(
     return count
 
 
-def _nearest(metric: Shape, src: Shape, dst: Shape) -> int:
+def _nearest(metric: Shape, src: Shape, dst: Shape, *rest: Any) -> int:
     """Two per multiply-add, as R-MeeTo's counter has it."""
     batch, sources, targets, width = metric[0], src[1], dst[1], metric[2]
     return batch * width * (2 * sources * targets + _COSINE * (sources + targets))
 
 
-def _cosines(metric: Shape, a: Shape, b: Shape) -> int:
+def _cosines(metric: Shape, a: Shape, b: Shape, *rest: Any) -> int:
     return prod(a) * metric[2] * (2 + _COSINE)
 
 
@@ -96,8 +96,8 @@ def _backward(forward: Formula, skipped: int) -> Formula:
 
 
 def _scan_runs_backward(grad_y: Shape, *arguments: Any) -> int:
-    *tensors, lengths, _, positions, softplus, reverse = arguments  # without the checkpoints
-    return 2 * _scan_runs(*tensors, lengths, positions, softplus, reverse, False)
+    tensors, lengths, positions = arguments[:8], arguments[8], arguments[10]  # without the checkpoints
+    return 2 * _scan_runs(*tensors, lengths, positions)
 
 
 FORMULAS: Mapping[str, Formula] = {

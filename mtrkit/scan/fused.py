@@ -10,8 +10,9 @@ from torch import Tensor
 from mtrkit.native import mixer as native
 from mtrkit.native.weights import DirectionWeights, MixerWeights, wide
 from mtrkit.scan import steps
-from mtrkit.scan.fastpath import MIXED, no_tracing
-from mtrkit.scan.operators import C, kernels_for, refuse_derivatives
+from mtrkit.scan.fastpath import MIXED, inference_kernels, no_tracing
+from mtrkit.scan.kernels import TRITON, C, kernels_for, triton_kernels
+from mtrkit.scan.operators import refuse_derivatives
 from mtrkit.types import Runs, Signals
 
 _lib = torch.library.Library("mtrkit", "FRAGMENT")
@@ -38,11 +39,19 @@ def _mixer(
 
 
 def _mix(hidden: Tensor, weights: MixerWeights, reads: Sequence[str], runs: Runs | None) -> list[Tensor]:
-    """By the compiled library, or by single operators if it cannot run here."""
+    """By Triton's kernels, by the compiled library, or by single operators if neither can run here."""
+    lengths = None if runs is None else runs.lengths
+    if inference_kernels(hidden) == TRITON:
+        return triton_kernels().whole.mix(hidden, weights, reads, lengths)
     if kernels_for(hidden) is C and hidden.dtype in MIXED:
-        return native.mix(hidden, weights, reads, None if runs is None else runs.lengths)
+        return native.mix(hidden, weights, reads, lengths)
     out, signals = steps.mix(hidden, weights, frozenset(reads), runs=runs)
-    return [out, *(wide(getattr(signals, name)).contiguous() for name in reads)]
+    return [out, *(_as_declared(name, getattr(signals, name)).contiguous() for name in reads)]
+
+
+def _as_declared(name: str, signal: Tensor) -> Tensor:
+    """Only the mean of Δ is finer than the tokens: what is ranked by it would tie in 16 bits."""
+    return wide(signal) if name == "delta_mean" else signal
 
 
 def _flatten(weights: MixerWeights) -> list[Tensor]:
@@ -64,22 +73,23 @@ def _mixer_shapes(
     batch, length = hidden.shape[:2]
     inner, states = out_proj.shape[1], directions[DirectionWeights._fields.index("A_log")].shape[1]
     widths = {"delta": (inner,), "delta_mean": (), "ssm_B": (states,), "ssm_C": (states,), "y": (inner,)}
-    fine = torch.promote_types(hidden.dtype, torch.float32)
-    shapes = [(batch, length, *widths[name]) for name in reads.split()]
-    return [torch.empty_like(hidden), *(hidden.new_empty(shape, dtype=fine) for shape in shapes)]
+    dtypes = {"delta_mean": torch.promote_types(hidden.dtype, torch.float32)}
+    found = [(widths[name], dtypes.get(name, hidden.dtype)) for name in reads.split()]
+    return [torch.empty_like(hidden), *(hidden.new_empty((batch, length, *w), dtype=dtype) for w, dtype in found)]
 
 
 def _add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    if inference_kernels(x) == TRITON:
+        return triton_kernels().whole.add_rms_norm(x, residual, weight, eps)
     if kernels_for(x) is C and x.dtype in MIXED and residual.dtype == torch.float32:
         return native.add_and_norm(x, residual, weight, eps)
     total = residual + x
-    return F.rms_norm(total, weight.shape, weight.to(total.dtype), eps), total
+    return F.rms_norm(total, weight.shape, weight.to(total.dtype), eps).to(x.dtype), total
 
 
 def _norm_shapes(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     del weight, eps
-    dtype = torch.promote_types(x.dtype, residual.dtype)
-    return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape, dtype=dtype)
+    return x.new_empty(x.shape), x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
 
 
 _lib.impl("mixer", _mixer, "CompositeExplicitAutograd")
@@ -92,7 +102,10 @@ _run_mixer, _run_add_rms_norm = torch.ops.mtrkit.mixer.default, torch.ops.mtrkit
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Root-mean-square norm over the last axis of ``residual + x`` (..., D), times ``weight`` (D,), and that sum."""
+    """Root-mean-square norm over the last axis of ``residual + x`` (..., D), times ``weight`` (D,), and that sum.
+
+    The norm is in the dtype of x, the sum in the wider one of the two.
+    """
     if no_tracing(x):
         return _add_rms_norm(x, residual, weight, eps)
     return _run_add_rms_norm(x, residual, weight, eps)
@@ -123,8 +136,13 @@ def norm_and_mixer(
     runs: Runs | None = None,
 ) -> tuple[Tensor, Tensor, Signals]:
     """:func:`mixer` of the norm of :func:`add_rms_norm`, the sum, and what is read; outside of tracing."""
-    names, lengths = _in_order(reads), None if runs is None else runs.lengths
-    (out, *found), total = native.norm_and_mix(x, residual, norm_weight, eps, weights, names, lengths)
+    names = _in_order(reads)
+    if inference_kernels(x) == TRITON:
+        normed, total = _add_rms_norm(x, residual, norm_weight, eps)
+        out, *found = _mix(normed, weights, names, runs)
+    else:
+        lengths = None if runs is None else runs.lengths
+        (out, *found), total = native.norm_and_mix(x, residual, norm_weight, eps, weights, names, lengths)
     return out, total, Signals(**dict(zip(names, found, strict=True)))
 
 

@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtrkit.dynamo import constant_result
 from mtrkit.scan import operators
 from mtrkit.scan.backend import COUNTERS, Backend, dispatch_modes
+from mtrkit.scan.kernels import NATIVE, TRITON
+from mtrkit.triton import availability
 from mtrkit.types import Scan
 
 _SCAN_MODULE = "mamba_ssm.ops.selective_scan_interface"
@@ -84,11 +87,17 @@ def _ordered(x: Tensor, dtype: torch.dtype, reverse: bool) -> Tensor:
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
     function = _find("causal_conv1d", "causal_conv1d_fn")[0]
     if function is None or _is_counted() or not 2 <= weight.shape[1] <= 4:  # the widths its kernel is built for
-        return operators.causal_conv1d(x, weight, bias, silu, reverse)
+        return operators.causal_conv1d(x, weight, bias, silu, reverse, _other_kernels(x.device.type, x.dtype))
     source = x.flip(-1) if reverse else x
     # By keyword: the fourth positional argument has changed its meaning between releases.
     y: Tensor = function(source, weight.contiguous(), bias=bias, activation="silu" if silu else None)
     return y.flip(-1) if reverse else y
+
+
+@constant_result
+def _other_kernels(device: str, dtype: torch.dtype) -> str:
+    """Those that convolve on a GPU where causal_conv1d does not."""
+    return TRITON if not availability.refusal(device, dtype) and availability.status()[0] else NATIVE
 
 
 BACKEND = Backend("mamba_ssm", _status, _refuses, _scan, _conv, operators.delta_softplus, length_last=True)

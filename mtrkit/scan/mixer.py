@@ -153,7 +153,7 @@ def _compiled_weights(layers: Any) -> Parts:
 def _pieces(hidden: Tensor, parts: Parts) -> int:
     """Into how many to cut the batch, so that what passes between the kernels stays in a CPU's cache."""
     alone = torch.compiler.is_compiling() or torch.is_grad_enabled() or length_last(hidden.device)
-    if alone or not isinstance(parts, MixerWeights):  # a layer with hooks is called once
+    if alone or not hidden.is_cpu or not isinstance(parts, MixerWeights):  # a layer with hooks is called once
         return 1
     between = hidden.shape[0] * hidden.shape[1] * parts.in_proj.shape[0] * hidden.element_size()
     return max(1, min(hidden.shape[0], round(between / _CACHE_BYTES)))

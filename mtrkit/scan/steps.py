@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mtrkit.errors import InputError
 from mtrkit.native.weights import DirectionWeights, MixerWeights, decay_rates, wide
-from mtrkit.scan.dispatch import length_last, steps_through_runs, under_transform
+from mtrkit.scan.dispatch import length_last, stepping_kernels, under_transform
 from mtrkit.scan.fastpath import are_plain, plain_tensors
 from mtrkit.scan.gates import choose
 from mtrkit.scan.interface import causal_conv1d, delta_softplus, selective_scan
@@ -152,14 +152,14 @@ def _scan_direction(
 def _time(runs: Runs, parts: Parts, x: Tensor) -> Written | Runs:
     """The sequence written out, or, where convolution and scan step through runs, these."""
     plain = isinstance(parts, MixerWeights) or are_plain(tuple(way.conv for way in parts.directions))
-    return runs if plain and steps_through_runs(x) else write_out(runs)
+    return runs if plain and stepping_kernels(x) else write_out(runs)
 
 
 def _scan(scan: Scan, time: Written | Runs | None) -> Tensor:
     """On the sequence as it is; or averaged over the positions that each token lasts."""
     u, delta, A, B, C, D, z, bias, softplus, reverse = scan
     if isinstance(time, Runs):
-        return scan_runs(scan._replace(B=B.unsqueeze(1), C=C.unsqueeze(1)), time)
+        return scan_runs(scan._replace(B=B.unsqueeze(1), C=C.unsqueeze(1)), time, stepping_kernels(u))
     if time is None:
         return selective_scan(u, delta, A, B, C, D, z, bias, softplus, reverse=reverse)
     u, z = time.repeat(u, blank=True), None if z is None else time.repeat(z)
@@ -179,7 +179,7 @@ def _convolve(x: Tensor, parts: Direction, reverse: bool, time: Written | Runs |
     else:
         weight, bias = parts.conv_weight, parts.conv_bias
     if time is not None:
-        return convolve_runs(x, weight, bias, time, reverse)
+        return convolve_runs(x, weight, bias, time, reverse, stepping_kernels(x))
     return causal_conv1d(x, weight, bias, reverse=reverse)
 
 

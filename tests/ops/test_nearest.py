@@ -5,7 +5,7 @@ import torch
 
 from mtrkit.native import library as lib
 from mtrkit.ops import match_nearest, pair_similarity
-from mtrkit.scan.fastpath import can_match
+from mtrkit.scan.fastpath import matching_kernels
 from mtrkit.scan.operators import cosines, nearest
 
 
@@ -83,8 +83,8 @@ def test_threads_and_strides_change_nothing(level):
 
 def test_only_where_it_can():
     metric, src, dst = case(2, 20, 5, 8, 8)
-    assert not can_match(metric.double())
-    assert not can_match(metric.to("meta"))
+    assert not matching_kernels(metric.double())
+    assert not matching_kernels(metric.to("meta"))
     assert match_nearest(metric.to("meta"), src.to("meta"), dst.to("meta")).shape == (2, 5)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 import sys
 import types
 
@@ -17,9 +18,11 @@ from mtrkit.scan import (
     mamba_ssm,
     scan_backends,
     selective_scan,
+    triton,
     use_scan_backend,
 )
 from mtrkit.scan.reference import causal_conv1d_reference, selective_scan_reference
+from mtrkit.triton import availability
 from mtrkit.types import Scan
 from tests.helpers.tolerances import SCAN_VALUES, rms_error
 from tests.scan.inputs import make_inputs, scan
@@ -39,6 +42,7 @@ def test_order_and_reasons():
     found = scan_backends()
     assert [status.name for status in found] == [backend.name for backend in dispatch.BACKENDS]
     assert all(status.reason for status in found)
+    assert [status.name for status in found][:4] == ["mamba_ssm", "triton", "native", "reference"]
     available = [status.name for status in found if status.available]
     assert available[-2:] == ["native", "reference"]
 
@@ -197,6 +201,65 @@ def test_mamba_ssm_takes_cuda_tensors_only(monkeypatch):
     assert backend_for("cuda") == "mamba_ssm"
     with pytest.raises(BackendError, match="takes CUDA tensors only"):
         scan(*make_inputs(), backend="mamba_ssm")
+
+
+@pytest.fixture
+def with_triton(monkeypatch):
+    """As if kernels of Triton had run on a GPU here."""
+    backend = dataclasses.replace(triton.BACKEND, status=lambda: (True, "Triton 3.3.0, compiled for a stand-in"))
+    monkeypatch.setitem(dispatch.BACKENDS._entries, "triton", backend)
+
+
+def test_triton_is_chosen_on_gpus_without_mamba_ssm(with_triton, monkeypatch):
+    assert [backend_for(device) for device in ("cuda", "xpu", "cpu", "meta")] == [
+        "triton",
+        "triton",
+        "native",
+        "native",
+    ]
+    assert not length_last(torch.device("cuda"))
+    assert dispatch.backend_of("cuda", torch.bfloat16) == "triton"
+    assert dispatch.backend_of("cuda", torch.float64) == "native"
+    fake_mamba(monkeypatch, stand_in_scan, stand_in_conv)
+    for cached in (mamba_ssm._find, dispatch._chosen):
+        cached.cache_clear()
+    assert [backend_for(device) for device in ("cuda", "xpu", "cpu")] == ["mamba_ssm", "triton", "native"]
+
+
+def test_triton_takes_no_cpu_tensors_outside_of_its_interpreter(with_triton, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(BackendError, match="takes tensors on GPUs only, and these are on 'cpu'"):
+        scan(*make_inputs(), backend="triton")
+
+
+@pytest.mark.skipif(availability.status()[0], reason="Triton runs here")
+def test_triton_says_why_it_cannot_run():
+    available, reason = triton.BACKEND.status()
+    assert not available and reason == "it needs a GPU, and torch sees none"
+    with pytest.raises(BackendError, match="cannot run here: it needs a GPU"), use_scan_backend("triton"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ("raise OSError('no C compiler')", r"cannot run a kernel here \(OSError: no C compiler\)"),
+        ("__version__ = '3.2.0'", r"Triton 3.2.0 is too old; it needs 3.3"),
+    ],
+)
+def test_an_installation_of_triton_that_cannot_run_is_a_reason(monkeypatch, tmp_path, broken, reason):
+    (tmp_path / "triton.py").write_text(broken)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    availability._tried.cache_clear()
+    try:
+        available, found = availability.status()
+        assert not available and re.search(reason, found)
+        assert backend_for("cuda") == "native"
+    finally:
+        availability._tried.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""The kernels themselves, as Triton compiles them: everything in here imports Triton."""
