@@ -132,7 +132,7 @@ def _write(args: argparse.Namespace, rows: list[Row], against: str) -> None:
         columns, cells = table(rows, against)
         head = f"## {args.title}\n\n" if args.title else ""
         text = head + as_markdown(columns, cells) + f"\n{caption(rows, against, args.command_line)}\n"
-        args.table.write_text(text, encoding="utf-8")
+        args.table.write_text(text, encoding="utf-8", errors="backslashreplace")
     if args.plot:
         plot_flops(rows, args.plot, args.title)
     if args.speed_plot:

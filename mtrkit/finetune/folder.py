@@ -58,7 +58,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"run": plain, "made by": about}, indent=1, ensure_ascii=False, default=str)
-            file.write_text(text + "\n")
+            file.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")  # names may be any bytes
         except OSError as error:
             raise InputError(f"{self.path} cannot be written ({error}); give a folder that can") from error
 
@@ -95,7 +95,7 @@ class RunFolder:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read ({error}); give another folder") from error
     return found if isinstance(found, dict) else {}

@@ -95,6 +95,22 @@ def test_a_folder_of_images(mtrkit_run, photos, tmp_path):
     assert "n = 20" in ran.out
 
 
+def test_a_folder_whose_name_is_no_text(mtrkit_run, photos, tmp_path):
+    """On Linux a name may be any bytes, which Python writes as lone surrogates."""
+    folder, table = tmp_path / "caf\udce9", tmp_path / "table.md"
+    try:
+        photos.rename(folder)
+    except OSError:
+        pytest.skip("the file system takes only UTF-8")
+    few = ("--data", folder, "--limit", 2, "--rounds", 0, "--ratio", 0.3, "--out", tmp_path / "rows.json")
+    for command in (("eval", MODEL), ("compare", "--model", MODEL, "--table", table)):
+        ran = mtrkit_run(*command, *few)
+        assert ran.code == 0, ran.err
+    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    assert {row["data"] for row in rows} == {str(folder)} and "caf\\udce9" in table.read_text(encoding="utf-8")
+    assert json.loads(mtrkit_run("eval", MODEL, *few, "--json").out)["rows"][0]["data"] == str(folder)
+
+
 @pytest.mark.usefixtures("interruptible")
 def test_bench_saves_finished_rounds_on_interruption(mtrkit_run, tmp_path, monkeypatch):
     def rounds(passes, device, **kwargs):
