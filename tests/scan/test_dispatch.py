@@ -226,6 +226,13 @@ def test_triton_is_chosen_on_gpus_without_mamba_ssm(with_triton, monkeypatch):
     assert [backend_for(device) for device in ("cuda", "xpu", "cpu")] == ["mamba_ssm", "triton", "native"]
 
 
+def test_triton_convolves_for_mamba_ssm_without_causal_conv1d(monkeypatch):
+    for available, kernels in ((True, "triton"), (False, "native")):
+        monkeypatch.setattr(availability, "status", lambda found=available: (found, ""))
+        assert mamba_ssm._other_kernels("cuda", torch.float16) == kernels
+        assert mamba_ssm._other_kernels("cuda", torch.float64) == "native"
+
+
 def test_triton_takes_no_cpu_tensors_outside_of_its_interpreter(with_triton, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(BackendError, match="takes tensors on GPUs only, and these are on 'cpu'"):
