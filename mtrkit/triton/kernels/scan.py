@@ -59,7 +59,7 @@ def scan_forward(
     state_number = tl.arange(0, BLOCK_N)
     channel = (group * per_group + inner).to(tl.int64)
     in_tile = (state_number < states)[:, None] & (inner < per_group)[None, :]
-    in_block = None if EVEN_E else inner < per_group  # a mask that is always true would cost more than the loads
+    in_block = None if EVEN_E else inner < per_group  # a mask that is always true costs more than the loads
     in_state = None if EVEN_N else state_number < states
     if WAYS == 2:
         if way == 1:
@@ -184,7 +184,7 @@ def scan_backward(
 
     Over a token that lasts s positions, with state h before it, decay a, input b, states h_j = a h_{j−1} + b at its
     positions and their gradients λ_j: the derivative of the state by the decay goes h'_j = h_{j−1} + a h'_{j−1}, and
-    λ_{j−1} = a λ_j + C dy / s. For s = 1 all of this is today's one multiplication.
+    λ_{j−1} = a λ_j + C dy / s. For s = 1 this is the ordinary recurrence.
     """
     per_group = channels // groups
     blocks = tl.cdiv(per_group, BLOCK_E)
@@ -195,7 +195,7 @@ def scan_backward(
     state_number = tl.arange(0, BLOCK_N)
     channel = (group * per_group + inner).to(tl.int64)
     in_tile = (state_number < states)[:, None] & (inner < per_group)[None, :]
-    in_block = None if EVEN_E else inner < per_group  # a mask that is always true would cost more than the loads
+    in_block = None if EVEN_E else inner < per_group  # a mask that is always true costs more than the loads
     in_state = None if EVEN_N else state_number < states
     turned = backward != 0
     first = tl.where(turned, length - 1, 0).to(tl.int64)
