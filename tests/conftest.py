@@ -12,8 +12,8 @@ from mtrkit.schedule import MambaShape
 
 
 @pytest.fixture(autouse=True)
-def _repeatable(monkeypatch):
-    monkeypatch.delenv("COLUMNS", raising=False)  # to which pytest's workers set what commands would fold to
+def _repeatable():
+    os.environ.pop("COLUMNS", None)  # to which pytest's workers set what commands would fold to
     torch.manual_seed(0)
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)  # also fills torch.empty with NaN
