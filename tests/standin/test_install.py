@@ -25,9 +25,12 @@ NAME = "mamba_ssm.ops.selective_scan_interface"
 
 
 def import_state():
-    """Everything that importing goes by, but for parts of torch, which come when they are first used."""
-    modules = {name: module for name, module in sys.modules.items() if name.partition(".")[0] != "torch"}
-    finders = {path: finder for path, finder in sys.path_importer_cache.items() if finder and "torch" not in path}
+    """Everything that importing goes by, but for parts of torch and Triton, which come when they are first used."""
+    late = ("torch", "triton", "mtrkit.triton")
+    prefixes = tuple(f"{name}." for name in late)
+    modules = {name: module for name, module in sys.modules.items() if not f"{name}.".startswith(prefixes)}
+    found = {path: finder for path, finder in sys.path_importer_cache.items() if finder}
+    finders = {path: finder for path, finder in found.items() if not any(name in path for name in late[:2])}
     return modules, list(sys.meta_path), list(sys.path_hooks), finders, list(sys.path)
 
 
