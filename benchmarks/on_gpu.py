@@ -143,6 +143,7 @@ def asdict_of(found: Any) -> dict[str, Any]:
 
 def models(device: torch.device, sizes: Sizes) -> Rows:
     """Relative error of the logits, dense and reduced by methods whose choice seldom turns where numbers round."""
+    backends = usable(device)  # found by gradients too, so before those are off
     for name in sizes.models:
         torch.manual_seed(0)
         model = mtrkit.create_model(name).eval()
@@ -150,7 +151,7 @@ def models(device: torch.device, sizes: Sizes) -> Rows:
         for method, ratio in (("random", 0.0), ("random", 0.3), ("mtr", 0.3), ("runs", 0.3)):
             with torch.inference_mode():
                 wanted = mtrkit.apply_reduction(twin(model), method, ratio=ratio)(images)
-                for backend in usable(device):
+                for backend in backends:
                     with use_scan_backend(backend):
                         here = mtrkit.apply_reduction(twin(model).to(device), method, ratio=ratio)
                         found = here(images.to(device)).cpu()
