@@ -19,9 +19,17 @@ from mtrkit.data import bundled_images
 from mtrkit.models import load_checkpoint
 from mtrkit.models.registry import MODELS
 from mtrkit.models.variants import BUNDLED, Release
+from tests.helpers.registries import as_before
 
 ROOT = Path(__file__).parents[1]
 MODEL = "vim_micro_patch4_32"
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    """A benchmark may register a method of its own."""
+    with as_before(lambda _, file: Path(file).parent == ROOT / "benchmarks"):
+        yield
 
 
 @pytest.fixture

@@ -7,10 +7,9 @@ import pytest
 
 import mtrkit
 from mtrkit import plugins
-from mtrkit.adapters.base import ADAPTERS
 from mtrkit.methods import METHODS
-from mtrkit.models.registry import MODELS
 from tests.cli.conftest import MODEL
+from tests.helpers.registries import as_before
 from tests.helpers.running import ROOT
 
 METHOD = '''
@@ -31,15 +30,9 @@ def every_other(state, num_kept, config):
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch):
     """Nothing that a test has registered, imported or looked for is left behind."""
-    for registry in (METHODS, ADAPTERS, MODELS):
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     monkeypatch.setattr(plugins, "_loaded", False)
-    modules, path = dict(sys.modules), [*sys.path]
-    yield
-    for name in set(sys.modules) - set(modules):
-        if name.startswith(("mtrkit_", "extra_")):
-            del sys.modules[name]
-    sys.path[:] = path
+    with as_before(lambda name, _: name.startswith(("mtrkit_", "extra_"))):
+        yield
 
 
 @pytest.fixture
