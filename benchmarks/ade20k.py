@@ -3,10 +3,14 @@
     python benchmarks/ade20k.py --data ADEChallengeData2016 --checkpoint upernet_vim_tiny.pth --method mtr runs rmeeto
     python benchmarks/ade20k.py --data ADEChallengeData2016 --init pretrained --train 60000 --ratio 0
     python benchmarks/ade20k.py --data ADEChallengeData2016 --checkpoint FILE --train 20000 --method mtr --ratio 0.3
+    python benchmarks/ade20k.py --data ADEChallengeData2016 --init pretrained --train 80000 \\
+        --method dyvm:keep=0.9,block_target=0.8
 
 The first command reduces without training, at every method and ratio; the second makes a segmentor of a classifier;
-the third trains one on with a reduction in place and measures that. Rows go to OUT/rows.json, and those that are there
-are not measured again; a training that was interrupted goes on. FLOPs are the backbone's, for one 512 x 512 window.
+the third trains one on with a reduction in place and measures that; the fourth trains DyVM's pruning as its paper does
+(Vim-Ti; 0.8 for Vim-S), whose FLOPs are counted by the share of the scans that run on validation images. Rows go to
+OUT/rows.json, and those that are there are not measured again; a training that was interrupted goes on. FLOPs are the
+backbone's, for one 512 x 512 window.
 
 Measured as by mmsegmentation for Vim: the short side becomes 512 (bilinear), windows of 512 x 512 lie 341 apart, the
 last ones at the edge, their logits are averaged where they overlap and resized to the image. A side shorter than a
@@ -15,7 +19,8 @@ together; unlabelled pixels are left out, and so are classes that neither annota
 
 Trained as by them in crops of 512, scales of 0.5 to 2, flips, AdamW, linear warm-up and fall, cross-entropy over all
 pixels of a crop (0 for unlabelled ones) plus 0.4 times that of the auxiliary head. Unlike there: no distortion of
-colours, no dropout before the classifiers, one learning rate for all layers, one process.
+colours, no dropout before the classifiers, one learning rate for all layers, one process. DyVM's two terms for how
+much is kept have weight 20 each.
 
 Papers' figures do not stand beside the rows: none are known here that say what ratio they are for.
 """
@@ -24,17 +29,23 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from miou import Score, confusion, slide
 from scenes import Normalise, Scenes, resized, scaled
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from train_upernet import train
+from train_upernet import segmentor_of, train
 from upernet import Segmentor, resize
 
+from mtrkit.api import reduction_info
+from mtrkit.cli.parsing import method
+from mtrkit.dyvm import DyVMTraining, measure_scan_share
 from mtrkit.errors import OptionError
 from mtrkit.measure import describe_machine, weights_digest
 from mtrkit.measure.candidates import Candidate, MethodChoice, candidates
@@ -42,6 +53,9 @@ from mtrkit.measure.progress import progress
 from mtrkit.measure.report import as_markdown
 from mtrkit.measure.results import KEY, Results, Row, configuration_key
 from mtrkit.models import load_checkpoint
+
+DYVM = "dyvm"
+COUNTED = 64  # validation images on which the scans that run are counted
 
 
 def parse() -> argparse.Namespace:
@@ -63,16 +77,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of training (default: 0)")
     parser.add_argument("--save-every", type=int, default=500, help="steps (default: 500)")
     parser.add_argument("--workers", type=int, default=2, help="processes that read images (default: 2)")
-    parser.add_argument("--method", nargs="+", default=["mtr"], help="default: mtr")
-    parser.add_argument(
-        "--ratio", nargs="+", type=float, default=[0.2, 0.3], help="of FLOPs to remove (default: 0.2 0.3)"
-    )
+    parser.add_argument("--method", nargs="+", type=method, default=[method("mtr")], help="default: mtr")
+    parser.add_argument("--ratio", nargs="+", type=float, help="of FLOPs to remove (default: 0.2 0.3); dyvm has none")
     parser.add_argument("--layers", nargs="+", type=int, help="blocks to reduce after (default: the method's own)")
     parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     args = parser.parse_args()
+    args.ratio = args.ratio or ([0.0] if args.method[0].name == DYVM else [0.2, 0.3])
     if args.train and (len(args.ratio) > 1 or len(args.method) > 1 or args.batch_size < 2):
         parser.error("--train takes one --method, one --ratio (0: dense) and a --batch-size of 2 or more")
+    if any(choice.name == DYVM and (len(args.method) > 1 or not args.train) for choice in args.method):
+        parser.error("dyvm is trained, and stands alone: give --train STEPS and this one method")
     return args
 
 
@@ -87,6 +102,28 @@ def build(args: argparse.Namespace) -> Segmentor:
     else:
         load_checkpoint(model, args.checkpoint)
     return model.to(args.device).eval()
+
+
+def pruned(model: Segmentor, choice: MethodChoice) -> Candidate:
+    """The segmentor as DyVM trains it."""
+    training = DyVMTraining(model, **choice.options)
+    info = reduction_info(training)
+    assert info is not None
+    ratio = info.ratio_reached
+    return Candidate(choice.text, ratio, training, info.flops_reduced.gflops, info.promised_speedup, ratio, info)
+
+
+def with_scans_counted(args: argparse.Namespace, candidate: Candidate, scenes: Scenes) -> Candidate:
+    """The FLOPs of pruning that has been trained, by the share of the scans that run on some windows."""
+    normalise, windows = Normalise.of(segmentor_of(candidate.model)), []
+    for pixels, labels in islice(scenes, COUNTED):
+        window = normalise(resized(pixels, scaled(*labels.shape, args.size)))[..., : args.size, : args.size]
+        room = (0, args.size - window.shape[-1], 0, args.size - window.shape[-2])
+        windows.append(F.pad(window, room)[None].to(args.device))
+    measure_scan_share(candidate.model.eval(), windows)
+    info = reduction_info(candidate.model)
+    assert info is not None
+    return replace(candidate, info=info, gflops=info.flops_reduced.gflops, reached=info.ratio_reached)
 
 
 @torch.inference_mode()
@@ -115,7 +152,7 @@ def rows(args: argparse.Namespace, wanted: Iterable[Candidate], scenes: Scenes, 
             key = configuration_key(same | {"weights": weights_digest(model), "device": str(args.device)})
             if results.find(key) is None:
                 task = bar.add_task(candidate.name, total=len(scenes))
-                counts = count(model, scenes, Normalise.of(model), args, partial(bar.advance, task))
+                counts = count(model, scenes, Normalise.of(segmentor_of(model)), args, partial(bar.advance, task))
                 about = describe(args, candidate, len(scenes)) | Score.of(counts)._asdict()
                 results.add({KEY: key} | about | describe_machine(args.device))
             yield results.find(key)
@@ -169,11 +206,15 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     results = Results(args.out / "rows.json")
     scenes = Scenes(args.data, "validation", args.classes, args.limit)
-    methods = [MethodChoice(name, name, {}) for name in args.method]
-    wanted = candidates(build(args), methods, args.ratio, args.layers, {})
+    if args.method[0].name == DYVM:
+        wanted = [pruned(build(args), args.method[0])]
+    else:
+        wanted = candidates(build(args), args.method, args.ratio, args.layers, {})
     if args.train:
         wanted = wanted[-1:]  # the reduced one, or the dense one if the ratio is 0
         train(args, wanted[0], trained_file(args, wanted[0]))
+    if args.method[0].name == DYVM:
+        wanted = [with_scans_counted(args, wanted[0], scenes)]
     print(show(list(rows(args, wanted, scenes, results))))
 
 

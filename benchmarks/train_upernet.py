@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from upernet import Segmentor
 
+from mtrkit.dyvm import DyVMTraining, ratio_terms
 from mtrkit.errors import CheckpointError, InputError
 from mtrkit.measure.candidates import Candidate
 from mtrkit.measure.progress import progress
 
 WARM_UP = 1500  # steps, or a tenth of all if that is less
 DECAY, AUXILIARY = 0.01, 0.4
+RATIOS = 20.0  # weight of either of DyVM's two terms in its segmentation
 _SEEDS = 2**32  # room for a sample's number under each seed
 
 
@@ -71,11 +73,19 @@ def order(seed: int, count: int) -> list[int]:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def groups(model: Segmentor) -> list[dict]:
+def segmentor_of(model: nn.Module) -> Segmentor:
+    """The segmentor itself, which DyVM's training has inside."""
+    found = model.model if isinstance(model, DyVMTraining) else model
+    assert isinstance(found, Segmentor)
+    return found
+
+
+def groups(model: nn.Module) -> list[dict]:
     """The parameters, without decay for vectors and what the backbone names."""
-    spared = {f"backbone.model.{name}" for name in model.backbone.model.no_weight_decay()}
-    free = [p for name, p in model.named_parameters() if p.ndim < 2 or name in spared]
-    decayed = [p for name, p in model.named_parameters() if p.ndim >= 2 and name not in spared]
+    backbone = segmentor_of(model).backbone.model
+    spared = {id(p) for name, p in backbone.named_parameters() if name in backbone.no_weight_decay()}
+    free = [p for p in model.parameters() if p.ndim < 2 or id(p) in spared]
+    decayed = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in spared]
     return [{"params": decayed, "weight_decay": DECAY}, {"params": free, "weight_decay": 0.0}]
 
 
@@ -84,15 +94,18 @@ def rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / max(1, min(WARM_UP, steps // 10))) * (1 - step / steps)
 
 
-def advance(model: Segmentor, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, lr: float) -> float:
+def advance(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, lr: float) -> float:
     """One step; returns the loss."""
     for group in optimizer.param_groups:
         group["lr"] = lr
     main, auxiliary = (
         F.cross_entropy(logits, labels, ignore_index=NOT_LABELLED, reduction="sum") / labels.numel()
-        for logits in model.both(images)
+        for logits in model(images)
     )
     loss = main + AUXILIARY * auxiliary
+    if isinstance(model, DyVMTraining):
+        terms = ratio_terms(model.outputs, token_weight=RATIOS, block_weight=RATIOS)
+        loss = loss + torch.stack(list(terms.values())).sum()
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -106,7 +119,7 @@ def train(args: argparse.Namespace, candidate: Candidate, file: Path) -> None:
     optimizer = torch.optim.AdamW(groups(model), lr=args.lr)
     setting = training_setting(args, candidate, scenes)
     done = resume(file, setting, model, optimizer)
-    crops = Crops(scenes, args.size, Normalise.of(model), args.seed)
+    crops = Crops(scenes, args.size, Normalise.of(segmentor_of(model)), args.seed)
     numbers = range(done * args.batch_size, args.train * args.batch_size)
     loader = DataLoader(crops, args.batch_size, sampler=numbers, num_workers=args.workers)
     with progress() as bar:
@@ -120,7 +133,15 @@ def train(args: argparse.Namespace, candidate: Candidate, file: Path) -> None:
                 )
             bar.update(task, completed=step + 1, description=f"training {candidate.name}, loss {loss:.3f}")
             if (step + 1) % args.save_every == 0 or step + 1 == args.train:
-                save(file, {"step": step + 1, "setting": setting, "state_dict": model.state_dict()}, optimizer)
+                save(file, {"step": step + 1, "setting": setting, **state_of(model)}, optimizer)
+    if isinstance(model, DyVMTraining):
+        model.checkpoint().save(file.with_suffix(".safetensors"))
+
+
+def state_of(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """The segmentor's weights, and what DyVM trains beside them."""
+    added = {"added": model.parts.state_dict()} if isinstance(model, DyVMTraining) else {}
+    return {"state_dict": segmentor_of(model).state_dict(), **added}
 
 
 def training_setting(args: argparse.Namespace, candidate: Candidate, scenes: Scenes) -> dict[str, str]:
@@ -143,7 +164,9 @@ def resume(file: Path, setting: dict[str, str], model: nn.Module, optimizer: tor
     ]
     if changed:
         raise InputError(f"{file} is of another training ({', '.join(changed)}); give another --out, or remove it")
-    model.load_state_dict(state["state_dict"])
+    segmentor_of(model).load_state_dict(state["state_dict"])
+    if isinstance(model, DyVMTraining):
+        model.parts.load_state_dict(state["added"])
     optimizer.load_state_dict(state["optimizer"])
     return state["step"]
 

@@ -62,16 +62,15 @@ class Segmentor(nn.Module):
                 found.append(as_map(whole, model.patch_embed.grid_size))
         return [scale(x) for scale, x in zip(self.pyramid.values(), found, strict=True)]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, size, size) to logits (B, classes, size, size)."""
-        return resize(self.decode_head(self.maps(images)), images.shape[-2:])
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Images (B, 3, size, size) to logits (B, classes, size, size).
 
-    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits of :meth:`forward` and those of the auxiliary head, which helps in training only."""
+        In training mode also to those of the auxiliary head, which helps there only.
+        """
         maps = self.maps(images)
-        heads = (self.decode_head, self.auxiliary_head)
-        first, second = (resize(head(maps), images.shape[-2:]) for head in heads)
-        return first, second
+        heads = (self.decode_head, self.auxiliary_head) if self.training else (self.decode_head,)
+        logits = tuple(resize(head(maps), images.shape[-2:]) for head in heads)
+        return logits if self.training else logits[0]
 
     def adapt_state_dict(self, state: dict[str, Tensor], fit: Fit | None = None) -> dict[str, Tensor]:
         """A state dict of mmsegmentation or of this class under the names of this class; loading calls this.

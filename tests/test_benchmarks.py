@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -266,6 +267,7 @@ def test_the_clock_is_drawn(run, tmp_path):
 
 
 SMALL = ("--model", MODEL, "--blocks", "2", "5", "8", "11", "--size", "32", "--classes", "2")
+BUILT = {"model": MODEL, "blocks": (2, 5, 8, 11), "size": 32, "classes": 2, "device": "cpu"}
 SMALL += ("--batch-size", "2", "--lr", "2e-3", "--workers", "0")
 
 
@@ -326,6 +328,25 @@ def test_ade20k_is_trained_measured_and_gone_on_with(run, monkeypatch, tmp_path,
     assert (trained["method"], trained["trained_steps"], dense["method"]) == ("mtr", 8, "dense")
     assert trained["backbone_gflops"] == pytest.approx(0.7 * dense["backbone_gflops"], rel=0.05)
     assert trained["n"] == 2 and trained["pixels"] == 2 * 30 * 52 and 0.5 < trained["pixel_accuracy"] < 1
+
+
+def test_ade20k_trains_dyvm(run, monkeypatch, tmp_path, scenes):
+    """Every part of the backbone's pruning takes part in the loss, and it is measured with the scans that run."""
+    training, losses = importlib.import_module("train_upernet"), []
+    advance = training.advance
+    monkeypatch.setattr(training, "advance", lambda *given: losses.append(advance(*given)) or losses[-1])
+    given = (*SMALL, "--data", str(scenes), "--init", "pretrained", "--method", "dyvm:keep=0.8,block_target=0.8")
+    run("ade20k", *given, "--train", "6", "--out", "out")
+    file = next((tmp_path / "out").glob("*.pth"))
+    state = torch.load(file, weights_only=True)
+    fresh = importlib.import_module("ade20k").build(SimpleNamespace(seed=0, init=None, checkpoint=file, **BUILT))
+    mtrkit.apply_reduction(fresh, "dyvm", checkpoint=file.with_suffix(".safetensors"))
+    assert losses[-1] < losses[0] and state["step"] == 6
+    assert not (state["added"]["block_heads.0.weight"] == 0).all()
+    (row,) = json.loads((tmp_path / "out/rows.json").read_text())
+    assert row["trained_steps"] == 6 and 0.1 < row["ratio_reached"] < 0.4 and row["n"] == 2
+    with pytest.raises(SystemExit):
+        run("ade20k", *given, "--out", "out")
 
 
 def test_miou_is_a_plain_count(run):

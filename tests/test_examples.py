@@ -93,7 +93,7 @@ def dataset(photos):
 
 
 def test_train_with_a_teacher_and_go_on(dataset, tmp_path):
-    small = ("--data", dataset, "--batch-size", "4", "--holdout", "4")
+    small = ("--data", dataset, "--batch-size", "4", "--holdout", "4", "--workers", "0")
     done = run("train_teacher.py", *small, "--out", tmp_path, "--widths", "8", "8", "8", "--epochs", "0.5")
     assert done.returncode == 0, done.stderr
     assert "held-out top-1" in done.stdout and torch.export.load(tmp_path / "teacher.pt2")
@@ -122,7 +122,7 @@ def test_train_from_a_relative(name, dataset, tmp_path):
     relative = mtrkit.create_model("vim_micro_patch4_stride2_32")
     about = json.dumps({"architecture": "vim_micro_patch4_stride2_32"})
     save_file(relative.state_dict(), tmp_path / "relative.safetensors", {"about": about})
-    recipe = ("--coarse-epochs", "0", "--fine-epochs", "0.25", "--batch-size", "4", "--holdout", "4", "--lr", "0")
+    recipe = ("--coarse-epochs", "0", "--fine-epochs", "0.25", "--batch-size", "4", "--holdout", "4", "--lr", "1e-30")
     start = ("--initial-checkpoint", tmp_path / "relative.safetensors")
     done = run("train_reference.py", name, "--data", dataset, "--out", tmp_path, *recipe, *start)
     assert done.returncode == 0, done.stderr
@@ -131,10 +131,10 @@ def test_train_from_a_relative(name, dataset, tmp_path):
         for block in relative.layers:
             block.mixer.out_proj.weight.data.div_(2)
     pairs = list(zip((0, 2, 3, 5, 6, 8, 9, 11) if name == NAME else range(12), model.layers, strict=True))
-    assert all(same(block.state_dict(), relative.layers[place].state_dict()) for place, block in pairs)
+    assert all(near(block.state_dict(), relative.layers[place].state_dict()) for place, block in pairs)
     before, token, behind = relative.pos_embed.split((112, 1, 113), dim=1)
     tables = {NAME: (before, token, behind), POOLED: (before, behind), FRONT: (token, before, behind)}
-    assert torch.equal(model.pos_embed, torch.cat(tables[name], dim=1))
+    assert torch.allclose(model.pos_embed, torch.cat(tables[name], dim=1))
 
 
 def test_train_with_another_model_as_teacher(dataset, tmp_path):
@@ -144,6 +144,10 @@ def test_train_with_another_model_as_teacher(dataset, tmp_path):
         assert done.returncode == 0, done.stderr
     taught, alone = (load_file(tmp_path / out / f"{NAME}.safetensors") for out in ("taught", "alone"))
     assert not same(taught, alone)
+
+
+def near(weights, others):
+    return all(torch.allclose(weight, others[name]) for name, weight in weights.items())
 
 
 def same(weights, others):

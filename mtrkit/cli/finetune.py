@@ -30,7 +30,7 @@ EPILOG = """examples:
   mtrkit finetune vim_tiny_patch16_224 --checkpoint vim_t.pth --data imagenet/train --method runs --ratio 0.4 \\
     --out runs/r40 --epochs 1 --batch-size 256 --accumulate 4 --distill 0.5 --ema 0.996 --held-out 2000
   mtrkit finetune vim_tiny_patch16_224 --checkpoint vim_t.pth --data imagenet/train --out runs/dyvm \\
-    --method dyvm:keep=0.9,block_target=0.8 --lr 3e-5 --weight-decay 1e-8 --epochs 30 --warmup-epochs 5
+    --method dyvm:keep=0.9,block_target=0.8 --batch-size 512 --lr 3e-5
   mtrkit finetune videomamba_tiny_patch16_224_f8 --checkpoint FILE --data k400/train.csv --method rmeeto:layers=even \\
     --r 88 --out runs/k400 --epochs 30 --batch-size 64 --warmup-epochs 5 --weight-decay 0.1 --drop-path 0.1
   mtrkit finetune vim_tiny_patch16_224 --checkpoint vim_t.pth --data imagenet/train --out runs/r30 --dry-run --json
@@ -41,12 +41,14 @@ HELP = {
     "batch_size": "images per step, all processes together",
     "accumulate": "passes that share a step",
     "opt": "timm's name of an optimiser",
-    "lr": "at the beginning; falls along a cosine",
+    "lr": "learning rate at the beginning",
     "min_lr": "at the end",
     "warmup_epochs": "over which the rate rises first",
+    "decay_epochs": "last ones, over which the rate falls linearly; default: a cosine over all",
     "weight_decay": "of matrices",
     "clip_norm": "longest gradient",
     "ema": "decay per step of averaged weights, which then are the result",
+    "ema_warmup": "begin the average with the latest weights only",
     "distill": "weight of the divergence from what the dense model answers",
     "teacher": "that dense model: 'itself', the weights in training, or 'before', a copy of the first ones",
     "fraction": "share of the images that is used",
@@ -63,6 +65,7 @@ HELP = {
 }
 DYVM = "dyvm"  # is trained in a form of its own
 _TYPES: dict[str, Any] = {"auto_augment": str, "opt": str, "precision": str, "teacher": str}
+_SWITCHES = ("ema_warmup",)
 _COUNTS = ("batch_size", "accumulate", "repeats", "seed")
 
 
@@ -83,11 +86,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_threads(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what the run would be and take, and stop")
     add_views(parser)
-    group = parser.add_argument_group("recipe", "the defaults are R-MeeTo's")
+    group = parser.add_argument_group("recipe", "the defaults are R-MeeTo's, or DyVM's for dyvm")
     for name, text in HELP.items():
         flag = "--" + name.replace("_", "-")
-        kind = whole if name in _COUNTS else _TYPES.get(name, float)
-        group.add_argument(flag, type=kind, help=text, metavar="X")
+        if name in _SWITCHES:
+            group.add_argument(flag, action="store_true", default=None, help=text)
+        else:
+            kind = whole if name in _COUNTS else _TYPES.get(name, float)
+            group.add_argument(flag, type=kind, help=text, metavar="X")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -159,5 +165,6 @@ def _prepare(args: argparse.Namespace) -> tuple[Any, "Recipe", Any]:
     given = {name: getattr(args, name) for name in HELP if getattr(args, name) is not None}
     if given.get("auto_augment") == "none":
         given["auto_augment"] = None
-    recipe = dataclasses.replace(finetune.Recipe(), **given)
+    published = finetune.Recipe.of_dyvm() if args.method.name == DYVM else finetune.Recipe()
+    recipe = dataclasses.replace(published, **given)
     return accelerator_for(recipe, cpu=args.device == "cpu"), recipe, finetune

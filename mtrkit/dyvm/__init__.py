@@ -12,7 +12,7 @@
 Source: "Dynamic Vision Mamba", arXiv:2504.04787.
 """
 
-from mtrkit.dyvm.loss import dyvm_loss, loss_terms
+from mtrkit.dyvm.loss import dyvm_loss, loss_terms, ratio_terms
 from mtrkit.dyvm.objective import DyVMObjective
 from mtrkit.dyvm.outputs import DyVMOutputs, TeacherOutputs, teacher_outputs
 from mtrkit.dyvm.release import load_release
@@ -34,5 +34,6 @@ __all__ = [
     "load_release",
     "loss_terms",
     "measure_scan_share",
+    "ratio_terms",
     "teacher_outputs",
 ]

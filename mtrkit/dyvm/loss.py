@@ -53,16 +53,29 @@ def loss_terms(
         InputError: The teacher's answers have other shapes than the student's.
     """
     terms = {"class": F.cross_entropy(outputs.logits, targets)}
+    terms |= ratio_terms(outputs, token_weight=token_weight, block_weight=block_weight)
+    if teacher is not None:
+        _check_teacher(outputs, teacher)
+        terms["logits"] = _DISTILL * divergence(outputs.logits, teacher.logits)
+        terms["features"] = _DISTILL * _difference(outputs, teacher.features)
+    return terms
+
+
+def ratio_terms(outputs: DyVMOutputs, *, token_weight: float = 10.0, block_weight: float = 10.0) -> dict[str, Tensor]:
+    """``"tokens"`` and ``"blocks"`` of :func:`loss_terms`, for tasks whose other terms are their own.
+
+    Args:
+        outputs: Of the student, ``DyVMTraining.outputs``.
+        token_weight: Of ``"tokens"``; 20 in the paper's segmentation.
+        block_weight: Of ``"blocks"``; the same.
+    """
+    terms = {}
     if outputs.masks:
         shares = torch.stack([mask.float().mean(dim=1) for mask in outputs.masks])  # (stages, B)
         wanted = torch.tensor([outputs.keep**stage for stage in range(1, len(shares) + 1)], device=shares.device)
         terms["tokens"] = token_weight * (shares - wanted[:, None]).square().mean()
     if outputs.gates is not None and outputs.block_target is not None:
         terms["blocks"] = block_weight * (outputs.gates.float().mean() - outputs.block_target).square()
-    if teacher is not None:
-        _check_teacher(outputs, teacher)
-        terms["logits"] = _DISTILL * divergence(outputs.logits, teacher.logits)
-        terms["features"] = _DISTILL * _difference(outputs, teacher.features)
     return terms
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from mtrkit.api import reduction_disabled
 from mtrkit.dyvm.loss import divergence
+from mtrkit.finetune.modes import evaluating
 from mtrkit.finetune.recipe import Recipe
 
 
@@ -61,12 +62,6 @@ class CrossEntropy:
 @torch.no_grad()
 def _dense_answers(model: nn.Module, images: Tensor) -> Tensor:
     """Logits (B, classes) without reduction, dropout and drop path."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with reduction_disabled(model):
-            answers: Tensor = model(images)
-            return answers
-    finally:
-        for module, training in modes:  # not train(): what was left in eval mode stays there
-            module.training = training
+    with evaluating(model), reduction_disabled(model):
+        answers: Tensor = model(images)
+    return answers

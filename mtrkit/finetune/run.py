@@ -27,6 +27,7 @@ from mtrkit.finetune.chance import seeded
 from mtrkit.finetune.curve import Curve
 from mtrkit.finetune.draws import BatchPlan, Draws, check_cut
 from mtrkit.finetune.folder import RunFolder
+from mtrkit.finetune.modes import evaluating
 from mtrkit.finetune.objective import Objective
 from mtrkit.finetune.recipe import Recipe
 from mtrkit.measure import Accuracy, ImageSet, Preprocess, describe_machine, predict, score, weights_digest
@@ -84,8 +85,8 @@ class Run:
         self.mix = _mixing(recipe, self.classes)
         self.identity = self._identity()
         optimizer = _optimizer(model, recipe)
-        self.model, self.optimizer = accelerator.prepare(model.train(), optimizer)
-        self.ema = None if recipe.ema is None else ModelEmaV3(self.bare, decay=recipe.ema)
+        self.model, self.optimizer = _prepare(accelerator, model, optimizer)
+        self.ema = _average(self.bare, recipe)
         accelerator.register_for_checkpointing(self)
 
     def state_dict(self) -> dict[str, Any]:
@@ -212,11 +213,8 @@ class Run:
         """Of the weights that would be saved now; each process takes its share of the images."""
         model, accelerator = self.bare if self.ema is None else self.ema.module, self.accelerator
         processes = Processes(accelerator.process_index, accelerator.num_processes)
-        training = model.training
-        model.eval()
-        predicted = predict(model, images, self.preprocess, processes=processes)
-        model.train(training)
-        return score(predicted, images)
+        with evaluating(model):
+            return score(predict(model, images, self.preprocess, processes=processes), images)
 
     def _save(self) -> None:
         """Write a checkpoint; every process takes part."""
@@ -289,9 +287,30 @@ def accelerator_for(recipe: Recipe, cpu: bool = False) -> Accelerator:
     return Accelerator(cpu=cpu, mixed_precision=recipe.precision)
 
 
+def _average(model: nn.Module, recipe: Recipe) -> ModelEmaV3 | None:
+    return None if recipe.ema is None else ModelEmaV3(model, decay=recipe.ema, use_warmup=recipe.ema_warmup)
+
+
+def _prepare(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+    """Both as Accelerate spreads them over the machine, without the marks that it would leave on the user's model.
+
+    Among these is a ``forward`` under autocast: every later pass of the model would run in 16 bits.
+    """
+    own = model.__dict__.get("forward")
+    prepared = accelerator.prepare(model.train(), optimizer)
+    for mark in ("forward", "_original_forward", "_is_accelerate_prepared"):
+        model.__dict__.pop(mark, None)
+    if own is not None:
+        model.__dict__["forward"] = own
+    return prepared
+
+
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    rest: dict[str, Any] = {}
+    if "muon" in recipe.opt:  # which is for matrices between hidden features
+        rest = {"fallback_list": ("head",), "fallback_no_weight_decay": True}
     try:
-        return create_optimizer_v2(model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        return create_optimizer_v2(model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, **rest)
     except (AssertionError, ValueError) as error:
         raise OptionError(
             f"opt={recipe.opt!r} is not an optimiser of this timm; see timm.optim.list_optimizers()"

@@ -12,6 +12,7 @@ from mtrkit.errors import InputError
 from mtrkit.finetune.clips import AugmentClip
 from mtrkit.finetune.draws import Draws
 from mtrkit.finetune.folder import RunFolder
+from mtrkit.finetune.modes import evaluating
 from mtrkit.finetune.objective import CrossEntropy, Objective
 from mtrkit.finetune.recipe import Recipe
 from mtrkit.finetune.run import Result, Run, accelerator_for
@@ -86,7 +87,8 @@ def check_images(model: nn.Module, images: ImageSet) -> None:
 def _outputs(model: nn.Module) -> int:
     """How many classes the logits are for."""
     weight = next(model.parameters())
-    return int(model(weight.new_zeros(1, *input_size_of(model))).shape[-1])
+    with evaluating(model):
+        return int(model(weight.new_zeros(1, *input_size_of(model))).shape[-1])
 
 
 def augmentation(model: nn.Module, recipe: Recipe) -> Any:

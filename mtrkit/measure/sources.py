@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from mtrkit.adapters import find_host
-from mtrkit.errors import InputError, OptionError
+from mtrkit.errors import InputError, OptionError, UnsupportedModelError
 from mtrkit.measure.clips import Average, ClipPreprocess, open_clips
 from mtrkit.measure.images import BUNDLED, ImageSet, bundled_set, image_folder
 from mtrkit.measure.kinds import FOR_IMAGES
@@ -75,6 +75,15 @@ def preprocess_of(
 
 
 def input_size_of(model: nn.Module) -> tuple[int, ...]:
-    """Channels, frames of a clip, height and width that a model, or the one inside of it, was built for."""
-    host, adapter = find_host(model)
+    """Channels, frames of a clip, height and width that a model, or the one inside of it, was built for.
+
+    A model of no family that mtrkit knows, such as a convolutional one of timm, says it in its ``pretrained_cfg``.
+    """
+    try:
+        host, adapter = find_host(model)
+    except UnsupportedModelError:
+        config = getattr(model, "pretrained_cfg", None) or {}
+        if "input_size" not in config:
+            raise
+        return tuple(config["input_size"])
     return adapter.input_size(host)

@@ -128,6 +128,15 @@ def test_unreadable_images_are_named_or_passed_over(folder, tmp_path):
     assert skipped == 1
 
 
+def test_the_rate_is_constant_until_it_falls():
+    given = recipe(lr=1.0, min_lr=0.5, warmup_epochs=0.3, decay_epochs=0.5)
+    rates = [given.rate(step, 20, 10) for step in range(20)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and set(rates[3:15]) == {1.0} and rates[-1] == 0.5
+    assert rates[14:] == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5])
+    flat = recipe(lr=1.0, min_lr=0.5, decay_epochs=0)
+    assert {flat.rate(step, 20, 10) for step in range(20)} == {1.0}
+
+
 def test_what_cannot_be_is_refused(folder):
     with pytest.raises(InputError, match="48 images are fewer than one batch of 64"):
         draws_of(folder, batch_size=64)

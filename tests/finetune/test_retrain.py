@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import MethodType
 
 import pytest
+import timm
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -22,6 +24,7 @@ import mtrkit
 from mtrkit.errors import CheckpointError, InputError, OptionError
 from mtrkit.finetune import CrossEntropy, retrain
 from mtrkit.finetune.curve import read_curve
+from mtrkit.finetune.trainer import check_images
 from mtrkit.measure import image_folder
 from tests.finetune.conftest import recipe, reduced, tiny_model
 from tests.helpers.running import HOME, environment
@@ -293,6 +296,53 @@ def test_autocast_stays_near_float32(folder, tmp_path):
     train(folder, tmp_path / "half", given=recipe(epochs=1, precision="bf16"))
     exact, near = ([row["loss"] for row in curve(tmp_path / name)] for name in ("float", "half"))
     assert exact != near and exact == pytest.approx(near, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "deit_tiny_patch16_224"])
+def test_learns_with_any_model_of_timm(folder, tmp_path, name):
+    model = timm.create_model(name, num_classes=4, **({} if name == "resnet10t" else {"img_size": 32, "patch_size": 8}))
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 32, 32)}
+    _, result = train(folder, tmp_path / "run", model, recipe(epochs=1), held_out=image_folder(folder))
+    assert result.steps == 6 and result.accuracy.n == 48 and (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_looking_at_a_model_leaves_its_statistics_alone(folder):
+    model = timm.create_model("resnet10t", num_classes=4)
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 32, 32)}
+    model.bn1.eval()
+    before = weights(model)
+    check_images(model, image_folder(folder))
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
+    assert model.training and not model.bn1.training
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_no_mark_is_left_on_the_model(folder, tmp_path, precision):
+    """Accelerate's is a forward under autocast, which would go on after training."""
+    model = reduced()
+    before = set(vars(model))
+    train(folder, tmp_path / "run", model, recipe(epochs=1, precision=precision, ema=0.9))
+    fresh = reduced(seed=1)
+    mtrkit.load_checkpoint(fresh, tmp_path / "run" / "model.safetensors")
+    x = torch.randn(2, 3, 32, 32)
+    assert set(vars(model)) == before and torch.equal(fresh.eval()(x), model(x))
+
+
+def test_a_forward_of_the_users_own_stays(folder, tmp_path):
+    model = reduced()
+    model.forward = own = MethodType(type(model).forward, model)
+    train(folder, tmp_path / "run", model, recipe(epochs=1, precision="bf16"))
+    assert vars(model)["forward"] is own
+
+
+def test_the_average_may_begin_short(folder, tmp_path):
+    def reached(name, **average):
+        model, _ = train(folder, tmp_path / name, given=recipe(epochs=1, **average))
+        return torch.cat([value.flatten() for value in weights(model).values()])
+
+    last = reached("last")
+    short, long = (reached(str(warm), ema=0.9999, ema_warmup=warm) for warm in (True, False))
+    assert 0 < (short - last).norm() < 0.7 * (long - last).norm()
 
 
 def test_compiled_it_learns_the_same_and_keeps_the_names(folder, tmp_path):
