@@ -17,12 +17,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import mtrkit
 from mtrkit.errors import CheckpointError, InputError, OptionError
-from mtrkit.finetune import CrossEntropy, retrain
+from mtrkit.finetune import CrossEntropy, estimate, retrain
 from mtrkit.finetune.curve import read_curve
 from mtrkit.finetune.trainer import check_images
 from mtrkit.measure import image_folder
@@ -304,6 +305,14 @@ def test_learns_with_any_model_of_timm(folder, tmp_path, name):
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 32, 32)}
     _, result = train(folder, tmp_path / "run", model, recipe(epochs=1), held_out=image_folder(folder))
     assert result.steps == 6 and result.accuracy.n == 48 and (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_an_estimate_leaves_statistics_alone(folder):
+    model = tiny_model()
+    model.head = nn.Sequential(nn.BatchNorm1d(16), nn.Linear(16, 4))
+    before = weights(model)
+    assert estimate(model, image_folder(folder), recipe()).steps == 12
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
 
 
 def test_looking_at_a_model_leaves_its_statistics_alone(folder):
