@@ -108,10 +108,9 @@ def test_train_with_a_teacher_and_go_on(dataset, tmp_path):
     first, card = train("first", *lesson)
     assert json.loads(card)["recipe"]["teacher"] == "teacher.pt2" and json.loads(card)["n"] == 20
     assert mtrkit.create_model(NAME, tmp_path / "first" / f"{NAME}.safetensors")
-    assert same(train("again", *lesson)[0], first)
     assert same(train("first", *lesson)[0], first)  # it had ended, and nothing is left to do
     start = ("--initial-checkpoint", tmp_path / "first" / f"{NAME}.safetensors")
-    assert not same(train("second", *lesson, *start)[0], first) and not same(train("alone")[0], first)
+    assert not same(train("second", *lesson, *start)[0], first)
 
 
 FRONT, POOLED = "videomamba_micro_patch4_stride2_32", "vim_micro_patch4_stride2_avgpool_32"
