@@ -4,11 +4,11 @@
     python benchmarks/ade20k.py --data ADEChallengeData2016 --init pretrained --train 60000 --ratio 0
     python benchmarks/ade20k.py --data ADEChallengeData2016 --checkpoint FILE --train 20000 --method mtr --ratio 0.3
     python benchmarks/ade20k.py --data ADEChallengeData2016 --init pretrained --train 80000 \\
-        --method dyvm:keep=0.9,block_target=0.8
+        --dyvm 0.9 0.8
 
 The first command reduces without training, at every method and ratio; the second makes a segmentor of a classifier;
 the third trains one on with a reduction in place and measures that; the fourth trains DyVM's pruning as its paper does
-(Vim-Ti; 0.8 for Vim-S), whose FLOPs are counted by the share of the scans that run on validation images. Rows go to
+(Vim-Ti; 0.8 0.8 for Vim-S), whose FLOPs are counted by the share of the scans that run on validation images. Rows go to
 OUT/rows.json, and those that are there are not measured again; a training that was interrupted goes on. FLOPs are the
 backbone's, for one 512 x 512 window.
 
@@ -44,7 +44,6 @@ from train_upernet import segmentor_of, train
 from upernet import Segmentor, resize
 
 from mtrkit.api import reduction_info
-from mtrkit.cli.parsing import method
 from mtrkit.dyvm import DyVMTraining, measure_scan_share
 from mtrkit.errors import OptionError
 from mtrkit.measure import describe_machine, weights_digest
@@ -54,7 +53,6 @@ from mtrkit.measure.report import as_markdown
 from mtrkit.measure.results import KEY, Results, Row, configuration_key
 from mtrkit.models import load_checkpoint
 
-DYVM = "dyvm"
 COUNTED = 64  # validation images on which the scans that run are counted
 
 
@@ -77,17 +75,21 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of training (default: 0)")
     parser.add_argument("--save-every", type=int, default=500, help="steps (default: 500)")
     parser.add_argument("--workers", type=int, default=2, help="processes that read images (default: 2)")
-    parser.add_argument("--method", nargs="+", type=method, default=[method("mtr")], help="default: mtr")
-    parser.add_argument("--ratio", nargs="+", type=float, help="of FLOPs to remove (default: 0.2 0.3); dyvm has none")
+    parser.add_argument("--method", nargs="+", default=["mtr"], help="default: mtr")
+    parser.add_argument(
+        "--ratio", nargs="+", type=float, default=[0.2, 0.3], help="of FLOPs to remove (default: 0.2 0.3)"
+    )
+    shares = ("PATCHES", "SCANS")
+    parser.add_argument("--dyvm", nargs=2, type=float, metavar=shares, help="train DyVM to keep these shares instead")
     parser.add_argument("--layers", nargs="+", type=int, help="blocks to reduce after (default: the method's own)")
     parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     args = parser.parse_args()
-    args.ratio = args.ratio or ([0.0] if args.method[0].name == DYVM else [0.2, 0.3])
-    if args.train and (len(args.ratio) > 1 or len(args.method) > 1 or args.batch_size < 2):
+    if args.dyvm and not args.train:
+        parser.error("--dyvm is trained; add --train STEPS")
+    several = not args.dyvm and (len(args.ratio) > 1 or len(args.method) > 1)
+    if args.train and (several or args.batch_size < 2):
         parser.error("--train takes one --method, one --ratio (0: dense) and a --batch-size of 2 or more")
-    if any(choice.name == DYVM and (len(args.method) > 1 or not args.train) for choice in args.method):
-        parser.error("dyvm is trained, and stands alone: give --train STEPS and this one method")
     return args
 
 
@@ -104,13 +106,14 @@ def build(args: argparse.Namespace) -> Segmentor:
     return model.to(args.device).eval()
 
 
-def pruned(model: Segmentor, choice: MethodChoice) -> Candidate:
+def pruned(model: Segmentor, keep: float, block_target: float) -> Candidate:
     """The segmentor as DyVM trains it."""
-    training = DyVMTraining(model, **choice.options)
+    training = DyVMTraining(model, keep=keep, block_target=block_target)
     info = reduction_info(training)
     assert info is not None
     ratio = info.ratio_reached
-    return Candidate(choice.text, ratio, training, info.flops_reduced.gflops, info.promised_speedup, ratio, info)
+    name = f"dyvm:keep={keep:g},block_target={block_target:g}"
+    return Candidate(name, ratio, training, info.flops_reduced.gflops, info.promised_speedup, ratio, info)
 
 
 def with_scans_counted(args: argparse.Namespace, candidate: Candidate, scenes: Scenes) -> Candidate:
@@ -206,14 +209,15 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     results = Results(args.out / "rows.json")
     scenes = Scenes(args.data, "validation", args.classes, args.limit)
-    if args.method[0].name == DYVM:
-        wanted = [pruned(build(args), args.method[0])]
+    if args.dyvm:
+        wanted = [pruned(build(args), *args.dyvm)]
     else:
-        wanted = candidates(build(args), args.method, args.ratio, args.layers, {})
+        methods = [MethodChoice(name, name, {}) for name in args.method]
+        wanted = candidates(build(args), methods, args.ratio, args.layers, {})
     if args.train:
         wanted = wanted[-1:]  # the reduced one, or the dense one if the ratio is 0
         train(args, wanted[0], trained_file(args, wanted[0]))
-    if args.method[0].name == DYVM:
+    if args.dyvm:
         wanted = [with_scans_counted(args, wanted[0], scenes)]
     print(show(list(rows(args, wanted, scenes, results))))
 

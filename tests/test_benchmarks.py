@@ -335,7 +335,7 @@ def test_ade20k_trains_dyvm(run, monkeypatch, tmp_path, scenes):
     training, losses = importlib.import_module("train_upernet"), []
     advance = training.advance
     monkeypatch.setattr(training, "advance", lambda *given: losses.append(advance(*given)) or losses[-1])
-    given = (*SMALL, "--data", str(scenes), "--init", "pretrained", "--method", "dyvm:keep=0.8,block_target=0.8")
+    given = (*SMALL, "--data", str(scenes), "--init", "pretrained", "--dyvm", "0.8", "0.8")
     run("ade20k", *given, "--train", "6", "--out", "out")
     file = next((tmp_path / "out").glob("*.pth"))
     state = torch.load(file, weights_only=True)
