@@ -22,14 +22,16 @@ from mtrkit.models.layers import DropPath, PatchEmbed, RMSNorm, Size, init_weigh
 from mtrkit.models.loading import family_of, load_checkpoint
 from mtrkit.models.mixer import MambaMixer
 from mtrkit.models.positions import ClassToken, class_index, insert_at, resize_positions, without
+from mtrkit.models.stretch import run_blocks
 from mtrkit.ops import check_stream, nothing_dropped, stream_tokens, take
-from mtrkit.scan import fused, mixer_parts
-from mtrkit.scan.fastpath import are_plain, can_mix, no_tracing, plain_tensors
+from mtrkit.scan import BlockWeights, MixerWeights, fused, mixer_parts
+from mtrkit.scan.fastpath import are_plain, can_mix, known_forward, no_tracing, plain_tensors
 from mtrkit.types import MixerCall, ReducedStream
 
 Pool = Literal["token", "avg", ""]
 
 
+@known_forward
 class Block(nn.Module):
     """Add, then norm, then mixer: the mixer's output is added to the residual by the next block."""
 
@@ -69,26 +71,30 @@ class Block(nn.Module):
         self, hidden_states: Tensor, residual: Tensor, call: MixerCall | None
     ) -> tuple[Tensor, Tensor] | None:
         """Norm and mixer as one call; ``None`` if something has to see what is between them."""
-        if self.training or residual.dtype is not torch.float32 or not no_tracing(hidden_states):
+        if residual.dtype is not torch.float32 or not no_tracing(hidden_states):
             return None
         if call is not None and (call.gaps is not None or call.gating is not None):
             return None
+        weights = self.weights()
+        if weights is None or not can_mix(weights.mixer, hidden_states):
+            return None
+        if call is None:
+            return fused.run_blocks(hidden_states, residual, [weights])[:2]
+        *tokens, call.signals = fused.run_blocks(hidden_states, residual, [weights], call.reads, call.runs)
+        return tokens[0], tokens[1]
+
+    def weights(self) -> BlockWeights | None:
+        """What decides what the block does, if nothing in it has hooks or does more; otherwise ``None``."""
         modules: Any = self._modules  # attributes of modules are slow to look up, which a small batch would notice
         norm, mixer = modules["norm"], modules["mixer"]
         drop_path = modules["drop_path"]
-        if type(norm) is not RMSNorm or drop_path.training or not are_plain((norm, mixer, drop_path)):
+        if self.training or drop_path.training or type(norm) is not RMSNorm:
             return None
-        if not plain_tensors((norm.weight,)):
+        weight = norm.weight
+        if not are_plain((norm, mixer, drop_path)) or not plain_tensors((weight,)):
             return None
         parts = mixer_parts(mixer, halve=mixer.halve)
-        if not can_mix(parts, hidden_states):
-            return None
-        norm_weight, eps = norm.weight, norm.eps
-        if call is None:
-            return fused.norm_and_mixer(hidden_states, residual, norm_weight, eps, parts)[:2]
-        found = fused.norm_and_mixer(hidden_states, residual, norm_weight, eps, parts, call.reads, call.runs)
-        *tokens, call.signals = found
-        return tokens[0], tokens[1]
+        return BlockWeights(weight, norm.eps, parts) if isinstance(parts, MixerWeights) else None
 
 
 class VisionMamba(nn.Module):
@@ -243,10 +249,9 @@ class VisionMamba(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to all normalised tokens (B, L, D), the class token at :attr:`class_index`."""
-        hidden, residual = self._embed(x), None
+        hidden = self._embed(x)
         num_tokens = hidden.shape[1]
-        for block in self.layers:
-            hidden, residual = self._run(block, hidden, residual)
+        hidden, residual = run_blocks(self.layers, hidden, None, self._run)
         return self._finish(hidden, residual, num_tokens)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

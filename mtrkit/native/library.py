@@ -25,10 +25,9 @@ BLOCK = 16  # channels handled together in C
 TILE = 16  # time steps handled together in C; states are checkpointed once per tile
 TEAM_BLOCKS = 4  # channel blocks whose gradients of B and C are summed in one task
 SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS = range(6)  # kinds of jobs
-PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, SPLIT = range(6, 14)
+PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, SPLIT, MIXER = range(6, 15)
 
-_MIXER_PACKS, _MIXER_STEPS = 8, 6  # the most jobs that a mixer becomes: at first, and for each chunk of samples
-_LAYOUT = [TILE, BLOCK, TEAM_BLOCKS, _MIXER_PACKS, _MIXER_STEPS, *(fields.size for fields in jobs.LAYOUT)]
+_LAYOUT = [TILE, BLOCK, TEAM_BLOCKS, *(fields.size for fields in jobs.LAYOUT)]
 
 _level: int | None = None  # set by tests to run the code of a weaker CPU
 
@@ -56,16 +55,12 @@ class Library:
         return self._multiplies_halves and current_level() == 2
 
     def run(self, *chain: Job) -> None:
-        """Run packed jobs one after the other on as many threads as torch uses."""
-        self._run(_lay_out(chain), len(chain))
-
-    def run_mixer(self, mixer: bytes, chunks: int, *before: Job) -> None:
-        """Run a packed mixer, which takes its samples in so many chunks, like :meth:`run`, after other jobs."""
-        first = _lay_out(before)
-        most = _MIXER_PACKS + chunks * _MIXER_STEPS
-        chain = ctypes.create_string_buffer(first, len(first) + most * (jobs.HEADER.size + jobs.SCAN.size))
-        count = self._handle.mtr_mixer_jobs(mixer, ctypes.byref(chain, len(first)))
-        self._run(chain, len(before) + count)
+        """Run packed jobs one after the other on as many threads as torch uses; a mixer becomes several."""
+        packed, count = _lay_out(chain), len(chain)
+        if any(kind == MIXER for kind, _ in chain):
+            expanded = ctypes.create_string_buffer(self._handle.mtr_expanded_size(packed, count))
+            packed, count = expanded, self._handle.mtr_expand(packed, count, expanded)
+        self._run(packed, count)
 
     def _run(self, chain: Any, count: int) -> None:
         level, threads = current_level(), torch.get_num_threads()
@@ -78,7 +73,7 @@ class Library:
             raise MemoryError("mtrkit: no memory for the scratch buffers of a scan")
 
 
-def _lay_out(chain: Sequence[Job]) -> bytes:
+def _lay_out(chain: Sequence[Job]) -> Any:
     return b"".join([jobs.HEADER.pack(kind, len(job)) + job for kind, job in chain])
 
 
@@ -108,8 +103,9 @@ def _open() -> Any:
     handle.mtr_join.argtypes = joining
     handle.mtr_run.argtypes = (*joining, ctypes.c_void_p, ctypes.c_int)
     handle.mtr_join.restype = handle.mtr_run.restype = None
-    handle.mtr_mixer_jobs.argtypes = (ctypes.c_char_p, ctypes.c_void_p)
-    handle.mtr_mixer_jobs.restype = ctypes.c_int64
+    handle.mtr_expanded_size.argtypes = (ctypes.c_char_p, ctypes.c_int64)
+    handle.mtr_expand.argtypes = (ctypes.c_char_p, ctypes.c_int64, ctypes.c_void_p)
+    handle.mtr_expanded_size.restype = handle.mtr_expand.restype = ctypes.c_int64
     return handle
 
 

@@ -27,7 +27,7 @@ typedef struct {
     int64_t *lengths;          /* (batch, length): how many positions each token lasts; absent: one */
 } mixer_job;
 
-/* At most: weights that are packed, and steps of a chunk, which are products and scans. */
+/* At most: weights that are packed, and steps of a chunk of samples, which are products and scans. */
 enum { MIXER_PACKS = 8, MIXER_STEPS = 6 };
 
 enum { MANY_TASKS = 32 }; /* of one step: the last of them keep threads waiting for little */
@@ -139,17 +139,18 @@ static void append_direction(chain *c, const mixer_job *m, const packed_weights 
     append(c, SCAN_FORWARD, &scan, sizeof scan);
 }
 
-/* Write the jobs of a mixer, MIXER_PACKS and MIXER_STEPS of each chunk at most, and return how many they are. */
-EXPORT int64_t mtr_mixer_jobs(const mixer_job *m, void *jobs) {
+static void append_mixer(chain *c, const mixer_job *m) {
     int64_t L = m->length, E = m->inner, D = m->width;
-    chain c = {jobs, 0, m->packed};
-    packed_weights p = append_packs(&c, m);
+    c->packed = m->packed;
+    packed_weights p = append_packs(c, m);
     for (int64_t first = 0; first < m->batch; first += m->chunk) {
         int64_t samples = m->batch - first < m->chunk ? m->batch - first : m->chunk;
         float *hidden = m->hidden + first * L * D, *out = m->out + first * L * filled_up(D);
-        append_product(&c, m, hidden, samples * L, D, p.in_proj, 2 * E, m->xz);
-        for (int64_t i = 0; i < m->directions; i++) append_direction(&c, m, &p, i, first, samples);
-        append_product(&c, m, m->y, samples * L, E, p.out_proj, D, out);
+        append_product(c, m, hidden, samples * L, D, p.in_proj, 2 * E, m->xz);
+        for (int64_t i = 0; i < m->directions; i++) append_direction(c, m, &p, i, first, samples);
+        append_product(c, m, m->y, samples * L, E, p.out_proj, D, out);
     }
-    return c.count;
 }
+
+/* How many jobs a mixer becomes, at most; none is larger than a scan. */
+static int64_t most_jobs(const mixer_job *m) { return MIXER_PACKS + ceil_div(m->batch, m->chunk) * MIXER_STEPS; }

@@ -1,4 +1,4 @@
-"""A whole mixer, and the norm before it, through the compiled library, without a way to take a derivative.
+"""A whole mixer, the norm before it, and several of both, by the compiled library, without a way to take a derivative.
 
 The library makes a mixer a chain of jobs, see mixer.h; here it only gets everything's address. Δ is written
 only if it is read: otherwise the scan expands it from its factors.
@@ -9,7 +9,7 @@ them in the projections, and adds in float32. One that has none widens the weigh
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from mtrkit.errors import InputError
 from mtrkit.native import library as lib
 from mtrkit.native.jobs import MIXER, NORM, address, dense, dense_half, dense_places, positions
-from mtrkit.native.weights import DirectionWeights, MixerWeights
+from mtrkit.native.weights import BlockWeights, DirectionWeights, MixerWeights
 from mtrkit.native.workspace import workspace
 
 _CACHED = 1 << 19  # floats between the steps, per thread
@@ -27,12 +27,7 @@ _PLACES = 11 + 2 * len(DirectionWeights._fields)  # addresses in a mixer's job
 
 
 def mix(
-    hidden: Tensor,
-    weights: MixerWeights,
-    reads: Sequence[str] = (),
-    lengths: Tensor | None = None,
-    before: Sequence[lib.Job] = (),
-    dtype: torch.dtype | None = None,
+    hidden: Tensor, weights: MixerWeights, reads: Sequence[str] = (), lengths: Tensor | None = None
 ) -> list[Tensor]:
     """Mixer output (B, L, D) for normalised tokens (B, L, D), and the signals that are read, in their order.
 
@@ -41,22 +36,50 @@ def mix(
         weights: Without biases outside of the directions; the second direction runs backward.
         reads: Names of fields of :class:`mtrkit.types.Signals`, but for those of attention.
         lengths: (B, L) int64, how many positions each token lasts; their outputs are means over these. Default: one.
-        before: Jobs that run first, such as one that writes the tokens.
-        dtype: Of the model, and so of output and signals; the mean of Δ is float32. Default: that of ``hidden``.
     """
+    prepared = _prepare(hidden, weights, reads, lengths, hidden.dtype)
+    lib.library().run(prepared.job)
+    return _results(prepared, reads)
+
+
+class _Prepared(NamedTuple):
+    """A mixer's job, what it writes, and what it reads that must live until then."""
+
+    job: lib.Job
+    dtype: torch.dtype
+    sizes: tuple[int, ...]
+    out: Tensor
+    projected: Tensor
+    delta: Tensor | None
+    y: Tensor | None
+    space: tuple[Tensor, list[int]]  # of the workspace
+    held: list[Any]
+
+
+def _prepare(
+    hidden: Tensor,
+    weights: MixerWeights,
+    reads: Sequence[str],
+    lengths: Tensor | None,
+    dtype: torch.dtype,
+    before: _Prepared | None = None,
+) -> _Prepared:
+    """See :func:`mix`; a mixer that runs ``before`` lends its memory, if it has the same sizes."""
     layers: list[Tensor | None] = [weights.in_proj, weights.out_proj]
     layers += [weight for way in weights.directions for weight in way]
-    sizes, own, counts = _layout(
+    sizes, shapes, counts = _layout(
         torch.get_num_threads(), hidden.shape, *[None if weight is None else weight.shape for weight in layers]
     )
-    batch, length, width, inner, *_, chunk = sizes
-    dtype = hidden.dtype if dtype is None else dtype
+    width, inner = sizes[2:4]
     halves, products = _halves(dtype, weights, width, inner)
     hidden = dense(hidden)
-    out, projected = (hidden.new_empty(shape) for shape in own)
+    if before is not None and before.sizes == sizes:
+        out, projected, (memory, between) = before.out, before.projected, before.space
+    else:
+        out, projected = (hidden.new_empty(shape) for shape in shapes)
+        memory, between = workspace(counts)
     delta = _delta_as_read(hidden, reads, inner)
-    y = hidden.new_empty((batch, length, inner)) if "y" in reads else None
-    memory, between = workspace(counts)
+    y = hidden.new_empty((*hidden.shape[:2], inner)) if "y" in reads else None
     given, made = dense_places(layers, halves)
     places = [*map(address, (out, projected, delta, y)), *between, address(hidden), *given]
     missing = [0] * (_PLACES - len(places))  # where there is one direction
@@ -65,11 +88,15 @@ def mix(
     scale = 0.5 if weights.halve else 1.0  # on the weights, which gives the same bits as on the sum
     sums = delta is not None and "delta" not in reads
     job = MIXER.pack(*sizes, sums, bool(halves), products, scale, *places, *missing, address(lengths))
-    lib.library().run_mixer(job, -(-batch // chunk), *before)
-    del memory, made  # which the job has read until here
-    found = _read(reads, delta, y, projected, sizes)
-    signals = [found[name] if name == "delta_mean" else found[name].to(dtype) for name in reads]
-    return [_columns(out, width).to(dtype), *signals]
+    held = [made, hidden, lengths]
+    return _Prepared((lib.MIXER, job), dtype, sizes, out, projected, delta, y, (memory, between), held)
+
+
+def _results(done: _Prepared, reads: Sequence[str]) -> list[Tensor]:
+    """Output and signals of a mixer that has run."""
+    found = _read(reads, done.delta, done.y, done.projected, done.sizes)
+    signals = [found[name] if name == "delta_mean" else found[name].to(done.dtype) for name in reads]
+    return [_columns(done.out, done.sizes[2]).to(done.dtype), *signals]
 
 
 def _halves(dtype: torch.dtype, weights: MixerWeights, width: int, inner: int) -> tuple[frozenset[int], int]:
@@ -86,35 +113,52 @@ def _halves(dtype: torch.dtype, weights: MixerWeights, width: int, inner: int) -
 def add_and_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Root-mean-square norm of ``residual + x`` (..., D), times ``weight``, like x, and that sum, in float32."""
     dtype, x, residual, weight = x.dtype, _as_summand(x), dense(residual), dense(weight)
-    job, normed, total = _norm(x, residual, weight, eps)
-    lib.library().run(job)
+    normed, total = torch.empty_like(residual), torch.empty_like(residual)
+    lib.library().run(_norm(x, residual, weight, eps, normed, total))
     return normed.to(dtype), total
 
 
-def norm_and_mix(
+def run_blocks(
     x: Tensor,
     residual: Tensor,
-    weight: Tensor,
-    eps: float,
-    weights: MixerWeights,
+    blocks: Sequence[BlockWeights],
     reads: Sequence[str] = (),
     lengths: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor]:
-    """:func:`mix` of the norm of :func:`add_and_norm`, in the dtype of ``x``, and the sum."""
-    dtype, x, residual, weight = x.dtype, _as_summand(x), dense(residual), dense(weight)
-    job, normed, total = _norm(x, residual, weight, eps)
-    return mix(normed, weights, reads, lengths, before=(job,), dtype=dtype), total
+    """Several blocks as one chain of jobs: norm of the sum, then mixer, whose output the next block adds to the sum.
+
+    Args:
+        x: (B, L, D), to be added before the first norm.
+        residual: (B, L, D) float32, what it is added to.
+        blocks: Their weights; in 16 bits only one block, as what is between them would not be rounded.
+        reads: As of :func:`mix`, of the last mixer.
+        lengths: As of :func:`mix`, of all mixers.
+
+    Returns:
+        Output and signals of the last mixer, and the sum before its norm.
+    """
+    dtype, x, residual, chain, held, last = x.dtype, _as_summand(x), dense(residual), [], [], None
+    normed, total = torch.empty_like(residual), torch.empty_like(residual)
+    for index, block in enumerate(blocks):
+        weight = dense(block.norm)
+        chain.append(_norm(x, residual, weight, block.eps, normed, total))
+        last = _prepare(normed, block.mixer, reads if index == len(blocks) - 1 else (), lengths, dtype, last)
+        chain.append(last.job)
+        held.append((x, residual, weight, last))
+        x, residual = last.out, total
+    assert last is not None
+    lib.library().run(*chain)
+    return _results(last, reads), total
 
 
-def _norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[lib.Job, Tensor, Tensor]:
-    """The job, and the norm and the sum that it will write; all are dense, and the caller holds them until then."""
+def _norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, normed: Tensor, total: Tensor) -> lib.Job:
+    """The job that writes the norm and the sum; all are dense, and the caller holds them until it has run."""
     if residual.shape != x.shape or weight.shape != x.shape[-1:]:
         given = f"residual {tuple(residual.shape)}, weight of the norm {tuple(weight.shape)}"
         raise InputError(f"shapes do not fit: hidden states {tuple(x.shape)}, {given}")
-    total, normed = torch.empty_like(residual), torch.empty_like(residual)
     rows = x.numel() // max(1, x.shape[-1])
     places = (address(tensor) for tensor in (x, residual, weight, total, normed))
-    return (lib.NORM, NORM.pack(rows, x.shape[-1], x.dtype is torch.bfloat16, eps, *places)), normed, total
+    return (lib.NORM, NORM.pack(rows, x.shape[-1], x.dtype is torch.bfloat16, eps, *places))
 
 
 def _as_summand(x: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ typedef struct {
     int64_t kind, bytes; /* of the job */
 } header;
 
-enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, SPLIT };
+enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, SPLIT, MIXER };
 
 enum { HALF_BY_INSTRUCTION = 2 };
 
@@ -469,7 +469,7 @@ EXPORT int mtr_has_half_products(void) {
 
 /* So that Python can refuse a library whose structs or tiling differ from what it packs: library.py has the same list. */
 EXPORT void mtr_layout(int64_t *sizes) {
-    const int64_t own[] = {TILE, BLOCK, TEAM_BLOCKS, MIXER_PACKS, MIXER_STEPS, sizeof(header), sizeof(scan_job), sizeof(conv_job),
+    const int64_t own[] = {TILE, BLOCK, TEAM_BLOCKS, sizeof(header), sizeof(scan_job), sizeof(conv_job),
                            sizeof(sum_job), sizeof(softplus_job), sizeof(project_job), sizeof(pack_job),
                            sizeof(norm_job), sizeof(match_job), sizeof(cosines_job), sizeof(slots_job), sizeof(merge_job), sizeof(split_job), sizeof(mixer_job)};
     memcpy(sizes, own, sizeof own);
@@ -632,6 +632,31 @@ static void work(void *data) {
         for (; waits <= h; waits = after(waits), done += 2) wait_for(waits, done);
     }
     free(memory);
+}
+
+/* The most bytes that mtr_expand writes. */
+EXPORT int64_t mtr_expanded_size(const void *jobs, int64_t count) {
+    int64_t bytes = 0;
+    const header *h = jobs;
+    for (int64_t k = 0; k < count; k++, h = after(h)) {
+        int64_t most = h->kind == MIXER ? most_jobs((const mixer_job *)(h + 1)) : 1;
+        int64_t each = h->kind == MIXER ? (int64_t)sizeof(scan_job) : h->bytes;
+        bytes += most * ((int64_t)sizeof(header) + each);
+    }
+    return bytes;
+}
+
+/* The same chain with the jobs of every mixer in its place; returns how many jobs it has. */
+EXPORT int64_t mtr_expand(const void *jobs, int64_t count, void *expanded) {
+    chain c = {expanded, 0, NULL};
+    const header *h = jobs;
+    for (int64_t k = 0; k < count; k++, h = after(h)) {
+        if (h->kind == MIXER)
+            append_mixer(&c, (const mixer_job *)(h + 1));
+        else
+            append(&c, h->kind, h + 1, (size_t)h->bytes);
+    }
+    return c.count;
 }
 
 typedef void (*parallel_fn)(void (*fn)(void *), void *data, unsigned threads, unsigned flags);

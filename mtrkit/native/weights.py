@@ -43,3 +43,11 @@ class MixerWeights(NamedTuple):
     out_bias: Tensor | None
     directions: tuple[DirectionWeights, ...]  # forward, then backward if there is one
     halve: bool = False  # whether the sum of the directions is halved
+
+
+class BlockWeights(NamedTuple):
+    """Parameters of a block: the norm of the sum, then the mixer."""
+
+    norm: Tensor  # (D,)
+    eps: float
+    mixer: MixerWeights

@@ -8,6 +8,7 @@ during a pass. The first reducing block decides whether the pass is reduced: the
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -37,7 +38,7 @@ from mtrkit.patch.patched import Companion, Patched, Replication
 from mtrkit.patch.plan import Plan
 from mtrkit.scan import can_look
 from mtrkit.schedule import MambaShape, ModelShape
-from mtrkit.types import BlockState, Correction, Decision, Gaps, Limit, MixerCall, ReducedStream, Signals
+from mtrkit.types import BlockEnd, BlockState, Correction, Decision, Gaps, Limit, MixerCall, ReducedStream, Signals
 
 Observer = Callable[[int, BlockState, Decision, ReducedStream], None]
 Watcher = Callable[[int, Tensor], None]
@@ -346,8 +347,28 @@ class TwoTensorBlock(PatchedBlock):
         call.gaps = None if stream is None else self._gaps(stream)
         args, kwargs = self._handed(call, args, kwargs)
         hidden, inner = self.hidden(hidden_states, residual if stream is None else stream.residual, *args, **kwargs)
+        return self._follow(stream, hidden, inner, self._signals(call))
+
+    def ahead(self, tokens: Tensor, given: Any) -> BlockEnd | None:
+        """What the block does behind its mixer, for a model that runs several as one call; ``None``: call the block.
+
+        Args:
+            tokens: Of the shape that the block would be given.
+            given: Beside them: what the first of these blocks is given.
+        """
+        if self.previous is not None or self.needs_readable:
+            return None
+        reduced, stream = self._enter(tokens, given)
+        if not reduced:
+            return BlockEnd(frozenset(), None, False, _as_it_is)
+        call = self._call_mixer(tokens, stream)
+        if call.size is not None or call.gating is not None or (stream is not None and self._gaps(stream) is not None):
+            return None
+        return BlockEnd(call.reads, call.runs, self.reduces or self.last, partial(self._follow, stream))
+
+    def _follow(self, stream: ReducedStream | None, hidden: Tensor, inner: Tensor, signals: Signals) -> Any:
+        """What the next block is given, from this one's mixer output, the sum before its norm, and the signals."""
         stream = open_stream(inner) if stream is None else stream.updated(residual=inner)
-        signals = self._signals(call)
         hidden, stream = self._end(hidden, signals, stream)
         stream = self._correct(hidden, stream)
         for recorder in self.reduction.recorders if self.last else ():
@@ -390,6 +411,11 @@ class TwoTensorBlock(PatchedBlock):
         if alignment == "carry" or not stream.stages:
             return None
         return count_gaps(stream) if alignment == "bias" else sum_gaps(stream)
+
+
+def _as_it_is(hidden: Tensor, inner: Tensor, signals: Signals) -> tuple[Tensor, Tensor]:
+    del signals
+    return hidden, inner
 
 
 class OneTensorBlock(PatchedBlock):

@@ -1,6 +1,6 @@
 """Selective scan, causal convolution and the mixer, with backends that say why they can or cannot run."""
 
-from mtrkit.native.weights import DirectionWeights, MixerWeights
+from mtrkit.native.weights import BlockWeights, DirectionWeights, MixerWeights
 from mtrkit.scan.backend import BackendStatus
 from mtrkit.scan.dispatch import (
     backend_for,
@@ -19,6 +19,7 @@ from mtrkit.types import Signals
 
 __all__ = [
     "BackendStatus",
+    "BlockWeights",
     "DirectionLayers",
     "DirectionWeights",
     "MixerLayers",

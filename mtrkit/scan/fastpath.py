@@ -14,7 +14,7 @@ from torch.nn.modules import module as torch_module
 
 from mtrkit.dynamo import constant_result
 from mtrkit.native.jobs import has_memory
-from mtrkit.native.library import current_level, library
+from mtrkit.native.library import BLOCK, current_level, library
 from mtrkit.native.weights import MixerWeights
 from mtrkit.scan.dispatch import backend_of, under_transform
 from mtrkit.scan.kernels import NATIVE, TRITON
@@ -86,6 +86,16 @@ def can_mix(weights: object, hidden: Tensor) -> TypeGuard[MixerWeights]:
     return for_inference(hidden) and (torch.compiler.is_compiling() or not _functions_are_watched())
 
 
+def can_chain(x: Tensor, residual: object) -> TypeGuard[Tensor]:
+    """Whether several blocks may be one call: float32, as between blocks 16 bits are rounded, and nothing that sees it.
+
+    Their weights are asked for by :func:`can_mix` each.
+    """
+    if not no_tracing(x) or not isinstance(residual, Tensor) or x.shape[-1] % BLOCK:
+        return False
+    return x.dtype is residual.dtype is torch.float32 and for_inference(x) and inference_kernels(x) == NATIVE
+
+
 def _functions_are_watched() -> bool:
     """Whether a mode of ``__torch_function__`` may change what the single functions of a mixer do."""
     count = torch._C._len_torch_function_stack()
@@ -143,6 +153,13 @@ def is_plain(module: nn.Module) -> bool:
     if known is None or cls.forward is not known or "forward" in own or _is_hooked(own):
         return False
     return cls is not nn.Conv1d or _looks_back(own)
+
+
+def runs_own_code(module: nn.Module) -> bool:
+    """:func:`is_plain`, but that the module may have a ``forward`` of its own, which the caller looks at."""
+    cls = type(module)
+    known = _OWN_FORWARD.get(cls)
+    return known is not None and cls.forward is known and not _is_hooked(module.__dict__)
 
 
 def _is_hooked(own: dict[str, Any]) -> bool:

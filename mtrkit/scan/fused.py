@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtrkit.native import mixer as native
-from mtrkit.native.weights import DirectionWeights, MixerWeights, wide
+from mtrkit.native.weights import BlockWeights, DirectionWeights, MixerWeights, wide
 from mtrkit.scan import steps
 from mtrkit.scan.fastpath import MIXED, inference_kernels, no_tracing
 from mtrkit.scan.kernels import TRITON, C, kernels_for, triton_kernels
@@ -126,23 +126,26 @@ def mixer(
     return out, Signals(**dict(zip(names, found, strict=True)))
 
 
-def norm_and_mixer(
+def run_blocks(
     x: Tensor,
     residual: Tensor,
-    norm_weight: Tensor,
-    eps: float,
-    weights: MixerWeights,
+    blocks: Sequence[BlockWeights],
     reads: frozenset[str] = frozenset(),
     runs: Runs | None = None,
 ) -> tuple[Tensor, Tensor, Signals]:
-    """:func:`mixer` of the norm of :func:`add_rms_norm`, the sum, and what is read; outside of tracing."""
+    """One block after the other, each :func:`mixer` of the norm of :func:`add_rms_norm`; outside of tracing.
+
+    Returns:
+        The last mixer's output, the sum before its norm, and what is read of it.
+    """
     names = _in_order(reads)
     if inference_kernels(x) == TRITON:
-        normed, total = _add_rms_norm(x, residual, norm_weight, eps)
-        out, *found = _mix(normed, weights, names, runs)
-    else:
-        lengths = None if runs is None else runs.lengths
-        (out, *found), total = native.norm_and_mix(x, residual, norm_weight, eps, weights, names, lengths)
+        for index, (weight, eps, mixer) in enumerate(blocks):
+            normed, residual = _add_rms_norm(x, residual, weight, eps)
+            x, *found = _mix(normed, mixer, names if index == len(blocks) - 1 else [], runs)
+        return x, residual, Signals(**dict(zip(names, found, strict=True)))
+    lengths = None if runs is None else runs.lengths
+    (out, *found), total = native.run_blocks(x, residual, blocks, names, lengths)
     return out, total, Signals(**dict(zip(names, found, strict=True)))
 
 

@@ -1,0 +1,141 @@
+"""Blocks that run as one call give what they give one by one, and step aside for whatever looks between them."""
+
+import pytest
+import torch
+
+import mtrkit
+from mtrkit.models import MambaReg, VisionMamba
+from mtrkit.native.library import Library
+from mtrkit.scan import use_scan_backend
+
+SIZE = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "num_classes": 10}
+MODELS = {
+    "vim": lambda: VisionMamba(**SIZE, depth=8),
+    "mean": lambda: VisionMamba(**SIZE, depth=8, class_token="none"),
+    "front": lambda: VisionMamba(**SIZE, depth=8, class_token="front", halve=False),
+    "mambar": lambda: MambaReg(**SIZE, depth=8, num_registers=4),
+}
+LAYERS = {"layers": [2, 5], "ratio": 0.3}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How many jobs each call of the library had."""
+    found, run = [], Library.run
+    monkeypatch.setattr(Library, "run", lambda library, *chain: found.append(len(chain)) or run(library, *chain))
+    return found
+
+
+def make(name="vim"):
+    torch.manual_seed(0)
+    return MODELS[name]().eval()
+
+
+def one_by_one(model):
+    """The same model with something on each block that looks and does nothing."""
+    for block in model.layers:
+        block.register_forward_hook(lambda *_: None)
+    return model
+
+
+@torch.inference_mode()
+def answers(model, batch=2):
+    return model(torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize("method", [None, "mtr", "runs", "rmeeto", "hsa", "evit", "tome"])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_bits_are_those_of_single_blocks(name, method):
+    def reduced():
+        return make(name) if method is None else mtrkit.apply_reduction(make(name), method, **LAYERS)
+
+    for batch in (1, 3):
+        assert torch.equal(answers(reduced(), batch), answers(one_by_one(reduced()), batch))
+
+
+def test_a_dense_pass_is_one_call_behind_its_first_block(calls):
+    answers(make())
+    assert calls[-1] == 2 * 7 and len(calls) == 2
+
+
+def test_a_stretch_ends_with_the_block_that_reduces(calls):
+    """Block 1 is alone; then come block 2, which reduces, blocks 3 to 5, and 6 to 8; reductions have one or three."""
+    answers(mtrkit.apply_reduction(make(), "mtr", **LAYERS))
+    assert [count for count in calls if count not in (1, 3)] == [2, 6, 6]
+
+
+def test_disabled_it_is_a_dense_pass_again(calls):
+    model = mtrkit.apply_reduction(make(), "mtr", **LAYERS)
+    with mtrkit.reduction_disabled(model):
+        found = answers(model)
+    assert calls[-1] == 2 * 7 and torch.equal(found, answers(make()))
+
+
+@pytest.mark.parametrize("place", ["layers.4", "layers.4.mixer", "layers.4.norm", "layers.4.mixer.x_proj"])
+@pytest.mark.parametrize("method", [None, "runs"])
+def test_a_hook_is_called(place, method):
+    model = make() if method is None else mtrkit.apply_reduction(make(), method, **LAYERS)
+    expected, seen = answers(model), []
+    handle = model.get_submodule(place).register_forward_hook(lambda module, given, out: seen.append(out))
+    torch.testing.assert_close(answers(model), expected)
+    handle.remove()
+    assert len(seen) == 1 and torch.equal(answers(model), expected)
+
+
+def test_a_hook_on_a_block_may_change_what_it_gives():
+    model = make()
+    model.layers[4].register_forward_hook(lambda block, given, out: (out[0] * 2, out[1]))
+    assert not torch.allclose(answers(model), answers(make()))
+
+
+def test_a_forward_of_a_blocks_own_is_called():
+    model, seen = make(), []
+    forward = model.layers[3].forward
+    model.layers[3].forward = lambda *given: seen.append(1) or forward(*given)
+    assert torch.equal(answers(model), answers(make())) and seen == [1]
+
+
+def test_another_module_in_the_place_of_a_block_is_called():
+    class Doubled(torch.nn.Module):
+        def forward(self, hidden, residual):
+            return 2 * hidden, residual
+
+    model = make()
+    model.layers[3] = Doubled()
+    assert not torch.allclose(answers(model), answers(make()))
+
+
+def test_changed_weights_count_at_once():
+    model = make()
+    before = answers(model)
+    model.layers[5].mixer.in_proj.weight.data.mul_(2)
+    doubled = answers(model)
+    model.layers[5].mixer.in_proj.weight.data.div_(2)
+    assert not torch.allclose(doubled, before) and torch.equal(answers(model), before)
+
+
+def test_the_trace_of_a_pass_is_the_same():
+    model = mtrkit.apply_reduction(make(), "mtr", **LAYERS)
+    traces = []
+    for prepared in (model, one_by_one(model)):
+        with mtrkit.trace_reduction(prepared) as trace:
+            answers(prepared)
+        traces.append(trace)
+    assert len(traces[0].stages) == len(LAYERS["layers"])
+    for first, second in zip(traces[0].stages, traces[1].stages, strict=True):
+        assert torch.equal(first.slot, second.slot) and torch.equal(first.score, second.score)
+
+
+def test_other_backends_give_the_same_answer():
+    model = mtrkit.apply_reduction(make(), "runs", **LAYERS)
+    with use_scan_backend("reference"):
+        slow = answers(model)
+    torch.testing.assert_close(answers(model), slow, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_in_other_precisions_blocks_are_single(calls, dtype):
+    model = make().to(dtype)
+    with torch.inference_mode():
+        model(torch.randn(1, 3, 32, 32, dtype=dtype))
+    assert not calls or max(calls) <= 2
