@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 import torch
 from laboratory import DOCS
-from retrain import OUT, RECIPE, right
+from retrain import FAST, OUT, RECIPE, right
 
 import mtrkit
 from mtrkit.cli.main import main as command
 from mtrkit.measure import describe_machine, open_images, paired_difference
 from mtrkit.measure.evaluation import pack_right, right_images
 
-SHORT = {"--epochs": "0.25", "--lr": "5e-4", "--min-lr": "1e-5", "--ema": "0.98"}
+SHORT = FAST | {"--epochs": "0.25", "--ema": "0.98"}
 
 
 class Variant(NamedTuple):
