@@ -12,7 +12,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mtrkit.api import reduction_info
+from mtrkit.api import apply_reduction, reduction_info
 from mtrkit.cli.console import Output
 from mtrkit.cli.inputs import add_views, preprocess_from
 from mtrkit.cli.loading import load_model, reduce_model
@@ -31,6 +31,8 @@ EPILOG = """examples:
     --out runs/r40 --epochs 1 --batch-size 256 --accumulate 4 --distill 0.5 --ema 0.996 --held-out 2000
   mtrkit finetune vim_tiny_patch16_224 --checkpoint vim_t.pth --data imagenet/train --out runs/dyvm \\
     --method dyvm:keep=0.9,block_target=0.8 --batch-size 512 --lr 3e-5
+  mtrkit finetune vim_tiny_patch16_224 --checkpoint runs/dyvm/model.safetensors --data imagenet/train --out runs/on \\
+    --method dyvm:checkpoint=runs/dyvm/dyvm.safetensors
   mtrkit finetune videomamba_tiny_patch16_224_f8 --checkpoint FILE --data k400/train.csv --method rmeeto:layers=even \\
     --r 88 --out runs/k400 --epochs 30 --batch-size 64 --warmup-epochs 5 --weight-decay 0.1 --drop-path 0.1
   mtrkit finetune vim_tiny_patch16_224 --checkpoint vim_t.pth --data imagenet/train --out runs/r30 --dry-run --json
@@ -124,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
         accelerator=accelerator,
     )
     if accelerator.is_main_process:
-        info = reduction_info(model.model if args.method.name == DYVM else model)
+        info = reduction_info(model)
         out.say("dense" if info is None else str(info).splitlines()[0], *str(result).splitlines())
         out.document({"result": result})
     return 0
@@ -138,15 +140,23 @@ def _to_train(args: argparse.Namespace, recipe: "Recipe") -> tuple[Any, Any]:
     model = load_model(args)
     if args.checkpointing:
         cast(Any, model).set_grad_checkpointing(True)
-    if args.method.name == DYVM:
+    options = options_of(args, args.method)
+    if _trains_choices(args):
         teacher = copy.deepcopy(model)
         try:
-            return DyVMTraining(model, **options_of(args, args.method)), DyVMObjective(teacher)
+            return DyVMTraining(model, **options), DyVMObjective(teacher)
         except TypeError as error:
-            raise OptionError(f"{DYVM} takes keep, block_target and layers ({error})") from error
-    if args.ratio or args.r is not None:
+            raise OptionError(f"{DYVM} takes keep, block_target and layers, or checkpoint ({error})") from error
+    if args.method.name == DYVM:
+        apply_reduction(model, DYVM, **options)
+    elif args.ratio or args.r is not None:
         reduce_model(model, args.method, args)
     return model, CrossEntropy.for_model(model, recipe)
+
+
+def _trains_choices(args: argparse.Namespace) -> bool:
+    """Whether DyVM's predictors and selectors are trained; with a checkpoint they choose as they did."""
+    return args.method.name == DYVM and "checkpoint" not in args.method.options
 
 
 def _prepare(args: argparse.Namespace) -> tuple[Any, "Recipe", Any]:
@@ -165,6 +175,6 @@ def _prepare(args: argparse.Namespace) -> tuple[Any, "Recipe", Any]:
     given = {name: getattr(args, name) for name in HELP if getattr(args, name) is not None}
     if given.get("auto_augment") == "none":
         given["auto_augment"] = None
-    published = finetune.Recipe.of_dyvm() if args.method.name == DYVM else finetune.Recipe()
+    published = finetune.Recipe.of_dyvm() if _trains_choices(args) else finetune.Recipe()
     recipe = dataclasses.replace(published, **given)
     return accelerator_for(recipe, cpu=args.device == "cpu"), recipe, finetune

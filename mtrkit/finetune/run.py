@@ -34,6 +34,7 @@ from mtrkit.measure import Accuracy, ImageSet, Preprocess, describe_machine, pre
 from mtrkit.measure.processes import Processes
 from mtrkit.measure.progress import progress
 from mtrkit.models import VisionMamba, checkpoint_metadata, write_metadata
+from mtrkit.patch import DyVMCheckpoint, trained_parts
 
 
 @dataclass(frozen=True)
@@ -255,9 +256,12 @@ class Run:
         """The model's weights, with what they are of, and beside them what DyVM adds to a model."""
         model: nn.Module = self.bare
         if isinstance(self.bare, DyVMTraining):
-            self.bare.checkpoint().save(self.folder.added)
             model = self.bare.model
             weights = {name.removeprefix("model."): weights[name] for name in weights if name.startswith("model.")}
+        parts = trained_parts(model)
+        if parts is not None:
+            parts.scan_share = None  # other weights, other choices
+            DyVMCheckpoint.of(model, parts).save(self.folder.added)
         save_file(weights, self.folder.weights, {"about": json.dumps(about, default=str)})
         if isinstance(model, VisionMamba):
             write_metadata(self.folder.weights, checkpoint_metadata(model))

@@ -6,7 +6,7 @@ from mtrkit.patch.info import ReductionInfo
 from mtrkit.patch.journal import Journal
 from mtrkit.patch.plan import Plan
 from mtrkit.patch.trace import Trace, TraceStage
-from mtrkit.patch.trained import DyVMCheckpoint, prepare_trained
+from mtrkit.patch.trained import DyVMCheckpoint, prepare_trained, trained_parts
 
 __all__ = [
     "RECORD",
@@ -21,5 +21,6 @@ __all__ = [
     "fingerprint",
     "install",
     "prepare_trained",
+    "trained_parts",
     "uninstall",
 ]

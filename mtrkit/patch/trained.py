@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mtrkit.adapters import Adapter, find_host, shape_of
 from mtrkit.errors import CheckpointError, OptionError, UnsupportedModelError
 from mtrkit.methods.dyvm import DYVM, DyVM, DyVMConfig, TrainedDecision, predictor_flops
-from mtrkit.patch.engine import Reduction
+from mtrkit.patch.engine import RECORD, Reduction
 from mtrkit.patch.gated import GatedBlock
 from mtrkit.patch.plan import Plan
 
@@ -128,6 +128,12 @@ def load_parts(parts: DyVM, tensors: dict[str, Tensor], path: str | Path) -> Non
         parts.load_state_dict(tensors)
     except RuntimeError as error:  # CheckpointError is one
         raise CheckpointError(f"{path} does not fit a dyvm with layers {parts.layers}: {error}") from error
+
+
+def trained_parts(model: nn.Module) -> DyVM | None:
+    """What chooses in a model that a trained checkpoint reduces; ``None`` in any other."""
+    found = [vars(module)[RECORD].trained for module in model.modules() if RECORD in vars(module)]
+    return found[0] if found and isinstance(found[0], DyVM) else None
 
 
 def check_sizes(parts: DyVM, host: nn.Module, adapter: Adapter) -> None:

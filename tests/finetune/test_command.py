@@ -3,12 +3,15 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 import mtrkit
 from mtrkit.cli.finetune import HELP
 from mtrkit.cli.main import main
 from mtrkit.data import bundled_images
+from mtrkit.dyvm import DyVMCheckpoint
+from mtrkit.errors import OptionError
 from mtrkit.finetune import Recipe
 from mtrkit.finetune.curve import read_curve
 from mtrkit.measure import open_images, predict, preprocess_for, score
@@ -75,6 +78,22 @@ def test_mistakes_are_said_in_words(ten_classes, tmp_path, capsys):
     assert not out.exists()
 
 
+def _trains_on_with_its_choices(data, before, quick, held):
+    """With a checkpoint the weights learn alone, and what chooses is written again beside them."""
+    after, file = before.with_name("after"), before / "dyvm.safetensors"
+    command = ["finetune", MODEL, "--checkpoint", str(before / "model.safetensors"), "--data", str(data), *quick]
+    command += ["--lr", "1e-2"]
+    assert main([*command, "--out", str(after), "--method", f"dyvm:checkpoint={file}", "--held-out", "10"]) == 0
+    old, new = (DyVMCheckpoint.load(folder / "dyvm.safetensors") for folder in (before, after))
+    assert all(torch.equal(value, old.parts.state_dict()[name]) for name, value in new.parts.state_dict().items())
+    model = mtrkit.create_model(MODEL, after / "model.safetensors").eval()
+    with pytest.raises(OptionError, match="other weights"):
+        mtrkit.apply_reduction(model, "dyvm", checkpoint=old)
+    mtrkit.apply_reduction(model, "dyvm", checkpoint=new)
+    found = score(predict(model, held, preprocess_for(model.pretrained_cfg)), held).share
+    assert found == read_curve(after / "log.csv")[-1]["held_out"]
+
+
 def test_trains_dyvm_and_writes_what_it_adds(ten_classes, tmp_path, capsys):
     out = tmp_path / "run"
     quick = QUICK[: QUICK.index("--ratio")]
@@ -86,6 +105,7 @@ def test_trains_dyvm_and_writes_what_it_adds(ten_classes, tmp_path, capsys):
     held = open_images(ten_classes).spread(10)
     found = score(predict(model, held, preprocess_for(model.pretrained_cfg)), held).share
     assert found == read_curve(out / "log.csv")[-1]["held_out"]
+    _trains_on_with_its_choices(ten_classes, out, quick, held)
     other = tmp_path / "other"
     wrong = ["finetune", MODEL, "--data", str(ten_classes), "--out", str(other), *quick, "--method", "dyvm:share=0.9"]
     assert main(wrong) == 2 and "keep, block_target and layers" in capsys.readouterr().err
