@@ -52,7 +52,7 @@ HELP = {
     "ema": "decay per step of averaged weights, which then are the result",
     "ema_warmup": "begin the average with the latest weights only",
     "distill": "weight of the divergence from what the dense model answers",
-    "teacher": "that dense model: 'itself', the weights in training, or 'before', a copy of the first ones",
+    "teacher": "that dense model: 'itself', the weights in training; 'before', a copy of the first ones; or a file",
     "fraction": "share of the images that is used",
     "label_smoothing": "share of the target that goes to all classes alike",
     "mixup": "α of Mixup, 0 for none",

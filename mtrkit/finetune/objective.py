@@ -11,6 +11,7 @@ from mtrkit.api import reduction_disabled
 from mtrkit.dyvm.loss import divergence
 from mtrkit.finetune.modes import evaluating
 from mtrkit.finetune.recipe import Recipe
+from mtrkit.models import load_checkpoint
 
 
 class Objective(Protocol):
@@ -35,7 +36,7 @@ class CrossEntropy:
 
     Args:
         recipe: Its ``distill`` is the weight of the divergence.
-        teacher: A copy of the model from before training; it is frozen, and its reduction does not count. Default: the
+        teacher: Another model from images to logits; it is frozen, and its reduction does not count. Default: the
             model itself as it is in training, with its reduction disabled and in eval mode: one model in memory.
     """
 
@@ -46,7 +47,12 @@ class CrossEntropy:
     @classmethod
     def for_model(cls, model: nn.Module, recipe: Recipe) -> "CrossEntropy":
         """As the recipe says, for a model that is not trained yet."""
-        return cls(recipe, copy.deepcopy(model) if recipe.distill and recipe.teacher == "before" else None)
+        if not recipe.distill or recipe.teacher == "itself":
+            return cls(recipe)
+        teacher = copy.deepcopy(model)
+        if recipe.teacher != "before":
+            load_checkpoint(teacher, recipe.teacher)
+        return cls(recipe, teacher)
 
     def __call__(self, model: nn.Module, bare: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Objective`."""

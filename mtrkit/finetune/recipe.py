@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from mtrkit.errors import OptionError
@@ -26,8 +27,8 @@ class Recipe:
         ema: Decay per step of averaged weights, which then are the result; ``None``: no average.
         ema_warmup: Whether the average begins with the latest weights only, and its decay grows up to ``ema``.
         distill: Weight of the Kullback-Leibler divergence from the answers of the dense model.
-        teacher: Which one that is: ``"itself"``, the weights as they are in training, or ``"before"``, a copy of those
-            from before, which takes memory but does not move.
+        teacher: Which one that is: ``"itself"``, the weights as they are in training; ``"before"``, a copy of the first
+            ones, which takes memory but does not move; or a file with weights of the same model, a copy too.
         fraction: Share of the images that is used, in (0, 1]; which ones depends on the seed.
         label_smoothing: Share of the target that goes to all classes alike.
         mixup: α of Mixup, 0 for none (Zhang et al. 2018).
@@ -54,7 +55,7 @@ class Recipe:
     ema: float | None = None
     ema_warmup: bool = False
     distill: float = 0.0
-    teacher: Literal["itself", "before"] = "itself"
+    teacher: str = "itself"
     fraction: float = 1.0
     label_smoothing: float = 0.1
     mixup: float = 0.8
@@ -80,8 +81,8 @@ class Recipe:
             raise OptionError("epochs, lr, fraction and crop_scale must be above 0")
         if self.min_lr > self.lr:
             raise OptionError(f"min_lr={self.min_lr:g} is above lr={self.lr:g}; the rate falls from lr to min_lr")
-        if self.teacher not in ("itself", "before"):
-            raise OptionError(f"teacher={self.teacher!r} is unknown; choose 'itself' or 'before'")
+        if self.teacher not in ("itself", "before") and not Path(self.teacher).is_file():
+            raise OptionError(f"teacher={self.teacher!r} is neither 'itself' nor 'before' nor a file with weights")
         if self.precision not in ("no", "bf16", "fp16"):
             raise OptionError(f"precision={self.precision!r} is unknown; choose 'no', 'bf16' or 'fp16'")
 

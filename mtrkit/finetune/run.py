@@ -269,11 +269,13 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         """What decides the result."""
         info, images = reduction_info(self.bare), self.draws.images
+        teacher = getattr(self.objective, "teacher", None)
         return {
             "model": type(self.bare).__name__,
             "weights": weights_digest(self.bare),
             "reduction": None if info is None else str(info).partition("\n")[0] + f"; tokens {info.tokens}",
             "objective": type(self.objective).__name__,
+            "teacher": None if teacher is None else weights_digest(teacher),
             "recipe": self.recipe.as_dict(),
             "images": images.digest,
         }

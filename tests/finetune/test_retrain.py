@@ -16,7 +16,7 @@ import timm
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -147,8 +147,16 @@ def test_a_teacher_from_before_does_not_move():
     student = logits.log_softmax(-1)
     by_hand = -(targets * student).sum(-1).mean() + 0.5 * (lesson.exp() * (lesson - student)).sum(-1).mean()
     torch.testing.assert_close(loss, by_hand)
-    with pytest.raises(OptionError, match=r"teacher='after' is unknown; choose 'itself' or 'before'"):
+    with pytest.raises(OptionError, match=r"teacher='after' is neither 'itself' nor 'before' nor a file with weights"):
         recipe(teacher="after")
+
+
+def test_a_teacher_from_a_file(tmp_path):
+    other = tiny_model(seed=3).eval()
+    save_file(other.state_dict(), tmp_path / "other.safetensors")
+    objective = CrossEntropy.for_model(reduced(), recipe(distill=0.5, teacher=str(tmp_path / "other.safetensors")))
+    with mtrkit.reduction_disabled(objective.teacher):
+        assert torch.equal(objective.teacher.eval()(x := torch.randn(2, 3, 32, 32)), other(x))
 
 
 class Breaks:
