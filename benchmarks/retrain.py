@@ -84,7 +84,8 @@ def train(args: argparse.Namespace, name: str, method: str, ratio: float) -> tup
     """Re-train with a reducer, or dense at ratio 0; the weights and the minutes it took."""
     out = args.work / f"{name}_{short(method)}_{round(100 * ratio)}"
     given = ["--layers", *map(str, LAYERS[ratio])] if ratio in LAYERS else []
-    took = finetune(args, out, [name, *given], recipe_of(method, ratio) | {"--method": method, "--ratio": str(ratio)})
+    flags = recipe_of(args, method, ratio) | {"--method": method, "--ratio": str(ratio)}
+    took = finetune(args, out, [name, *given], flags)
     if method not in THEN:
         return out / "model.safetensors", took
     before, out = out, out.with_name(out.name + "_then")
@@ -93,14 +94,13 @@ def train(args: argparse.Namespace, name: str, method: str, ratio: float) -> tup
     return out / "model.safetensors", took + finetune(args, out, [name], flags)
 
 
-def recipe_of(method: str, ratio: float) -> dict[str, str]:
+def recipe_of(args: argparse.Namespace, method: str, ratio: float) -> dict[str, str]:
     """The flags of the first run."""
-    return RECIPE | (RECIPES[method] if ratio else FAST)
+    return RECIPE | (RECIPES[method] if ratio else FAST) | dict(flag.split("=", 1) for flag in args.recipe)
 
 
 def finetune(args: argparse.Namespace, out: Path, given: list[str], flags: dict[str, object]) -> float:
     """One `mtrkit finetune`; the minutes it took."""
-    flags |= dict(flag.split("=", 1) for flag in args.recipe)
     words = [str(part) for flag in flags.items() for part in flag]
     if command(["finetune", *given, "--data", args.training_data, "--out", str(out), *words]):
         raise SystemExit(1)
@@ -137,7 +137,7 @@ def row_of(args: argparse.Namespace, images: ImageSet, name: str, method: str, r
         **{"model": name, "method": method, "ratio": ratio, "minutes": took},
         **{"gflops": mtrkit.count_flops(model).gflops, "n": len(images), "images": images.digest},
         **{"right": pack_right(answers), "top1": answers.double().mean().item()},
-        **{"recipe": recipe_of(method, ratio) if trained else {}, "more": args.recipe},
+        "recipe": recipe_of(args, method, ratio) if trained else {},
         "then": THEN.get(method, {}) if trained else {},
         "machine": describe_machine(torch.device("cpu")),
     }
