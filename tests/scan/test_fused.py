@@ -11,7 +11,7 @@ from mtrkit.errors import InputError
 from mtrkit.models.layers import RMSNorm
 from mtrkit.native import library as lib
 from mtrkit.native import mixer as native
-from mtrkit.scan import DirectionWeights, MixerWeights, fused, mixer_forward, use_scan_backend
+from mtrkit.scan import BlockWeights, DirectionWeights, MixerWeights, fused, mixer_forward, use_scan_backend
 from tests.helpers.tolerances import SCAN_VALUES, rms_error
 from tests.scan.conftest import take_path
 
@@ -235,7 +235,7 @@ def test_norm_and_mixer_in_one_call_give_the_same_bits(calls, dtype, names):
     norm, weights = RMSNorm(24).to(dtype), cast(make_weights(), dtype)
     torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
     x, residual = torch.randn(3, 19, 24).to(dtype), torch.randn(3, 19, 24)
-    out, total, signals = fused.norm_and_mixer(x, residual, norm.weight, norm.eps, weights, reads)
+    out, total, signals = fused.run_blocks(x, residual, [BlockWeights(norm.weight, norm.eps, weights)], reads)
     normed, expected_total = norm(x, residual)
     expected, expected_signals = fused.mixer(normed.to(dtype), weights, reads)
     assert out.dtype == dtype and torch.equal(total, expected_total)
