@@ -1,0 +1,139 @@
+"""Where the time of a forward pass on a CPU goes: in the compiled library, around it, and against two floors.
+
+    python benchmarks/where_time_goes.py --out where_vim_tiny_cpu.json
+
+Three tables: whole passes, dense and reduced, with what is spent in calls of the library; one block by the number of
+its tokens, of which what does not depend on them is mostly the packing of its weights; and the floors, which are its
+multiplications at the speed of torch's own product and its weights at the speed of memory. Medians, all in turns.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+
+import mtrkit
+from mtrkit.measure import Precision, describe_machine, forward_pass, input_size_of, keep_freed_memory, twin
+from mtrkit.native.library import Library
+from mtrkit.scan import fused
+
+RESULTS = Path(__file__).parent / "results"
+TOKENS = (1, 16, 48, 98, 197)
+LARGE = 1024  # side of a product that is as fast as products get
+
+
+def parse() -> argparse.Namespace:
+    """Which model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="vim_tiny_patch16_224")
+    parser.add_argument("--method", default="mtr")
+    parser.add_argument("--ratio", nargs="+", type=float, default=[0.3, 0.5])
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", required=True, help="name of a JSON file under benchmarks/results/")
+    return parser.parse_args()
+
+
+class Watch:
+    """How long the calls of the library take, and how many there are."""
+
+    def __init__(self) -> None:
+        self.seconds, self.calls, self._run = 0.0, 0, Library._run
+
+    def __call__(self, library: Library, *given: object) -> None:
+        """Run, and count."""
+        began = time.perf_counter()
+        self._run(library, *given)
+        self.seconds, self.calls = self.seconds + time.perf_counter() - began, self.calls + 1
+
+
+def in_turns(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
+    """Median milliseconds of each, those inside of the library, and its calls."""
+    found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in jobs}
+    for _ in range(3 + rounds):
+        for name, job in jobs.items():
+            watch = Watch()
+            with patch.object(Library, "_run", lambda library, *given, watch=watch: watch(library, *given)):
+                began = time.perf_counter()
+                job()
+                found[name].append((time.perf_counter() - began, watch.seconds, watch.calls))
+    taken = {name: [statistics.median(part) for part in zip(*rows[3:], strict=True)] for name, rows in found.items()}
+    return {
+        name: {"ms": 1e3 * whole, "ms_in_library": 1e3 * inside, "calls": calls}
+        for name, (whole, inside, calls) in taken.items()
+    }
+
+
+def passes(args: argparse.Namespace, model: torch.nn.Module, batch: int) -> list[dict[str, object]]:
+    """Whole passes, dense and reduced."""
+    images = torch.randn(batch, *input_size_of(model))
+    models = {0.0: model} | {r: mtrkit.apply_reduction(twin(model), args.method, ratio=r) for r in args.ratio}
+    jobs = {f"{ratio:g}": forward_pass(reduced, images, Precision("float32")) for ratio, reduced in models.items()}
+    found = in_turns(jobs, args.rounds)
+    promised = {"0": 1.0} | {f"{r:g}": mtrkit.reduction_info(models[r]).promised_speedup for r in args.ratio}
+    dense = found["0"]
+    return [
+        {"batch_size": batch, "ratio": float(name), "promised": promised[name], **row}
+        | {"share": dense["ms"] / row["ms"] / promised[name]}
+        | {"share_in_library": dense["ms_in_library"] / row["ms_in_library"] / promised[name]}
+        for name, row in found.items()
+    ]
+
+
+def blocks(args: argparse.Namespace, model: torch.nn.Module) -> list[dict[str, object]]:
+    """All blocks in one call, divided by their number, by the tokens of one image."""
+    weights = [block.weights() for block in model.layers]
+    width = model.embed_dim
+
+    def job(tokens: int) -> Callable[[], object]:
+        x, residual = torch.randn(2, 1, tokens, width)
+        return lambda: fused.run_blocks(x, residual, weights)
+
+    found = in_turns({str(tokens): job(tokens) for tokens in TOKENS}, args.rounds)
+    each = {name: row["ms_in_library"] / len(weights) for name, row in found.items()}
+    return [{"tokens": int(name), "ms_in_library": ms} for name, ms in each.items()]
+
+
+def floors(args: argparse.Namespace, model: torch.nn.Module) -> dict[str, float]:
+    """Milliseconds that the arithmetic and the weights of a dense pass of one image would take at full speed."""
+    a, b = torch.randn(2, LARGE, LARGE)
+    source = torch.randn(64 << 20)
+    target = torch.empty_like(source)
+    found = in_turns({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, args.rounds)
+    flops = 2 * LARGE**3 / found["product"]["ms"]
+    bandwidth = 2 * source.nbytes / found["copy"]["ms"]
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    needed = 2e9 * mtrkit.count_flops(model, directions="all").gflops  # the papers count a multiply-add as one
+    return {
+        "gflops_per_s": flops / 1e6,
+        "gbytes_per_s": bandwidth / 1e6,
+        "ms_of_arithmetic": needed / flops,
+        "ms_of_weights": weights / bandwidth,
+    }
+
+
+def main() -> int:
+    """Time, print and write."""
+    args = parse()
+    torch.set_num_threads(args.threads)
+    keep_freed_memory()
+    model = mtrkit.create_model(args.model).eval()
+    with torch.inference_mode():
+        rows = [row for batch in args.batch_size for row in passes(args, model, batch)]
+        found = {"passes": rows, "blocks": blocks(args, model), "floors": floors(args, model)}
+    conditions = describe_machine(torch.device("cpu")) | {"command": " ".join(["python", *sys.argv])}
+    (RESULTS / args.out).write_text(json.dumps({"conditions": conditions, **found}, indent=1) + "\n")
+    for row in (*found["passes"], *found["blocks"], found["floors"]):
+        sys.stdout.write(", ".join(f"{name} {value:.4g}" for name, value in row.items()) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
