@@ -1,10 +1,10 @@
-"""Where the time of a forward pass on a CPU goes: in the compiled library, around it, and against two floors.
+"""Where the time of a forward pass on a CPU goes: in the compiled library, around it, and beside two yardsticks.
 
     python benchmarks/where_time_goes.py --out where_vim_tiny_cpu.json
 
 Three tables: whole passes, dense and reduced, with what is spent in calls of the library; one block by the number of
-its tokens, of which what does not depend on them is mostly the packing of its weights; and the floors, which are its
-multiplications at the speed of torch's own product and its weights at the speed of memory. Medians, all in turns.
+its tokens; and the yardsticks, which are the multiplications at the speed of torch's own product of large matrices and
+the weights at the speed at which memory is copied. Medians, all in turns.
 """
 
 import argparse
@@ -101,8 +101,8 @@ def blocks(args: argparse.Namespace, model: torch.nn.Module) -> list[dict[str, o
     return [{"tokens": int(name), "ms_in_library": ms} for name, ms in each.items()]
 
 
-def floors(args: argparse.Namespace, model: torch.nn.Module) -> dict[str, float]:
-    """Milliseconds that the arithmetic and the weights of a dense pass of one image would take at full speed."""
+def yardsticks(args: argparse.Namespace, model: torch.nn.Module) -> dict[str, float]:
+    """Milliseconds that the multiplications and the weights of a dense pass of one image would take so."""
     a, b = torch.randn(2, LARGE, LARGE)
     source = torch.randn(64 << 20)
     target = torch.empty_like(source)
@@ -127,10 +127,10 @@ def main() -> int:
     model = mtrkit.create_model(args.model).eval()
     with torch.inference_mode():
         rows = [row for batch in args.batch_size for row in passes(args, model, batch)]
-        found = {"passes": rows, "blocks": blocks(args, model), "floors": floors(args, model)}
+        found = {"passes": rows, "blocks": blocks(args, model), "yardsticks": yardsticks(args, model)}
     conditions = describe_machine(torch.device("cpu")) | {"command": " ".join(["python", *sys.argv])}
     (RESULTS / args.out).write_text(json.dumps({"conditions": conditions, **found}, indent=1) + "\n")
-    for row in (*found["passes"], *found["blocks"], found["floors"]):
+    for row in (*found["passes"], *found["blocks"], found["yardsticks"]):
         sys.stdout.write(", ".join(f"{name} {value:.4g}" for name, value in row.items()) + "\n")
     return 0
 
