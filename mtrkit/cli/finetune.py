@@ -146,7 +146,7 @@ def _to_train(args: argparse.Namespace, recipe: "Recipe") -> tuple[Any, Any]:
         try:
             return DyVMTraining(model, **options), DyVMObjective(teacher)
         except TypeError as error:
-            raise OptionError(f"{DYVM} takes keep, block_target and layers, or checkpoint ({error})") from error
+            raise OptionError(f"{DYVM} takes keep, block_target, layers and noise, or checkpoint ({error})") from error
     if args.method.name == DYVM:
         apply_reduction(model, DYVM, **options)
     elif args.ratio or args.r is not None:

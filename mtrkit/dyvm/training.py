@@ -1,5 +1,6 @@
 """The form of a model with trained pruning that a trainer runs."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from mtrkit.adapters import find_host
 from mtrkit.dyvm.outputs import DyVMOutputs, patch_features
-from mtrkit.errors import UnsupportedModelError
+from mtrkit.errors import OptionError, UnsupportedModelError
 from mtrkit.methods.dyvm import DyVM
 from mtrkit.patch import RECORD, DyVMCheckpoint, Reduction, install, prepare_trained, uninstall
 from mtrkit.types import ReducedStream
@@ -27,6 +28,8 @@ class DyVMTraining(nn.Module):
         block_target: Share of the scans that are to run; ``None``: all, without selectors.
         layers: Blocks after which patches are dropped, counted from 1. Default: after each quarter, 6, 12 and 18 of 24.
         parts: What was trained before, to go on from there, instead of the three above.
+        noise: Scale of the Gumbel noise by which patches are drawn; 1 is the paper's. If a predictor's scores differ by
+            less, it draws almost evenly in training and chooses otherwise at inference: take less in a short training.
 
     Attributes:
         outputs: The :class:`DyVMOutputs` of the latest pass in training mode, for the loss; ``None`` after one in eval
@@ -44,14 +47,18 @@ class DyVMTraining(nn.Module):
         block_target: float | None = 0.8,
         layers: Sequence[int] | None = None,
         parts: DyVM | None = None,
+        noise: float = 1.0,
     ) -> None:
         super().__init__()
+        if not 0 <= noise < math.inf:
+            raise OptionError(f"noise={noise} is a scale, a number of 0 or more")
         host, adapter = find_host(model)
         if parts is None:
             shape = adapter.shape(host, adapter.input_size(host))
             parts = DyVM(shape.dim, shape.widths.inner, shape.depth, layers, keep, block_target)
             like = next(host.parameters())
             parts.to(device=like.device, dtype=like.dtype)
+        parts.noise = float(noise)
         install(host, prepare_trained(model, host, adapter, parts))
         self.model, self.parts = model, parts
         self.outputs: DyVMOutputs | None = None

@@ -93,6 +93,7 @@ class DyVM(nn.Module):
 
     Attributes:
         scan_share: Measured share of the scans that run; ``None`` until it is measured.
+        noise: Scale of the Gumbel noise by which patches are drawn in training; 1 is the paper's.
 
     Raises:
         OptionError: A value out of range.
@@ -112,6 +113,7 @@ class DyVM(nn.Module):
         self.dim, self.inner, self.depth, self.keep, self.block_target = dim, inner, depth, keep, block_target
         self.layers = resolve_layers(_quarters(depth) if layers is None else layers, depth)
         self.scan_share: float | None = None
+        self.noise = 1.0
         self.score_predictors = nn.ModuleList(TokenPredictor(dim) for _ in self.layers)
         count = 0 if block_target is None else depth
         self.block_heads = nn.ModuleList(BlockSelector(2 * inner) for _ in range(count))
@@ -127,7 +129,7 @@ class DyVM(nn.Module):
     def draw(self, layer: int, patches: Tensor, kept: Tensor) -> Tensor:
         """Draw which patches (B, M, D) stay of those that are left: (B, M), 0 or 1, which passes gradients on."""
         scores = self.predictor(layer)(patches, kept)
-        return straight_through((scores + _gumbel(scores)).softmax(dim=-1)[..., 0]) * kept.to(scores.dtype)
+        return straight_through((scores + self.noise * _gumbel(scores)).softmax(dim=-1)[..., 0]) * kept.to(scores.dtype)
 
 
 def straight_through(soft: Tensor) -> Tensor:

@@ -161,6 +161,19 @@ def test_a_seed_gives_the_same_choices_and_another_one_others():
     assert (second <= first).all() and (third <= second).all(), "a patch came back"
 
 
+def test_without_noise_the_predictor_decides():
+    model, x = build(), images()
+    parts = trained(model, block_target=None).parts
+    training, found, seen = DyVMTraining(model, parts=parts, noise=0).train(), [], []
+    parts.score_predictors[0].register_forward_hook(lambda predictor, given, scores: seen.append(scores))
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        training(x)
+        found.append(training.outputs.masks)
+    assert all(map(torch.equal, *found))
+    assert torch.equal(found[0][0], (seen[0][..., 0] >= seen[0][..., 1]).to(x.dtype))
+
+
 def test_eval_mode_is_inference_and_copies_work():
     model, x = build(), images()
     training = DyVMTraining(model, parts=trained(model).parts).train()
@@ -212,7 +225,7 @@ def test_parts_alone_and_no_selectors():
 
 def test_what_cannot_be_is_refused():
     model = build()
-    for options in ({"keep": 0}, {"keep": 1.1}, {"block_target": 2}, {"layers": (4,)}, {"keep": True}):
+    for options in ({"keep": 0}, {"keep": 1.1}, {"block_target": 2}, {"layers": (4,)}, {"keep": True}, {"noise": -1}):
         with pytest.raises(OptionError):
             DyVMTraining(model, **options)
         assert mtrkit.reduction_info(model) is None

@@ -108,4 +108,4 @@ def test_trains_dyvm_and_writes_what_it_adds(ten_classes, tmp_path, capsys):
     _trains_on_with_its_choices(ten_classes, out, quick, held)
     other = tmp_path / "other"
     wrong = ["finetune", MODEL, "--data", str(ten_classes), "--out", str(other), *quick, "--method", "dyvm:share=0.9"]
-    assert main(wrong) == 2 and "keep, block_target and layers" in capsys.readouterr().err
+    assert main(wrong) == 2 and "keep, block_target, layers and noise" in capsys.readouterr().err
