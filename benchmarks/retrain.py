@@ -48,7 +48,8 @@ LAYERS = {0.6: (2, 4, 6, 8)}  # so much is out of reach of the default three
 # The paper's shares and weights of its loss, which has its own teacher; the paper trains for 30 epochs at a low rate.
 # So few steps leave the predictors undecided: a second run trains the weights with the choices as at inference.
 DYVM = "dyvm:keep=0.7,block_target=0.8"
-RECIPES = REDUCERS | {DYVM: FAST | {"--weight-decay": "1e-8", "--distill": "0", "--teacher": "itself"}}
+OWN = {"--warmup-epochs": "0", "--weight-decay": "1e-8", "--distill": "0", "--teacher": "itself"}
+RECIPES = REDUCERS | {DYVM: FAST | OWN}
 THEN = {DYVM: FAST | {"--epochs": "1"}}
 
 
