@@ -5,8 +5,8 @@
 
 The parts run one after the other, each in a process of its own with a limit of time, and each writes its file as it
 goes: a part that fails or takes too long leaves what it has and a reason, and the rest goes on. Without a GPU the same
-parts run on the CPU with tiny sizes, marked ``"dry_run": true``, so that the script is known to work before a GPU is
-there. The exit status is 1 if any part failed.
+parts run on the CPU in one process with tiny sizes, marked ``"dry_run": true``, so that the script is known to work
+before a GPU is there. The exit status is 1 if any part failed.
 
 | part | what |
 |---|---|
@@ -301,17 +301,34 @@ def write(file: Path, report: dict[str, Any]) -> None:
     part.replace(file)
 
 
+def status_of(name: str, out: Path, seconds: int) -> int:
+    """The exit status of a part in a process of its own; -1 if it was ended."""
+    command = [sys.executable, __file__, str(out), "--part", name]
+    try:
+        return subprocess.run(command, check=False, timeout=1.2 * seconds + 30).returncode
+    except subprocess.TimeoutExpired:
+        return -1
+
+
+def dry_status(name: str, out: Path, device: torch.device) -> int:
+    """The same of a part in this process."""
+    try:
+        run_part(name, out, device)
+    except SystemExit as ended:
+        return int(bool(ended.code))
+    except OSError:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
 def run_all(out: Path, device: torch.device) -> int:
-    """Every part in a process of its own; a summary for people at the end."""
+    """Every part, and a summary for people at the end."""
     out.mkdir(parents=True, exist_ok=True)
     lines, failed = [f"{'dry run on the CPU' if device.type == 'cpu' else describe_machine(device)['device']}"], 0
     for name, (_, seconds) in PARTS.items():
         begin = time.monotonic()
-        try:
-            command = [sys.executable, __file__, str(out), "--part", name]
-            status = subprocess.run(command, check=False, timeout=1.2 * seconds + 30).returncode
-        except subprocess.TimeoutExpired:
-            status = -1
+        status = dry_status(name, out, device) if device.type == "cpu" else status_of(name, out, seconds)
         failed += status != 0
         rows = len(json.loads((out / f"{name}.json").read_text())["rows"]) if (out / f"{name}.json").exists() else 0
         ended = {0: "done", -1: "ended: it took too long"}.get(status, "FAILED, see its file")
