@@ -186,7 +186,7 @@ def write(args: argparse.Namespace, count: int, lines: list[tuple[str, list[str]
         "",
         f"Top-1 on {count} test images, the difference from the dense model in points with its paired 95 %",
         "interval, and for how many epochs of 48 000 training images, and how many minutes, it was trained. At 0.6 all",
-        "reduce after blocks 2, 4, 6 and 8. What has a dash was not run.",
+        "reduce after blocks 2, 4, 6 and 8. The last three rows have no ratio. What has a dash was not run.",
         "Made by",
         f"`{how}`.",
         "",
