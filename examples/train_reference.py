@@ -98,11 +98,10 @@ def stages(args: argparse.Namespace) -> list[Stage]:
 def plain_recipe(args: argparse.Namespace, epochs: float, **more: float) -> Recipe:
     """Crops and flips, whole labels but for some smoothing."""
     augmentation = {"mixup": 0.0, "cutmix": 0.0, "auto_augment": None, "color_jitter": 0.0, "erase": 0.0, "repeats": 1}
-    own = ("batch_size", "opt", "weight_decay", "crop_scale", "precision", "seed")
-    given = {name: getattr(args, name) for name in own}
-    return Recipe(
-        epochs=epochs, clip_norm=1.0, distill=float(args.teacher is not None), **given, **augmentation, **more
-    )
+    own = ("batch_size", "opt", "weight_decay", "crop_scale", "ema", "precision", "seed")
+    given = {name: getattr(args, name) for name in own} | augmentation | more
+    distill = float(args.teacher is not None)
+    return Recipe(epochs=epochs, clip_norm=1.0, distill=distill, ema_warmup=args.ema is not None, **given)
 
 
 def relative(file: Path, name: str) -> VisionMamba:
