@@ -86,7 +86,7 @@ def can_mix(weights: object, hidden: Tensor) -> TypeGuard[MixerWeights]:
     return for_inference(hidden) and (torch.compiler.is_compiling() or not _functions_are_watched())
 
 
-def can_chain(x: Tensor, residual: object) -> TypeGuard[Tensor]:
+def can_chain(x: Tensor, residual: object) -> bool:
     """Whether several blocks may be one call: float32, as between blocks 16 bits are rounded, and nothing that sees it.
 
     Their weights are asked for by :func:`can_mix` each.
@@ -148,11 +148,9 @@ def is_plain(module: nn.Module) -> bool:
     Not so for a subclass, with hooks of any kind, a ``forward`` of the instance's own, or one that the class was
     given later; nor for a convolution that does more than look back over its neighbours.
     """
-    own, cls = module.__dict__, type(module)
-    known = _OWN_FORWARD.get(cls)
-    if known is None or cls.forward is not known or "forward" in own or _is_hooked(own):
+    if "forward" in module.__dict__ or not runs_own_code(module):
         return False
-    return cls is not nn.Conv1d or _looks_back(own)
+    return type(module) is not nn.Conv1d or _looks_back(module.__dict__)
 
 
 def runs_own_code(module: nn.Module) -> bool:
