@@ -28,6 +28,7 @@ from mtrkit.patch import (
     Trace,
     install,
     prepare_trained,
+    reductions_in,
     uninstall,
 )
 from mtrkit.scan import backend_for, scan_backends, writes_runs_out
@@ -133,7 +134,7 @@ def remove_reduction(model: M) -> M:
     Returns:
         The same object.
     """
-    for _, reduction in _patched(model):
+    for _, reduction in reductions_in(model):
         uninstall(reduction)
     return model
 
@@ -145,7 +146,7 @@ def reduction_disabled(model: nn.Module) -> Iterator[None]:
     Meant for a teacher or a comparison. It holds for the model, so for all threads that use it, in passes that begin
     inside the block.
     """
-    reductions = [reduction for _, reduction in _patched(model)]
+    reductions = [reduction for _, reduction in reductions_in(model)]
     for reduction in reductions:
         reduction.disabled += 1
     try:
@@ -170,7 +171,7 @@ def trace_reduction(model: nn.Module, input_size: tuple[int, ...] | None = None)
     Raises:
         InputError: The model is not patched.
     """
-    patched = _patched(model)
+    patched = reductions_in(model)
     if not patched:
         raise InputError("there is nothing to trace: call mtrkit.apply_reduction(model) first")
     host, reduction = patched[0]
@@ -232,7 +233,7 @@ def reduction_info(model: nn.Module, *, directions: Directions = "one") -> Reduc
         model: The model, or a wrapper around it.
         directions: Count FLOPs of ``"one"`` scan direction, as papers do, or of ``"all"`` that run.
     """
-    patched = _patched(model)
+    patched = reductions_in(model)
     if not patched:
         return None
     host, reduction = patched[0]
@@ -521,10 +522,6 @@ def _shrinking(tokens: Sequence[int], shape: ModelShape) -> tuple[int, ...]:
     left = check_schedule(tokens, shape)
     entering = [shape.tokens, *left[:-1]]
     return tuple(i + 1 for i, (n, m) in enumerate(zip(entering, left, strict=True)) if m < n)
-
-
-def _patched(model: nn.Module) -> list[tuple[nn.Module, Reduction]]:
-    return [(module, vars(module)[RECORD]) for module in model.modules() if RECORD in vars(module)]
 
 
 def _scan_backend(host: nn.Module, keeps_time: bool) -> str:

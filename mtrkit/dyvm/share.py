@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mtrkit.errors import InputError
 from mtrkit.methods.dyvm import DyVM
-from mtrkit.patch import RECORD, Reduction
+from mtrkit.patch import Reduction, reductions_in
 from mtrkit.types import ReducedStream
 
 
@@ -52,7 +52,7 @@ def measure_scan_share(model: nn.Module, images: Tensor | Iterable[Tensor], batc
 
 
 def _gated(model: nn.Module) -> tuple[Reduction, DyVM]:
-    found = [vars(module)[RECORD] for module in model.modules() if RECORD in vars(module)]
+    found = [reduction for _, reduction in reductions_in(model)]
     parts = found[0].trained if found else None
     if not isinstance(parts, DyVM) or parts.block_target is None:
         raise InputError("the model chooses no scans; call mtrkit.apply_reduction(model, 'dyvm', checkpoint=…) first")

@@ -12,7 +12,7 @@ from mtrkit.adapters import find_host
 from mtrkit.dyvm.outputs import DyVMOutputs, patch_features
 from mtrkit.errors import OptionError, UnsupportedModelError
 from mtrkit.methods.dyvm import DyVM
-from mtrkit.patch import RECORD, DyVMCheckpoint, Reduction, install, prepare_trained, uninstall
+from mtrkit.patch import DyVMCheckpoint, Reduction, install, prepare_trained, reductions_in, uninstall
 from mtrkit.types import ReducedStream
 
 
@@ -89,7 +89,7 @@ class DyVMTraining(nn.Module):
         return self.model
 
     def _reduction(self) -> Reduction:
-        found = [vars(module)[RECORD] for module in self.model.modules() if RECORD in vars(module)]
+        found = [reduction for _, reduction in reductions_in(self.model)]
         if len(found) != 1 or found[0].trained is not self.parts:
             raise UnsupportedModelError(
                 "the model of this DyVMTraining has been patched by something else, or its patch was removed; make a "

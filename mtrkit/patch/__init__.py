@@ -1,7 +1,7 @@
 """Bring adapter, method and schedule together in a model's forward pass, and take them out again."""
 
 from mtrkit.patch.calibration import Calibration, fingerprint
-from mtrkit.patch.engine import RECORD, Reduction, install, uninstall
+from mtrkit.patch.engine import RECORD, Reduction, install, reductions_in, uninstall
 from mtrkit.patch.info import ReductionInfo
 from mtrkit.patch.journal import Journal
 from mtrkit.patch.plan import Plan
@@ -21,6 +21,7 @@ __all__ = [
     "fingerprint",
     "install",
     "prepare_trained",
+    "reductions_in",
     "trained_parts",
     "uninstall",
 ]

@@ -343,8 +343,7 @@ class TwoTensorBlock(PatchedBlock):
         reduced, stream = self._enter(hidden_states, residual)
         if not reduced:
             return self.hidden(hidden_states, residual, *args, **kwargs)
-        call = self._call_mixer(hidden_states, stream)
-        call.gaps = None if stream is None else self._gaps(stream)
+        call = self._asked(hidden_states, stream)
         args, kwargs = self._handed(call, args, kwargs)
         hidden, inner = self.hidden(hidden_states, residual if stream is None else stream.residual, *args, **kwargs)
         return self._follow(stream, hidden, inner, self._signals(call))
@@ -361,10 +360,16 @@ class TwoTensorBlock(PatchedBlock):
         reduced, stream = self._enter(tokens, given)
         if not reduced:
             return BlockEnd(frozenset(), None, False, _as_it_is)
-        call = self._call_mixer(tokens, stream)
-        if call.size is not None or call.gating is not None or (stream is not None and self._gaps(stream) is not None):
+        call = self._asked(tokens, stream)
+        if call.size is not None or call.gating is not None or call.gaps is not None:
             return None
         return BlockEnd(call.reads, call.runs, self.reduces or self.last, partial(self._follow, stream))
+
+    def _asked(self, tokens: Tensor, stream: ReducedStream | None) -> MixerCall:
+        """What is handed to the mixer, with what its scan passes over."""
+        call = self._call_mixer(tokens, stream)
+        call.gaps = None if stream is None else self._gaps(stream)
+        return call
 
     def _follow(self, stream: ReducedStream | None, hidden: Tensor, inner: Tensor, signals: Signals) -> Any:
         """What the next block is given, from this one's mixer output, the sum before its norm, and the signals."""
@@ -557,6 +562,11 @@ def _make_readable(mixer: nn.Module, reduction: Reduction) -> None:
 
 
 RECORD = "_mtrkit_reduction"
+
+
+def reductions_in(model: nn.Module) -> list[tuple[nn.Module, Reduction]]:
+    """The patched modules in a model or a wrapper around it, each with what its patch is."""
+    return [(module, vars(module)[RECORD]) for module in model.modules() if RECORD in vars(module)]
 
 
 def columns(slot: Tensor, positions: tuple[int, ...]) -> Tensor:

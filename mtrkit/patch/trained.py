@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mtrkit.adapters import Adapter, find_host, shape_of
 from mtrkit.errors import CheckpointError, OptionError, UnsupportedModelError
 from mtrkit.methods.dyvm import DYVM, DyVM, DyVMConfig, TrainedDecision, predictor_flops
-from mtrkit.patch.engine import RECORD, Reduction
+from mtrkit.patch.engine import Reduction, reductions_in
 from mtrkit.patch.gated import GatedBlock
 from mtrkit.patch.plan import Plan
 
@@ -132,8 +132,8 @@ def load_parts(parts: DyVM, tensors: dict[str, Tensor], path: str | Path) -> Non
 
 def trained_parts(model: nn.Module) -> DyVM | None:
     """What chooses in a model that a trained checkpoint reduces; ``None`` in any other."""
-    found = [vars(module)[RECORD].trained for module in model.modules() if RECORD in vars(module)]
-    return found[0] if found and isinstance(found[0], DyVM) else None
+    trained = [reduction.trained for _, reduction in reductions_in(model)]
+    return trained[0] if trained and isinstance(trained[0], DyVM) else None
 
 
 def check_sizes(parts: DyVM, host: nn.Module, adapter: Adapter) -> None:
