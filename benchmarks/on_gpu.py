@@ -274,8 +274,11 @@ PARTS: dict[str, tuple[Callable[[torch.device, Sizes], Rows], int]] = {  # with 
 }
 
 
-def run_part(name: str, out: Path, device: torch.device, seconds: float | None = None) -> None:
-    """Run one part here, and write its file after every row; no new row is begun when its time is up."""
+def run_part(name: str, out: Path, device: torch.device, seconds: float | None = None) -> int:
+    """Run one part here, and write its file after every row; no new row is begun when its time is up.
+
+    Returns the exit status: 1 if it failed.
+    """
     call, usual = PARTS[name]
     seconds = usual if seconds is None else seconds
     dry = device.type == "cpu"
@@ -291,7 +294,7 @@ def run_part(name: str, out: Path, device: torch.device, seconds: float | None =
     except Exception:
         report["failed"], failed = traceback.format_exc(), True
     write(out / f"{name}.json", report)
-    sys.exit(failed)
+    return int(failed)
 
 
 def write(file: Path, report: dict[str, Any]) -> None:
@@ -313,13 +316,10 @@ def status_of(name: str, out: Path, seconds: int) -> int:
 def dry_status(name: str, out: Path, device: torch.device) -> int:
     """The same of a part in this process."""
     try:
-        run_part(name, out, device)
-    except SystemExit as ended:
-        return int(bool(ended.code))
-    except OSError:
+        return run_part(name, out, device)
+    except OSError:  # its file cannot be written
         traceback.print_exc()
         return 1
-    return 0
 
 
 def run_all(out: Path, device: torch.device) -> int:
@@ -348,7 +348,7 @@ def main() -> None:
     warnings.simplefilter("ignore", mtrkit.SmallModelWarning)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.part:
-        run_part(args.part, args.out, device, args.seconds)
+        sys.exit(run_part(args.part, args.out, device, args.seconds))
     sys.exit(run_all(args.out, device))
 
 
