@@ -1,6 +1,5 @@
 """What a run would be and take, before it is begun."""
 
-import copy
 import statistics
 import time
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from mtrkit.finetune.objective import CrossEntropy, Objective
 from mtrkit.finetune.recipe import Recipe
 from mtrkit.finetune.run import accelerator_for
 from mtrkit.finetune.trainer import augmentation, check_images
-from mtrkit.measure import ImageSet, input_size_of, peak_memory
+from mtrkit.measure import ImageSet, input_size_of, peak_memory, twin
 
 _TRIALS = 3
 
@@ -97,8 +96,7 @@ def _time_a_pass(
 ) -> tuple[float, int]:
     """Seconds of a forward and backward pass, and the most memory that it takes, weights included."""
     device, size = accelerator.device, input_size_of(model)
-    # Parameters are not copied; buffers are, as statistics of a norm change in a pass.
-    trial = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()}).to(device).train()
+    trial = twin(model, own_buffers=True).to(device).train()
     images = torch.randn(per_pass, *size, device=device)
     targets = torch.full((per_pass, classes), 1 / classes, device=device)
     parameters = [parameter for parameter in trial.parameters() if parameter.requires_grad]

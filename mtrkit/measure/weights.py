@@ -20,7 +20,12 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def twin(model: M) -> M:
-    """A copy with the same weight tensors, not copies of them: patches apart, in memory one model."""
-    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    return copy.deepcopy(model, shared)
+def twin(model: M, own_buffers: bool = False) -> M:
+    """A copy with the same weight tensors, not copies of them: patches apart, in memory one model.
+
+    Args:
+        model: Any.
+        own_buffers: Whether buffers are copied, as a pass in training mode changes the statistics of norms.
+    """
+    tensors = model.parameters() if own_buffers else chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
