@@ -1,6 +1,6 @@
 """Stretches of blocks between which nothing has to be seen: each is one call of the compiled library.
 
-At small batches the way from one block to the next, in Python, took as long as a third of what the blocks compute.
+At small batches the way from one block to the next, in Python, is a part of the time (docs/speed.md).
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtrkit.scan import BlockWeights, fused
-from mtrkit.scan.fastpath import can_chain, can_mix, runs_own_code
+from mtrkit.scan.fastpath import can_chain, fits_operator, runs_own_code
 from mtrkit.types import BlockEnd, ReducedStream
 
 Step = Callable[[nn.Module, Tensor, Any], tuple[Tensor, Any]]
@@ -47,7 +47,7 @@ def _stretch(blocks: list[nn.Module], at: int, hidden: Tensor, given: Any) -> tu
     end: BlockEnd | None = None
     for block in blocks[at:]:
         own = _weights_of(block)
-        if own is None or not can_mix(own.mixer, hidden):
+        if own is None or not fits_operator(own.mixer, hidden):
             break
         patch = block.__dict__.get("forward")
         if patch is None:

@@ -57,10 +57,11 @@ class Library:
     def run(self, *chain: Job) -> None:
         """Run packed jobs one after the other on as many threads as torch uses; a mixer becomes several."""
         packed, count = _lay_out(chain), len(chain)
-        if any(kind == MIXER for kind, _ in chain):
-            expanded = ctypes.create_string_buffer(self._handle.mtr_expanded_size(packed, count))
-            packed, count = expanded, self._handle.mtr_expand(packed, count, expanded)
-        self._run(packed, count)
+        if all(kind != MIXER for kind, _ in chain):
+            self._run(packed, count)
+            return
+        expanded = ctypes.create_string_buffer(self._handle.mtr_expanded_size(packed, count))
+        self._run(expanded, self._handle.mtr_expand(packed, count, expanded))
 
     def _run(self, chain: Any, count: int) -> None:
         level, threads = current_level(), torch.get_num_threads()
@@ -73,7 +74,7 @@ class Library:
             raise MemoryError("mtrkit: no memory for the scratch buffers of a scan")
 
 
-def _lay_out(chain: Sequence[Job]) -> Any:
+def _lay_out(chain: Sequence[Job]) -> bytes:
     return b"".join([jobs.HEADER.pack(kind, len(job)) + job for kind, job in chain])
 
 

@@ -79,17 +79,22 @@ def no_tracing(x: Tensor) -> bool:
 
 def can_mix(weights: object, hidden: Tensor) -> TypeGuard[MixerWeights]:
     """Whether a whole mixer may be one operator: weights without outer biases, and :func:`for_inference`."""
-    if not isinstance(weights, MixerWeights) or weights.in_bias is not None or weights.out_bias is not None:
-        return False
-    if hidden.dtype is not weights.in_proj.dtype:  # torch has a word on that
+    if not fits_operator(weights, hidden):
         return False
     return for_inference(hidden) and (torch.compiler.is_compiling() or not _functions_are_watched())
+
+
+def fits_operator(weights: object, hidden: Tensor) -> TypeGuard[MixerWeights]:
+    """The part of :func:`can_mix` that is of one mixer, and not of the whole pass."""
+    if not isinstance(weights, MixerWeights) or weights.in_bias is not None or weights.out_bias is not None:
+        return False
+    return hidden.dtype is weights.in_proj.dtype  # torch has a word on others
 
 
 def can_chain(x: Tensor, residual: object) -> bool:
     """Whether several blocks may be one call: float32, as between blocks 16 bits are rounded, and nothing that sees it.
 
-    Their weights are asked for by :func:`can_mix` each.
+    Each of their mixers is asked for by :func:`fits_operator`.
     """
     if not no_tracing(x) or not isinstance(residual, Tensor) or x.shape[-1] % BLOCK:
         return False
