@@ -2,10 +2,11 @@
 
     python benchmarks/retrain.py --data cifar10/val --training-data cifar10/train --work runs/retrain
 
-One `mtrkit finetune` per reducer and ratio on training images, of which 2 000 are held out, then one look at the test
-images. A smaller dense model that is trained on as many images stands beside. Runs go to the folder `--work`, and one
-that was interrupted goes on; rows go to benchmarks/results/retrain/ and the table to docs/laboratory/. What is there
-already is not made again: remove a row's file to redo it. With `--table-only` the table is made of what is there.
+One `mtrkit finetune` per reducer and ratio, and two for DyVM, on training images, of which 2 000 are held out, then one
+look at the test images. A smaller dense model that is trained on as many images stands beside. Runs go to the folder
+`--work`, and one that was interrupted goes on; rows go to benchmarks/results/retrain/ and the table to
+docs/laboratory/. What is there already is not made again: remove a row's file to redo it. With `--table-only` the table
+is made of what is there.
 """
 
 import argparse
