@@ -142,6 +142,8 @@ def _to_train(args: argparse.Namespace, recipe: "Recipe") -> tuple[Any, Any]:
         cast(Any, model).set_grad_checkpointing(True)
     options = options_of(args, args.method)
     if _trains_choices(args):
+        if recipe.distill:
+            raise OptionError(f"{DYVM}'s loss has a teacher of its own; leave out --distill and --teacher")
         teacher = copy.deepcopy(model)
         try:
             return DyVMTraining(model, **options), DyVMObjective(teacher)

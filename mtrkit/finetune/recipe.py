@@ -83,6 +83,8 @@ class Recipe:
             raise OptionError(f"min_lr={self.min_lr:g} is above lr={self.lr:g}; the rate falls from lr to min_lr")
         if self.teacher not in ("itself", "before") and not Path(self.teacher).is_file():
             raise OptionError(f"teacher={self.teacher!r} is neither 'itself' nor 'before' nor a file with weights")
+        if self.teacher != "itself" and not self.distill:
+            raise OptionError(f"teacher={self.teacher!r} teaches nothing at distill=0; set distill, such as to 0.5")
         if self.precision not in ("no", "bf16", "fp16"):
             raise OptionError(f"precision={self.precision!r} is unknown; choose 'no', 'bf16' or 'fp16'")
 

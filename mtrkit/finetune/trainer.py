@@ -48,7 +48,8 @@ def retrain(
         held_out: Images on which the accuracy is measured after every epoch; not trained on.
         preprocess: How the held-out images are prepared, or at how many views of videos the model looks. Default: its
             own, one view.
-        objective: Default: :class:`~mtrkit.finetune.CrossEntropy` as the recipe says.
+        objective: Default: :class:`~mtrkit.finetune.CrossEntropy` as the recipe says; another one brings its own
+            teacher, if any.
         save_every: Steps between checkpoints.
         workers: Processes that read images, for each process that trains; 0: none.
         skip_unreadable: Take the next image instead of one that cannot be read; default: stop and name it.

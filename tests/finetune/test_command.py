@@ -75,6 +75,9 @@ def test_mistakes_are_said_in_words(ten_classes, tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["finetune", MODEL, "--data", str(ten_classes), "--out", str(out), *QUICK, "--batch-size", "64"]) == 2
     assert "40 images are fewer than one batch of 64" in capsys.readouterr().err
+    own = ["finetune", MODEL, "--data", str(ten_classes), "--out", str(out), *QUICK, "--method", "dyvm"]
+    assert main([*own, "--distill", "0.5"]) == 2
+    assert "dyvm's loss has a teacher of its own; leave out --distill and --teacher" in capsys.readouterr().err
     assert not out.exists()
 
 

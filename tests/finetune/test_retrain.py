@@ -148,7 +148,9 @@ def test_a_teacher_from_before_does_not_move():
     by_hand = -(targets * student).sum(-1).mean() + 0.5 * (lesson.exp() * (lesson - student)).sum(-1).mean()
     torch.testing.assert_close(loss, by_hand)
     with pytest.raises(OptionError, match=r"teacher='after' is neither 'itself' nor 'before' nor a file with weights"):
-        recipe(teacher="after")
+        recipe(distill=0.5, teacher="after")
+    with pytest.raises(OptionError, match="teacher='before' teaches nothing at distill=0; set distill"):
+        recipe(teacher="before")
 
 
 def test_a_teacher_from_a_file(tmp_path):
