@@ -46,8 +46,8 @@ FAST |= {"--distill": "4", "--teacher": "before"}
 GENTLE = {"--epochs": "0.25", "--lr": "3e-5", "--min-lr": "1e-6", "--distill": "1", "--ema": "0.98"}
 REDUCERS = {"mtr": FAST, "runs": GENTLE, "rmeeto": FAST}
 LAYERS = {0.6: (2, 4, 6, 8)}  # so much is out of reach of the default three
-# The paper's weights of its loss, which has its own teacher; the paper trains for 30 epochs at a low rate. So few steps
-# leave the predictors undecided, and what noise lets them draw in training is not what they keep at inference: no noise.
+# The paper's weights of its loss, which has its own teacher; the paper trains for 30 epochs at a low rate. Few steps
+# leave the predictors undecided. With noise they would draw other patches in training than they keep at inference.
 # Then a second run trains the weights alone, as those of a reducer.
 DYVM = "dyvm:keep=0.7,block_target=0.9,noise=0"
 OWN = {"--warmup-epochs": "0", "--weight-decay": "1e-8", "--distill": "0", "--teacher": "itself"}

@@ -21,7 +21,7 @@ import torch
 import mtrkit
 from mtrkit.measure import Precision, describe_machine, forward_pass, input_size_of, keep_freed_memory, twin
 from mtrkit.native.library import Library
-from mtrkit.scan import fused
+from mtrkit.native.mixer import place_block, run_blocks
 
 RESULTS = Path(__file__).parent / "results"
 TOKENS = (1, 16, 48, 98, 197)
@@ -89,12 +89,12 @@ def passes(args: argparse.Namespace, model: torch.nn.Module, batch: int) -> list
 
 def blocks(args: argparse.Namespace, model: torch.nn.Module) -> list[dict[str, object]]:
     """All blocks in one call, divided by their number, by the tokens of one image."""
-    weights = [block.weights() for block in model.layers]
+    weights = [place_block(block.weights(), torch.float32) for block in model.layers]
     width = model.embed_dim
 
     def job(tokens: int) -> Callable[[], object]:
         x, residual = torch.randn(2, 1, tokens, width)
-        return lambda: fused.run_blocks(x, residual, weights)
+        return lambda: run_blocks(x, residual, weights)
 
     found = in_turns({str(tokens): job(tokens) for tokens in TOKENS}, args.rounds)
     each = {name: row["ms_in_library"] / len(weights) for name, row in found.items()}

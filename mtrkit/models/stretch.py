@@ -1,13 +1,17 @@
 """Stretches of blocks between which nothing has to be seen: each is one call of the compiled library.
 
-At small batches the way from one block to the next, in Python, is a part of the time (docs/speed.md).
+At small batches the way from one block to the next, in Python, is a part of the time (docs/speed.md). So what was found
+of a block is kept for as long as the block is the same.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from mtrkit.models.unchanged import Unchanged
+from mtrkit.native.mixer import PlacedBlock, place_block
 from mtrkit.scan import BlockWeights, fused
 from mtrkit.scan.fastpath import can_chain, fits_operator, runs_own_code
 from mtrkit.types import BlockEnd, ReducedStream
@@ -15,61 +19,75 @@ from mtrkit.types import BlockEnd, ReducedStream
 Step = Callable[[nn.Module, Tensor, Any], tuple[Tensor, Any]]
 
 
-def run_blocks(layers: nn.ModuleList, hidden: Tensor, residual: Any, step: Step) -> tuple[Tensor, Any]:
-    """Take tokens through all blocks.
+class Stretches:
+    """Runs a model's blocks, and keeps what was found of each for as long as it is the same."""
 
-    Args:
-        layers: Blocks that return hidden states and residual.
-        hidden: (B, L, D).
-        residual: ``None`` at the beginning.
-        step: Calls one block, if it does not go in a stretch.
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[nn.Module, Unchanged, PlacedBlock]] = {}
 
-    Returns:
-        Hidden states and residual, or what travels in its place, behind the last block.
-    """
-    blocks, at = [*layers], 0
-    while at < len(blocks):
-        found = _stretch(blocks, at, hidden, residual)
-        if found is None:
-            hidden, residual = step(blocks[at], hidden, residual)
-            at += 1
-        else:
-            hidden, residual, at = found
-    return hidden, residual
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of a model has its own blocks."""
+        return Stretches, ()
 
+    def run(self, layers: nn.ModuleList, hidden: Tensor, residual: Any, step: Step) -> tuple[Tensor, Any]:
+        """Take tokens through all blocks.
 
-def _stretch(blocks: list[nn.Module], at: int, hidden: Tensor, given: Any) -> tuple[Tensor, Any, int] | None:
-    """From block ``at`` on as far as one call goes, and where that ends; ``None`` if it would not begin."""
-    inner = given.residual if isinstance(given, ReducedStream) else given
-    if not can_chain(hidden, inner):
-        return None
-    weights: list[BlockWeights] = []
-    end: BlockEnd | None = None
-    for block in blocks[at:]:
-        own = _weights_of(block)
-        if own is None or not fits_operator(own.mixer, hidden):
-            break
-        patch = block.__dict__.get("forward")
-        if patch is None:
-            if isinstance(given, ReducedStream):
+        Args:
+            layers: Blocks that return hidden states and residual.
+            hidden: (B, L, D).
+            residual: ``None`` at the beginning.
+            step: Calls one block, if it does not go in a stretch.
+
+        Returns:
+            Hidden states and residual, or what travels in its place, behind the last block.
+        """
+        blocks, at = [*layers], 0
+        while at < len(blocks):
+            found = self._stretch(blocks, at, hidden, residual)
+            if found is None:
+                hidden, residual = step(blocks[at], hidden, residual)
+                at += 1
+            else:
+                hidden, residual, at = found
+        return hidden, residual
+
+    def _stretch(self, blocks: list[nn.Module], at: int, hidden: Tensor, given: Any) -> tuple[Tensor, Any, int] | None:
+        """From block ``at`` on as far as one call goes, and where that ends; ``None`` if it would not begin."""
+        inner = given.residual if isinstance(given, ReducedStream) else given
+        if not can_chain(hidden, inner):
+            return None
+        weights: list[PlacedBlock] = []
+        end: BlockEnd | None = None
+        for index in range(at, len(blocks)):
+            own, patch = self._placed(index, blocks[index]), blocks[index].__dict__.get("forward")
+            found = None if own is None or patch is None else _ahead(patch, hidden, given)
+            if own is None or (found is None and (patch is not None or isinstance(given, ReducedStream))):
                 break
             weights.append(own)
-            continue
-        found = patch.ahead(hidden, given) if hasattr(patch, "ahead") else None
-        if found is None:
-            break
-        weights.append(own)
-        end = found
-        if end.changes:
-            break
-    if not weights:
-        return None
-    reads, runs = (frozenset[str](), None) if end is None else (end.reads, end.runs)
-    hidden, total, signals = fused.run_blocks(hidden, inner, weights, reads, runs)
-    return (*((hidden, total) if end is None else end.follow(hidden, total, signals)), at + len(weights))
+            end = found or end
+            if end is not None and end.changes:
+                break
+        if not weights:
+            return None
+        reads, runs = (frozenset[str](), None) if end is None else (end.reads, end.runs)
+        hidden, total, signals = fused.run_placed(hidden, inner, weights, reads, runs)
+        return (*((hidden, total) if end is None else end.follow(hidden, total, signals)), at + len(weights))
+
+    def _placed(self, index: int, block: nn.Module) -> PlacedBlock | None:
+        """What the library needs of a block that does nothing else; ``None`` if it does, or not in float32."""
+        known = self._known.get(index)
+        if known is not None and known[0] is block and known[1].holds():
+            return known[2]
+        own: Any = getattr(type(block), "weights", None)
+        found: BlockWeights | None = own(block) if own is not None and runs_own_code(block) else None
+        if found is None or not fits_operator(found.mixer, torch.float32):
+            return None
+        placed = place_block(found, torch.float32)
+        if placed.norm is found.norm and not placed.mixer.made:
+            self._known[index] = block, Unchanged(block), placed
+        return placed
 
 
-def _weights_of(block: nn.Module) -> BlockWeights | None:
-    own: Any = getattr(type(block), "weights", None)
-    found: BlockWeights | None = own(block) if own is not None and runs_own_code(block) else None
+def _ahead(patch: Any, hidden: Tensor, given: Any) -> BlockEnd | None:
+    found: BlockEnd | None = patch.ahead(hidden, given) if hasattr(patch, "ahead") else None
     return found

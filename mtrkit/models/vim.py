@@ -22,7 +22,7 @@ from mtrkit.models.layers import DropPath, PatchEmbed, RMSNorm, Size, init_weigh
 from mtrkit.models.loading import family_of, load_checkpoint
 from mtrkit.models.mixer import MambaMixer
 from mtrkit.models.positions import ClassToken, class_index, insert_at, resize_positions, without
-from mtrkit.models.stretch import run_blocks
+from mtrkit.models.stretch import Stretches
 from mtrkit.ops import check_stream, nothing_dropped, stream_tokens, take
 from mtrkit.scan import BlockWeights, MixerWeights, fused, mixer_parts
 from mtrkit.scan.fastpath import are_plain, can_mix, known_forward, no_tracing, plain_tensors
@@ -49,13 +49,13 @@ class Block(nn.Module):
         Returns:
             The mixer's output, and the sum in at least float32 without that output.
         """
+        together = self._norm_and_mixer(hidden_states, residual, call)
+        if together is not None:
+            return together
         if residual is None:
             residual = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
             normed = self.norm(residual)
         else:
-            together = self._norm_and_mixer(hidden_states, residual, call)
-            if together is not None:
-                return together
             normed, residual = self._norm(self.drop_path(hidden_states), residual)
         normed = normed.to(hidden_states.dtype)
         return self.mixer(normed) if call is None else self.mixer(normed, call), residual
@@ -68,10 +68,10 @@ class Block(nn.Module):
         return self.norm(residual), residual
 
     def _norm_and_mixer(
-        self, hidden_states: Tensor, residual: Tensor, call: MixerCall | None
+        self, hidden_states: Tensor, residual: Tensor | None, call: MixerCall | None
     ) -> tuple[Tensor, Tensor] | None:
         """Norm and mixer as one call; ``None`` if something has to see what is between them."""
-        if residual.dtype is not torch.float32 or not no_tracing(hidden_states):
+        if (residual is not None and residual.dtype is not torch.float32) or not no_tracing(hidden_states):
             return None
         if call is not None and (call.gaps is not None or call.gating is not None):
             return None
@@ -79,8 +79,8 @@ class Block(nn.Module):
         if weights is None or not can_mix(weights.mixer, hidden_states):
             return None
         if call is None:
-            return fused.run_blocks(hidden_states, residual, [weights])[:2]
-        *tokens, call.signals = fused.run_blocks(hidden_states, residual, [weights], call.reads, call.runs)
+            return fused.run_block(hidden_states, residual, weights)[:2]
+        *tokens, call.signals = fused.run_block(hidden_states, residual, weights, call.reads, call.runs)
         return tokens[0], tokens[1]
 
     def weights(self) -> BlockWeights | None:
@@ -171,6 +171,7 @@ class VisionMamba(nn.Module):
         self.pos_drop = nn.Dropout(drop_rate)
         options = {"d_state": d_state, "d_conv": d_conv, "expand": expand, "halve": halve, "rms_norm": rms_norm}
         self.layers = _stack(embed_dim, depth, drop_path_rate, **options)
+        self._stretches = Stretches()
         step = self.patch_embed.stride[0]
         self.feature_info = [{"num_chs": embed_dim, "reduction": step, "module": f"layers.{i}"} for i in range(depth)]
         self.drop_path = DropPath(drop_path_rate)
@@ -245,13 +246,15 @@ class VisionMamba(nn.Module):
             check_stream(hidden, residual)
             # The few tokens that are left first, then where they stand for others.
             return take(norm(hidden, residual.residual)[0], residual.slot).to(hidden.dtype)
+        if isinstance(residual, Tensor) and residual.shape[1] == num_tokens and each_alone:
+            return norm(hidden, residual)[0].to(hidden.dtype)
         return norm(stream_tokens(hidden, residual, num_tokens)).to(hidden.dtype)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to all normalised tokens (B, L, D), the class token at :attr:`class_index`."""
         hidden = self._embed(x)
         num_tokens = hidden.shape[1]
-        hidden, residual = run_blocks(self.layers, hidden, None, self._run)
+        hidden, residual = self._stretches.run(self.layers, hidden, None, self._run)
         return self._finish(hidden, residual, num_tokens)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

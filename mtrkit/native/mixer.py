@@ -26,6 +26,41 @@ _BY_INSTRUCTION = 2  # HALF_BY_INSTRUCTION of native.c
 _PLACES = 11 + 2 * len(DirectionWeights._fields)  # addresses in a mixer's job
 
 
+class PlacedMixer(NamedTuple):
+    """Where a mixer's weights lie; they stay there, and those that were made for it are held, until it has run."""
+
+    shapes: tuple[torch.Size | None, ...]
+    places: list[int]
+    made: list[Tensor]  # in the place of weights that could not be read as they are
+    halves: bool  # whether the big weights are read as bfloat16
+    products: int  # how these are multiplied, as in native.c
+    scale: float
+
+
+class PlacedBlock(NamedTuple):
+    """The same of a block."""
+
+    norm: Tensor
+    eps: float
+    mixer: PlacedMixer
+
+
+def place_mixer(weights: MixerWeights, dtype: torch.dtype) -> PlacedMixer:
+    """For tokens of this dtype; weights without biases outside of the directions."""
+    layers: list[Tensor | None] = [weights.in_proj, weights.out_proj]
+    layers += [weight for way in weights.directions for weight in way]
+    halves, products = _halves(dtype, weights)
+    places, made = dense_places(layers, halves)
+    shapes = _one_of_its_kind(tuple([None if weight is None else weight.shape for weight in layers]))
+    scale = 0.5 if weights.halve else 1.0  # on the weights, which gives the same bits as on the sum
+    return PlacedMixer(shapes, places, made, bool(halves), products, scale)
+
+
+def place_block(block: BlockWeights, dtype: torch.dtype) -> PlacedBlock:
+    """:func:`place_mixer` of a block."""
+    return PlacedBlock(dense(block.norm), block.eps, place_mixer(block.mixer, dtype))
+
+
 def mix(
     hidden: Tensor, weights: MixerWeights, reads: Sequence[str] = (), lengths: Tensor | None = None
 ) -> list[Tensor]:
@@ -37,7 +72,7 @@ def mix(
         reads: Names of fields of :class:`mtrkit.types.Signals`, but for those of attention.
         lengths: (B, L) int64, how many positions each token lasts; their outputs are means over these. Default: one.
     """
-    prepared = _prepare(hidden, weights, reads, lengths, hidden.dtype)
+    prepared = _prepare(hidden, place_mixer(weights, hidden.dtype), reads, lengths, hidden.dtype)
     lib.library().run(prepared.job)
     return _results(prepared, reads)
 
@@ -53,43 +88,38 @@ class _Prepared(NamedTuple):
     delta: Tensor | None
     y: Tensor | None
     space: tuple[Tensor, list[int]]  # of the workspace
-    held: list[Any]
+    weights: PlacedMixer
+    held: tuple[Tensor | None, ...]
 
 
 def _prepare(
     hidden: Tensor,
-    weights: MixerWeights,
+    weights: PlacedMixer,
     reads: Sequence[str],
     lengths: Tensor | None,
     dtype: torch.dtype,
     before: _Prepared | None = None,
 ) -> _Prepared:
-    """See :func:`mix`; a mixer that runs ``before`` lends its memory, if it has the same sizes."""
-    layers: list[Tensor | None] = [weights.in_proj, weights.out_proj]
-    layers += [weight for way in weights.directions for weight in way]
-    sizes, shapes, counts = _layout(
-        torch.get_num_threads(), hidden.shape, *[None if weight is None else weight.shape for weight in layers]
-    )
-    width, inner = sizes[2:4]
-    halves, products = _halves(dtype, weights, width, inner)
+    """See :func:`mix`; a mixer of the same sizes that runs ``before`` lends its memory."""
     hidden = dense(hidden)
-    if before is not None and before.sizes == sizes:
-        out, projected, (memory, between) = before.out, before.projected, before.space
+    if before is not None and before.weights.shapes is weights.shapes:
+        sizes, out, projected, (memory, between) = before.sizes, before.out, before.projected, before.space
     else:
+        sizes, shapes, counts = _layout(torch.get_num_threads(), hidden.shape, weights.shapes)
         out, projected = (hidden.new_empty(shape) for shape in shapes)
         memory, between = workspace(counts)
-    delta = _delta_as_read(hidden, reads, inner)
-    y = hidden.new_empty((*hidden.shape[:2], inner)) if "y" in reads else None
-    given, made = dense_places(layers, halves)
-    places = [*map(address, (out, projected, delta, y)), *between, address(hidden), *given]
+    delta = _delta_as_read(hidden, reads, sizes[3])
+    y = hidden.new_empty((*hidden.shape[:2], sizes[3])) if "y" in reads else None
+    places = [*map(address, (out, projected, delta, y)), *between, address(hidden), *weights.places]
     missing = [0] * (_PLACES - len(places))  # where there is one direction
     if lengths is not None:
         lengths = _check_lengths(lengths, hidden)
-    scale = 0.5 if weights.halve else 1.0  # on the weights, which gives the same bits as on the sum
     sums = delta is not None and "delta" not in reads
-    job = MIXER.pack(*sizes, sums, bool(halves), products, scale, *places, *missing, address(lengths))
-    held = [made, hidden, lengths]
-    return _Prepared((lib.MIXER, job), dtype, sizes, out, projected, delta, y, (memory, between), held)
+    numbers = (sums, weights.halves, weights.products, weights.scale)
+    job = MIXER.pack(*sizes, *numbers, *places, *missing, address(lengths))
+    return _Prepared(
+        (lib.MIXER, job), dtype, sizes, out, projected, delta, y, (memory, between), weights, (hidden, lengths)
+    )
 
 
 def _results(done: _Prepared, reads: Sequence[str]) -> list[Tensor]:
@@ -99,14 +129,15 @@ def _results(done: _Prepared, reads: Sequence[str]) -> list[Tensor]:
     return [_columns(done.out, done.sizes[2]).to(done.dtype), *signals]
 
 
-def _halves(dtype: torch.dtype, weights: MixerWeights, width: int, inner: int) -> tuple[frozenset[int], int]:
+def _halves(dtype: torch.dtype, weights: MixerWeights) -> tuple[frozenset[int], int]:
     """Which weights the library reads as bfloat16, by their ids, and how it multiplies them, as in native.c."""
     if dtype is not torch.bfloat16:
         return frozenset(), 0
     big = (weights.in_proj, weights.out_proj, *(way.x_proj for way in weights.directions))
     if any(dense_half(weight) is None for weight in big):
         return frozenset(), 0
-    by_instruction = lib.library().multiplies_halves() and not width % 2 and not inner % 2
+    even = not any(weight.shape[-1] % 2 for weight in big)
+    by_instruction = lib.library().multiplies_halves() and even
     return frozenset(map(id, big)), _BY_INSTRUCTION if by_instruction else 0
 
 
@@ -120,8 +151,8 @@ def add_and_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 def run_blocks(
     x: Tensor,
-    residual: Tensor,
-    blocks: Sequence[BlockWeights],
+    residual: Tensor | None,
+    blocks: Sequence[PlacedBlock],
     reads: Sequence[str] = (),
     lengths: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor]:
@@ -129,7 +160,7 @@ def run_blocks(
 
     Args:
         x: (B, L, D), to be added before the first norm.
-        residual: (B, L, D) float32, what it is added to.
+        residual: (B, L, D) float32, what it is added to; ``None``: nothing.
         blocks: Their weights; in 16 bits only one block, as what is between them would not be rounded.
         reads: As of :func:`mix`, of the last mixer.
         lengths: As of :func:`mix`, of all mixers.
@@ -137,24 +168,25 @@ def run_blocks(
     Returns:
         Output and signals of the last mixer, and the sum before its norm.
     """
-    dtype, x, residual, chain, held, last = x.dtype, _as_summand(x), dense(residual), [], [], None
-    normed, total = torch.empty_like(residual), torch.empty_like(residual)
+    dtype, x, chain, held, last = x.dtype, _as_summand(x), [], [], None
+    residual = None if residual is None else dense(residual)
+    normed, total = (torch.empty_like(x, dtype=torch.float32) for _ in range(2))
     for index, block in enumerate(blocks):
-        weight = dense(block.norm)
-        chain.append(_norm(x, residual, weight, block.eps, normed, total))
+        chain.append(_norm(x, residual, block.norm, block.eps, normed, total))
         last = _prepare(normed, block.mixer, reads if index == len(blocks) - 1 else (), lengths, dtype, last)
         chain.append(last.job)
-        held.append((x, residual, weight, last))
+        held.append((x, residual, block, last))
         x, residual = last.out, total
     assert last is not None
     lib.library().run(*chain)
     return _results(last, reads), total
 
 
-def _norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, normed: Tensor, total: Tensor) -> lib.Job:
+def _norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, normed: Tensor, total: Tensor) -> lib.Job:
     """The job that writes the norm and the sum; all are dense, and the caller holds them until it has run."""
-    if residual.shape != x.shape or weight.shape != x.shape[-1:]:
-        given = f"residual {tuple(residual.shape)}, weight of the norm {tuple(weight.shape)}"
+    if (residual is not None and residual.shape != x.shape) or weight.shape != x.shape[-1:]:
+        shape = None if residual is None else tuple(residual.shape)
+        given = f"residual {shape}, weight of the norm {tuple(weight.shape)}"
         raise InputError(f"shapes do not fit: hidden states {tuple(x.shape)}, {given}")
     rows = x.numel() // max(1, x.shape[-1])
     places = (address(tensor) for tensor in (x, residual, weight, total, normed))
@@ -198,8 +230,14 @@ def _read(
 
 
 @lru_cache(maxsize=256)
+def _one_of_its_kind(shapes: tuple[torch.Size | None, ...]) -> tuple[torch.Size | None, ...]:
+    """The same object for the same shapes, which is quickly compared."""
+    return shapes
+
+
+@lru_cache(maxsize=256)
 def _layout(
-    threads: int, tokens: torch.Size, *weights: torch.Size | None
+    threads: int, tokens: torch.Size, weights: tuple[torch.Size | None, ...]
 ) -> tuple[tuple[int, ...], list[tuple[int, ...]], list[int]]:
     """From all shapes the sizes in a mixer's job, the shapes of what it writes, and the floats between its steps."""
     count = len(DirectionWeights._fields)

@@ -94,7 +94,7 @@ typedef struct {
     float *dst;    /* (columns / BLOCK, channels, BLOCK), zeros after the last column */
 } pack_job;
 
-/* The root-mean-square norm of the sum of x and residual, row by row; all (rows, columns), contiguous. */
+/* The root-mean-square norm of the sum of x and residual, if there is one, row by row; (rows, columns), contiguous. */
 typedef struct {
     int64_t rows, columns;
     int64_t half; /* whether x is bfloat16 */

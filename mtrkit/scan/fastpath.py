@@ -79,16 +79,16 @@ def no_tracing(x: Tensor) -> bool:
 
 def can_mix(weights: object, hidden: Tensor) -> TypeGuard[MixerWeights]:
     """Whether a whole mixer may be one operator: weights without outer biases, and :func:`for_inference`."""
-    if not fits_operator(weights, hidden):
+    if not fits_operator(weights, hidden.dtype):
         return False
     return for_inference(hidden) and (torch.compiler.is_compiling() or not _functions_are_watched())
 
 
-def fits_operator(weights: object, hidden: Tensor) -> TypeGuard[MixerWeights]:
+def fits_operator(weights: object, dtype: torch.dtype) -> TypeGuard[MixerWeights]:
     """The part of :func:`can_mix` that is of one mixer, and not of the whole pass."""
     if not isinstance(weights, MixerWeights) or weights.in_bias is not None or weights.out_bias is not None:
         return False
-    return hidden.dtype is weights.in_proj.dtype  # torch has a word on others
+    return dtype is weights.in_proj.dtype  # torch has a word on others
 
 
 def can_chain(x: Tensor, residual: object) -> bool:
@@ -96,9 +96,10 @@ def can_chain(x: Tensor, residual: object) -> bool:
 
     Each of their mixers is asked for by :func:`fits_operator`.
     """
-    if not no_tracing(x) or not isinstance(residual, Tensor) or x.shape[-1] % BLOCK:
+    if not no_tracing(x) or x.dtype is not torch.float32 or x.shape[-1] % BLOCK:
         return False
-    return x.dtype is residual.dtype is torch.float32 and for_inference(x) and inference_kernels(x) == NATIVE
+    plain = residual is None or (isinstance(residual, Tensor) and residual.dtype is torch.float32)
+    return plain and for_inference(x) and inference_kernels(x) == NATIVE
 
 
 def _functions_are_watched() -> bool:

@@ -126,25 +126,36 @@ def mixer(
     return out, Signals(**dict(zip(names, found, strict=True)))
 
 
-def run_blocks(
+def run_block(
     x: Tensor,
-    residual: Tensor,
-    blocks: Sequence[BlockWeights],
+    residual: Tensor | None,
+    block: BlockWeights,
     reads: frozenset[str] = frozenset(),
     runs: Runs | None = None,
 ) -> tuple[Tensor, Tensor, Signals]:
-    """One block after the other, each :func:`mixer` of the norm of :func:`add_rms_norm`; outside of tracing.
+    """:func:`mixer` of the norm of :func:`add_rms_norm`, outside of tracing; without a residual, of that of x.
 
     Returns:
-        The last mixer's output, the sum before its norm, and what is read of it.
+        The mixer's output, the sum before its norm, and what is read of it.
     """
+    if inference_kernels(x) != TRITON:
+        return run_placed(x, residual, [native.place_block(block, x.dtype)], reads, runs)
     names = _in_order(reads)
-    if inference_kernels(x) == TRITON:
-        for index, (weight, eps, mixer) in enumerate(blocks):
-            normed, residual = _add_rms_norm(x, residual, weight, eps)
-            x, *found = _mix(normed, mixer, names if index == len(blocks) - 1 else [], runs)
-        return x, residual, Signals(**dict(zip(names, found, strict=True)))
-    lengths = None if runs is None else runs.lengths
+    residual = torch.zeros_like(x, dtype=torch.float32) if residual is None else residual
+    normed, residual = _add_rms_norm(x, residual, block.norm, block.eps)
+    out, *found = _mix(normed, block.mixer, names, runs)
+    return out, residual, Signals(**dict(zip(names, found, strict=True)))
+
+
+def run_placed(
+    x: Tensor,
+    residual: Tensor | None,
+    blocks: Sequence[native.PlacedBlock],
+    reads: frozenset[str] = frozenset(),
+    runs: Runs | None = None,
+) -> tuple[Tensor, Tensor, Signals]:
+    """One :func:`run_block` after the other by the compiled library; what is read is that of the last."""
+    names, lengths = _in_order(reads), None if runs is None else runs.lengths
     (out, *found), total = native.run_blocks(x, residual, blocks, names, lengths)
     return out, total, Signals(**dict(zip(names, found, strict=True)))
 

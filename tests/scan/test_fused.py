@@ -235,7 +235,7 @@ def test_norm_and_mixer_in_one_call_give_the_same_bits(calls, dtype, names):
     norm, weights = RMSNorm(24).to(dtype), cast(make_weights(), dtype)
     torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
     x, residual = torch.randn(3, 19, 24).to(dtype), torch.randn(3, 19, 24)
-    out, total, signals = fused.run_blocks(x, residual, [BlockWeights(norm.weight, norm.eps, weights)], reads)
+    out, total, signals = fused.run_block(x, residual, BlockWeights(norm.weight, norm.eps, weights), reads)
     normed, expected_total = norm(x, residual)
     expected, expected_signals = fused.mixer(normed.to(dtype), weights, reads)
     assert out.dtype == dtype and torch.equal(total, expected_total)
@@ -244,6 +244,14 @@ def test_norm_and_mixer_in_one_call_give_the_same_bits(calls, dtype, names):
     assert rms_error(out, expected) < 2 * SCAN_VALUES[dtype]
     for name in reads:
         assert rms_error(getattr(signals, name), getattr(expected_signals, name)) < 2 * SCAN_VALUES[dtype]
+
+
+@torch.no_grad()
+def test_without_a_residual_it_is_the_norm_of_the_tokens(calls):
+    norm, weights, x = RMSNorm(24), make_weights(), torch.randn(3, 19, 24)
+    out, total, _ = fused.run_block(x, None, BlockWeights(norm.weight, norm.eps, weights))
+    assert torch.equal(total, x)
+    torch.testing.assert_close(out, fused.mixer(norm(x), weights)[0])
 
 
 @torch.no_grad()

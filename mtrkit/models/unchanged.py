@@ -1,0 +1,50 @@
+"""What a module was when it was looked at, and whether it still is: faster than to look again."""
+
+from itertools import chain
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = tuple(getattr(torch_module, f"_global{name}") for name in _HOOKS)
+
+
+class Unchanged:
+    """A module and all inside of it: classes, attributes, parts, and where parameters lie.
+
+    What the memory of its parameters holds may change, and a parameter may become another one in the same place.
+
+    Args:
+        module: As it is, without hooks.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._modules = [*module.modules()]
+        owns = [part.__dict__ for part in self._modules]
+        self._hooks = [own[name] for own in owns for name in _HOOKS]
+        self._parameters: list[dict[str, Tensor | None]] = [own["_parameters"] for own in owns]
+        self._dicts: list[dict[str, Any]] = [*owns, *[own["_modules"] for own in owns]]
+        self._objects_before, self._memory_before = self._objects(), self._memory()
+
+    def holds(self) -> bool:
+        """Whether nothing has changed, and no hook is on the module, on a part of it, or on all modules."""
+        if any(self._hooks) or any(_GLOBAL_HOOKS):
+            return False
+        try:  # by equality, which begins with identity and is then as fast as can be
+            return self._objects() == self._objects_before and self._memory() == self._memory_before
+        except RuntimeError:  # an attribute has become a tensor, which is neither equal nor not
+            return False
+
+    def _objects(self) -> list[Any]:
+        """Attributes and parts, classes and their code, and the names of parameters."""
+        values = chain.from_iterable([own.values() for own in self._dicts])
+        kinds: list[Any] = [*map(type, self._modules)]
+        return [*values, *kinds, *[kind.forward for kind in kinds], *chain.from_iterable(self._parameters)]
+
+    def _memory(self) -> list[Any]:
+        """Where each parameter lies and how, which an assignment to ``.data`` changes."""
+        return [
+            x if x is None else (x.data_ptr(), type(x), x.dtype, x.shape, x.is_contiguous(), x.is_neg())
+            for x in chain.from_iterable([own.values() for own in self._parameters])
+        ]
