@@ -247,6 +247,9 @@ class BlockEnd(NamedTuple):
     follow: Callable[[Tensor, Tensor, Signals], tuple[Tensor, Any]]
     """From mixer output, the sum before its norm, and the signals to what the next block is given."""
 
+    append: Callable[[Any, Tensor, Tensor, Signals], tuple[Tensor, Any] | None] | None = None
+    """The same as jobs of a chain in which these tensors are not written yet; ``None``: run it first, then follow."""
+
 
 class Stage(NamedTuple):
     """One reduction that has happened in a forward pass, with what is needed to undo it."""

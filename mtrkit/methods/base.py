@@ -10,8 +10,9 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from mtrkit.errors import OptionError
 from mtrkit.ops import Lengths
 from mtrkit.registry import Registry
+from mtrkit.scan import Chain
 from mtrkit.schedule import Place, Placement, Widths
-from mtrkit.types import BlockState, Decision
+from mtrkit.types import BlockState, Decision, TokenMap
 
 Alignment = Literal["carry", "bias", "last"]
 """The state goes on unchanged; or it decays by the Δ that a token without content would have; or by its last Δ."""
@@ -88,6 +89,7 @@ def _check(name: str, value: Any, hint: Any, bounds: Mapping[str, float]) -> Non
 
 Config = TypeVar("Config", bound=MethodConfig)
 Decide = Callable[[BlockState, int, Any], Decision]
+Append = Callable[[Chain, BlockState, int, Any], TokenMap | None]
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ class Method:
         source: Paper.
         on_attention: Options whose default differs on models whose blocks are attention and MLP.
         layers: Where it reduces by default; ``None``: as the others do.
+        append: ``decide`` as jobs of a chain, in which what it is given is not written yet; ``None``: there is no such
+            form, or not with these options.
     """
 
     name: str
@@ -114,6 +118,7 @@ class Method:
     source: str
     on_attention: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     layers: Placement | None = None
+    append: Append | None = None
 
     def configure(self, options: dict[str, Any], attention: bool = False) -> MethodConfig:
         """Build the options, or raise :class:`OptionError` naming those that exist.
@@ -143,6 +148,7 @@ def register_method(
     source: str = "",
     on_attention: Mapping[str, Any] | None = None,
     layers: Placement | None = None,
+    append: Append | None = None,
 ) -> Callable[[Decide], Decide]:
     """Decorate a function ``(state, num_kept, config) -> Decision`` to make it a method.
 
@@ -153,11 +159,12 @@ def register_method(
         source: Paper and section.
         on_attention: Options whose default differs on models whose blocks are attention and MLP. Default: none.
         layers: Where it reduces if the user does not say. Default: :func:`mtrkit.schedule.default_layers`.
+        append: See :class:`Method`; only for speed.
     """
 
     def register(decide: Decide) -> Decide:
         summary = (inspect.getdoc(decide) or "").split("\n")[0]
-        METHODS.add(name, Method(name, decide, config, max_share, summary, source, on_attention or {}, layers))
+        METHODS.add(name, Method(name, decide, config, max_share, summary, source, on_attention or {}, layers, append))
         return decide
 
     return register

@@ -8,17 +8,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mtrkit.methods.links import LinkConfig, rank_links
+from mtrkit.methods.links import LinkConfig, plain_metric, rank_links
 from mtrkit.ops import (
     Links,
     exact_slots,
     hold_special,
     in_sequence,
     match_nearest,
+    merge_by_turns,
     pair_similarity,
     token_map,
     without,
 )
+from mtrkit.scan import Chain
 from mtrkit.types import BlockState, TokenMap
 
 
@@ -60,6 +62,14 @@ def merge_odd_even(
         links = Links(links.src, links.target, torch.sort(links.rest, dim=1).values)
     kept = survivors(sequence, links, dst, state.special, order)
     return token_map(state.num_tokens, kept, links.src, links.target, ordered=False)
+
+
+def append_odd_even(chain: Chain, state: BlockState, num_kept: int, config: LinkConfig) -> TokenMap | None:
+    """:func:`merge_odd_even` in a chain, in order, weighted by the tokens' sizes."""
+    metric = plain_metric(chain, state, config)
+    if metric is None:
+        return None
+    return merge_by_turns(chain, metric, state.special, state.num_tokens - num_kept).weighted(state.size)
 
 
 def survivors(sequence: Tensor, links: Links, dst: Tensor, special: Tensor, order: str) -> Tensor:

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from mtrkit.methods.base import MethodConfig, Widths, bounded
 from mtrkit.methods.signals import Indicator, Signal, importance, read_by, scored_by, scoring_flops
-from mtrkit.ops import ChannelReduction, Links, Similarity, standardize, strongest_links
+from mtrkit.ops import ChannelReduction, Links, Similarity, add_in_chain, standardize, strongest_links
+from mtrkit.scan import Chain
 from mtrkit.types import BlockState
 
 
@@ -44,6 +45,13 @@ class LinkConfig(MethodConfig):
     def weighing_flops(self, num_tokens: int, widths: Widths) -> int:
         """What it costs that importance weighs."""
         return scoring_flops(self.indicator, num_tokens, widths) if self.importance_weight else 0
+
+
+def plain_metric(chain: Chain, state: BlockState, config: LinkConfig) -> Tensor | None:
+    """What the config compares tokens by, in a chain; ``None`` if it ranks by more than cosines of tokens."""
+    if config.similarity != "cosine" or config.importance_weight or config.metric not in ("X", "features"):
+        return None
+    return state.hidden if config.metric == "X" else add_in_chain(chain, state.residual, state.hidden)
 
 
 def rank_links(state: BlockState, src: Tensor, target: Tensor, similarity: Tensor, r: int, config: LinkConfig) -> Links:

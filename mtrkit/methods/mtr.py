@@ -12,16 +12,18 @@ from typing import Literal
 import torch
 
 from mtrkit.methods.base import Widths, register_method
-from mtrkit.methods.links import LinkConfig, rank_links
+from mtrkit.methods.links import LinkConfig, plain_metric, rank_links
 from mtrkit.methods.signals import Indicator, importance, read_by, read_signal, scored_by, scoring_flops, width_of
 from mtrkit.ops import (
     ChannelReduction,
     match_nearest,
     pair_similarity,
+    split_and_merge,
     split_by_rank,
     successive_weights,
     token_map,
 )
+from mtrkit.scan import Chain
 from mtrkit.types import BlockState, Decision, Split, TokenMap
 
 Operation = Literal["merge", "prune", "hybrid"]
@@ -73,7 +75,18 @@ class MTRConfig(LinkConfig):
         return score + match + r * widths.dim
 
 
-@register_method("mtr", config=MTRConfig, max_share=0.5, source="Ma et al. 2025, arXiv:2507.14042")
+def _append(chain: Chain, state: BlockState, num_kept: int, config: MTRConfig) -> TokenMap | None:
+    """:func:`mtr` in a chain, with the options that the paper gives."""
+    score, plain = state.signals.delta_mean, (config.operation, config.average) == ("merge", "group")
+    if not plain or score is None or (config.indicator, config.channels) != ("delta", "mean"):
+        return None
+    metric = plain_metric(chain, state, config)
+    return (
+        metric if metric is None else split_and_merge(chain, score, state.special, metric, state.num_tokens - num_kept)
+    )
+
+
+@register_method("mtr", config=MTRConfig, max_share=0.5, source="Ma et al. 2025, arXiv:2507.14042", append=_append)
 def mtr(state: BlockState, num_kept: int, config: MTRConfig) -> Decision:
     """Merge the r tokens of smallest Δ into the most similar of those that are neither they nor the r best."""
     r = state.num_tokens - num_kept

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from mtrkit.methods.base import Widths, register_method
-from mtrkit.methods.links import LinkConfig, rank_links
+from mtrkit.methods.links import LinkConfig, plain_metric, rank_links
 from mtrkit.methods.signals import read_signal, width_of
-from mtrkit.ops import in_sequence, match_neighbors, token_map, without
-from mtrkit.types import BlockState, Decision
+from mtrkit.ops import in_sequence, match_neighbors, merge_neighbors, token_map, without
+from mtrkit.scan import Chain
+from mtrkit.types import BlockState, Decision, TokenMap
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,18 @@ class NeighborConfig(LinkConfig):
         return num_tokens * 8 * width + r * widths.dim + self.weighing_flops(num_tokens, widths)
 
 
-@register_method("neighbor", config=NeighborConfig, max_share=0.5, source="after arXiv:2509.22691")
+def append_neighbor(chain: Chain, state: BlockState, num_kept: int, config: NeighborConfig) -> TokenMap | None:
+    """:func:`neighbor` in a chain."""
+    metric = None if state.frame is not None else plain_metric(chain, state, config)
+    if metric is None:
+        return None
+    apart = (config.across_special, config.protect_class_neighbors)
+    return merge_neighbors(chain, metric, state.special, state.num_tokens - num_kept, *apart).weighted(state.size)
+
+
+@register_method(
+    "neighbor", config=NeighborConfig, max_share=0.5, source="after arXiv:2509.22691", append=append_neighbor
+)
 def neighbor(state: BlockState, num_kept: int, config: NeighborConfig) -> Decision:
     """Merge the r even tokens that are most similar to a neighbour, weighted by the patches each stands for."""
     sequence = in_sequence(state.hidden)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtrkit.methods.base import Widths, bounded, register_method
-from mtrkit.methods.bipartite import Halves, odd_even, survivors
+from mtrkit.methods.bipartite import Halves, append_odd_even, odd_even, survivors
 from mtrkit.methods.links import LinkConfig, rank_links
 from mtrkit.methods.signals import read_signal, width_of
 from mtrkit.ops import (
@@ -32,6 +32,7 @@ from mtrkit.ops import (
     token_map,
     without,
 )
+from mtrkit.scan import Chain
 from mtrkit.schedule import bipartite_cost
 from mtrkit.types import BlockState, Decision, TokenMap
 
@@ -96,7 +97,17 @@ class RMeeToConfig(LinkConfig):
         return cost - (num_tokens - num_kept) * widths.dim if self.operation == "prune" else cost
 
 
-@register_method("rmeeto", config=RMeeToConfig, max_share=0.5, source="Shi et al. 2024, arXiv:2412.12496")
+def _append(chain: Chain, state: BlockState, num_kept: int, config: RMeeToConfig) -> TokenMap | None:
+    """:func:`rmeeto` in a chain, with the paper's options beside those of its links."""
+    links = (config.kth, config.grouping, config.sources, config.partner)
+    tokens = (config.operation, config.merge, config.order, config.class_position)
+    plain = (*links, *tokens) == (1, "odd_even", "best", "nearest", "merge", "sum", "restore", "exact")
+    return append_odd_even(chain, state, num_kept, config) if plain else None
+
+
+@register_method(
+    "rmeeto", config=RMeeToConfig, max_share=0.5, source="Shi et al. 2024, arXiv:2412.12496", append=_append
+)
 def rmeeto(state: BlockState, num_kept: int, config: RMeeToConfig) -> Decision:
     """Merge the r most similar pairs of an even and an odd token, keep the order, and follow what each stands for."""
     sequence = in_sequence(state.hidden)

@@ -9,7 +9,7 @@ docs/runs.md has the derivation; merging neighbours alone is after "Sequential T
 from dataclasses import dataclass
 
 from mtrkit.methods.base import register_method
-from mtrkit.methods.neighbor import NeighborConfig, neighbor
+from mtrkit.methods.neighbor import NeighborConfig, append_neighbor, neighbor
 from mtrkit.methods.signals import Signal
 from mtrkit.ops import Lengths
 from mtrkit.schedule import FromTheFirst
@@ -34,7 +34,14 @@ class RunsConfig(NeighborConfig):
     lengths: Lengths = "sizes"
 
 
-@register_method("runs", config=RunsConfig, max_share=0.5, layers=FromTheFirst(3), source="mtrkit, docs/runs.md")
+@register_method(
+    "runs",
+    config=RunsConfig,
+    max_share=0.5,
+    layers=FromTheFirst(3),
+    source="mtrkit, docs/runs.md",
+    append=append_neighbor,
+)
 def runs(state: BlockState, num_kept: int, config: RunsConfig) -> Decision:
     """Merge neighbours into runs that last as many positions as they stand for."""
     return neighbor(state, num_kept, config)

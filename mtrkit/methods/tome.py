@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mtrkit.methods.base import Widths, register_method
-from mtrkit.methods.bipartite import merge_odd_even
+from mtrkit.methods.bipartite import append_odd_even, merge_odd_even
 from mtrkit.methods.links import LinkConfig
 from mtrkit.methods.signals import read_signal, width_of
+from mtrkit.scan import Chain
 from mtrkit.schedule import Place, bipartite_cost
-from mtrkit.types import BlockState, Decision
+from mtrkit.types import BlockState, Decision, TokenMap
 
 ON_ATTENTION = {
     "metric": "keys",
@@ -60,12 +61,19 @@ class ToMeConfig(LinkConfig):
         return cost(num_tokens, num_kept) + self.weighing_flops(num_tokens, widths)
 
 
+def _append(chain: Chain, state: BlockState, num_kept: int, config: ToMeConfig) -> TokenMap | None:
+    """:func:`tome` in a chain, with the defaults for Mamba beside those of its links."""
+    plain = (config.order, config.grouping) == ("restore", "odd_even")
+    return append_odd_even(chain, state, num_kept, config) if plain else None
+
+
 @register_method(
     "tome",
     config=ToMeConfig,
     max_share=0.5,
     source="Bolya et al. 2023, arXiv:2210.09461",
     on_attention=ON_ATTENTION,
+    append=_append,
 )
 def tome(state: BlockState, num_kept: int, config: ToMeConfig) -> Decision:
     """Merge the r most similar pairs of an even and an odd token, each weighted by the patches it stands for."""

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mtrkit.models.unchanged import Unchanged
-from mtrkit.native.mixer import PlacedBlock, place_block
-from mtrkit.scan import BlockWeights, fused
+from mtrkit.scan import BlockWeights, Chain, PlacedBlock, fused, place_block
 from mtrkit.scan.fastpath import can_chain, fits_operator, runs_own_code
-from mtrkit.types import BlockEnd, ReducedStream
+from mtrkit.types import BlockEnd, ReducedStream, Signals
 
 Step = Callable[[nn.Module, Tensor, Any], tuple[Tensor, Any]]
 
@@ -43,7 +42,7 @@ class Stretches:
         """
         blocks, at = [*layers], 0
         while at < len(blocks):
-            found = self._stretch(blocks, at, hidden, residual)
+            found = self._chain(blocks, at, hidden, residual)
             if found is None:
                 hidden, residual = step(blocks[at], hidden, residual)
                 at += 1
@@ -51,11 +50,39 @@ class Stretches:
                 hidden, residual, at = found
         return hidden, residual
 
-    def _stretch(self, blocks: list[nn.Module], at: int, hidden: Tensor, given: Any) -> tuple[Tensor, Any, int] | None:
+    def _chain(self, blocks: list[nn.Module], at: int, hidden: Tensor, given: Any) -> tuple[Tensor, Any, int] | None:
         """From block ``at`` on as far as one call goes, and where that ends; ``None`` if it would not begin."""
-        inner = given.residual if isinstance(given, ReducedStream) else given
-        if not can_chain(hidden, inner):
+        if not can_chain(hidden, _inner(given)):
             return None
+        chain, begin = Chain(), at
+        while at < len(blocks):
+            weights, end = self._stretch(blocks, at, hidden, given)
+            if not weights:
+                break
+            reads, runs = ([], None) if end is None else (fused.in_order(end.reads), end.runs)
+            mixer, total = fused.append_placed(chain, hidden, _inner(given), weights, reads, runs)
+            at, hidden, given = at + len(weights), mixer.out, total
+            if end is None:
+                continue
+            found = (
+                None
+                if end.append is None
+                else end.append(chain, mixer.out, total, Signals(delta_mean=mixer.delta_mean))
+            )
+            if found is None:
+                chain.run()
+                out, *signals = mixer.results(reads)
+                return *end.follow(out, total, fused.signals_by_name(reads, signals)), at
+            hidden, given = found
+        if at == begin:
+            return None
+        chain.run()
+        return hidden, given, at
+
+    def _stretch(
+        self, blocks: list[nn.Module], at: int, hidden: Tensor, given: Any
+    ) -> tuple[list[PlacedBlock], BlockEnd | None]:
+        """The blocks from ``at`` on between which nothing has to be seen, and what the last of them asks."""
         weights: list[PlacedBlock] = []
         end: BlockEnd | None = None
         for index in range(at, len(blocks)):
@@ -67,11 +94,7 @@ class Stretches:
             end = found or end
             if end is not None and end.changes:
                 break
-        if not weights:
-            return None
-        reads, runs = (frozenset[str](), None) if end is None else (end.reads, end.runs)
-        hidden, total, signals = fused.run_placed(hidden, inner, weights, reads, runs)
-        return (*((hidden, total) if end is None else end.follow(hidden, total, signals)), at + len(weights))
+        return weights, end
 
     def _placed(self, index: int, block: nn.Module) -> PlacedBlock | None:
         """What the library needs of a block that does nothing else; ``None`` if it does, or not in float32."""
@@ -86,6 +109,11 @@ class Stretches:
         if placed.norm is found.norm and not placed.mixer.made:
             self._known[index] = block, Unchanged(block), placed
         return placed
+
+
+def _inner(given: Any) -> Any:
+    """What the next block adds its input to."""
+    return given.residual if isinstance(given, ReducedStream) else given
 
 
 def _ahead(patch: Any, hidden: Tensor, given: Any) -> BlockEnd | None:

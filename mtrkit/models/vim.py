@@ -49,13 +49,13 @@ class Block(nn.Module):
         Returns:
             The mixer's output, and the sum in at least float32 without that output.
         """
-        together = self._norm_and_mixer(hidden_states, residual, call)
-        if together is not None:
-            return together
         if residual is None:
             residual = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
             normed = self.norm(residual)
         else:
+            together = self._norm_and_mixer(hidden_states, residual, call)
+            if together is not None:
+                return together
             normed, residual = self._norm(self.drop_path(hidden_states), residual)
         normed = normed.to(hidden_states.dtype)
         return self.mixer(normed) if call is None else self.mixer(normed, call), residual
@@ -68,10 +68,10 @@ class Block(nn.Module):
         return self.norm(residual), residual
 
     def _norm_and_mixer(
-        self, hidden_states: Tensor, residual: Tensor | None, call: MixerCall | None
+        self, hidden_states: Tensor, residual: Tensor, call: MixerCall | None
     ) -> tuple[Tensor, Tensor] | None:
         """Norm and mixer as one call; ``None`` if something has to see what is between them."""
-        if (residual is not None and residual.dtype is not torch.float32) or not no_tracing(hidden_states):
+        if residual.dtype is not torch.float32 or not no_tracing(hidden_states):
             return None
         if call is not None and (call.gaps is not None or call.gating is not None):
             return None
@@ -246,8 +246,6 @@ class VisionMamba(nn.Module):
             check_stream(hidden, residual)
             # The few tokens that are left first, then where they stand for others.
             return take(norm(hidden, residual.residual)[0], residual.slot).to(hidden.dtype)
-        if isinstance(residual, Tensor) and residual.shape[1] == num_tokens and each_alone:
-            return norm(hidden, residual)[0].to(hidden.dtype)
         return norm(stream_tokens(hidden, residual, num_tokens)).to(hidden.dtype)
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -29,11 +29,20 @@ COSINES = struct.Struct("9q")
 SLOTS = struct.Struct("11q")
 MERGE = struct.Struct("10q")
 SPLIT = struct.Struct("11q")
-SUM = struct.Struct("5q")
+BY_TURNS = struct.Struct("7q")
+NEIGHBORS = struct.Struct("12q")
+LINKS = struct.Struct("8q")
+FOLLOW = struct.Struct("7q")
+ROUND = struct.Struct("3q")
+ADD = struct.Struct("4q")
+SUM = struct.Struct("3qd2q")
 SOFTPLUS = struct.Struct("3q8qq")
 
 # In the order in which mtr_layout of native.c gives the sizes of its structs.
-LAYOUT = (HEADER, SCAN, CONV, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, SPLIT, MIXER)
+LAYOUT = (
+    *(HEADER, SCAN, CONV, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, SPLIT),
+    *(BY_TURNS, NEIGHBORS, LINKS, FOLLOW, ROUND, ADD, MIXER),
+)
 
 NO_VIEW = (0, 0, 0, 0)
 _PLAIN = {Tensor, torch.nn.Parameter}

@@ -12,10 +12,13 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mtrkit.errors import InputError
 from mtrkit.native import library as lib
+from mtrkit.native import token_jobs
+from mtrkit.native.chain import Chain
 from mtrkit.native.jobs import MIXER, NORM, address, dense, dense_half, dense_places, positions
 from mtrkit.native.weights import BlockWeights, DirectionWeights, MixerWeights
 from mtrkit.native.workspace import workspace
@@ -72,37 +75,43 @@ def mix(
         reads: Names of fields of :class:`mtrkit.types.Signals`, but for those of attention.
         lengths: (B, L) int64, how many positions each token lasts; their outputs are means over these. Default: one.
     """
-    prepared = _prepare(hidden, place_mixer(weights, hidden.dtype), reads, lengths, hidden.dtype)
-    lib.library().run(prepared.job)
-    return _results(prepared, reads)
+    with Chain() as chain:
+        mixer = _append(chain, hidden, place_mixer(weights, hidden.dtype), reads, lengths, hidden.dtype)
+    return mixer.results(reads)
 
 
-class _Prepared(NamedTuple):
-    """A mixer's job, what it writes, and what it reads that must live until then."""
+class Appended(NamedTuple):
+    """A mixer in a chain, and what it writes."""
 
-    job: lib.Job
     dtype: torch.dtype
     sizes: tuple[int, ...]
     out: Tensor
     projected: Tensor
     delta: Tensor | None
+    delta_mean: Tensor | None
     y: Tensor | None
     space: tuple[Tensor, list[int]]  # of the workspace
     weights: PlacedMixer
-    held: tuple[Tensor | None, ...]
+
+    def results(self, reads: Sequence[str]) -> list[Tensor]:
+        """Output and signals, once it has run."""
+        found = _read(reads, self)
+        signals = [found[name] if name == "delta_mean" else found[name].to(self.dtype) for name in reads]
+        return [_columns(self.out, self.sizes[2]).to(self.dtype), *signals]
 
 
-def _prepare(
+def _append(
+    chain: Chain,
     hidden: Tensor,
     weights: PlacedMixer,
     reads: Sequence[str],
     lengths: Tensor | None,
     dtype: torch.dtype,
-    before: _Prepared | None = None,
-) -> _Prepared:
+    before: Appended | None = None,
+) -> Appended:
     """See :func:`mix`; a mixer of the same sizes that runs ``before`` lends its memory."""
     hidden = dense(hidden)
-    if before is not None and before.weights.shapes is weights.shapes:
+    if before is not None and before.weights.shapes is weights.shapes and before.sizes[:2] == hidden.shape[:2]:
         sizes, out, projected, (memory, between) = before.sizes, before.out, before.projected, before.space
     else:
         sizes, shapes, counts = _layout(torch.get_num_threads(), hidden.shape, weights.shapes)
@@ -117,16 +126,9 @@ def _prepare(
     sums = delta is not None and "delta" not in reads
     numbers = (sums, weights.halves, weights.products, weights.scale)
     job = MIXER.pack(*sizes, *numbers, *places, *missing, address(lengths))
-    return _Prepared(
-        (lib.MIXER, job), dtype, sizes, out, projected, delta, y, (memory, between), weights, (hidden, lengths)
-    )
-
-
-def _results(done: _Prepared, reads: Sequence[str]) -> list[Tensor]:
-    """Output and signals of a mixer that has run."""
-    found = _read(reads, done.delta, done.y, done.projected, done.sizes)
-    signals = [found[name] if name == "delta_mean" else found[name].to(done.dtype) for name in reads]
-    return [_columns(done.out, done.sizes[2]).to(done.dtype), *signals]
+    chain.add(lib.MIXER, job, memory, hidden, weights, lengths, out, projected, delta, y)
+    means = token_jobs.mean(chain, delta, sizes[3]) if delta is not None and sums else None
+    return Appended(dtype, sizes, out, projected, delta, means, y, (memory, between), weights)
 
 
 def _halves(dtype: torch.dtype, weights: MixerWeights) -> tuple[frozenset[int], int]:
@@ -145,52 +147,58 @@ def add_and_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     """Root-mean-square norm of ``residual + x`` (..., D), times ``weight``, like x, and that sum, in float32."""
     dtype, x, residual, weight = x.dtype, _as_summand(x), dense(residual), dense(weight)
     normed, total = torch.empty_like(residual), torch.empty_like(residual)
-    lib.library().run(_norm(x, residual, weight, eps, normed, total))
+    with Chain() as chain:
+        _append_norm(chain, x, residual, weight, eps, normed, total)
     return normed.to(dtype), total
 
 
-def run_blocks(
+def append_blocks(
+    chain: Chain,
     x: Tensor,
     residual: Tensor | None,
     blocks: Sequence[PlacedBlock],
     reads: Sequence[str] = (),
     lengths: Tensor | None = None,
-) -> tuple[list[Tensor], Tensor]:
-    """Several blocks as one chain of jobs: norm of the sum, then mixer, whose output the next block adds to the sum.
+) -> tuple[Appended, Tensor]:
+    """Several blocks as jobs of a chain: norm of the sum, then mixer, whose output the next block adds to the sum.
 
     Args:
+        chain: What they are added to.
         x: (B, L, D), to be added before the first norm.
-        residual: (B, L, D) float32, what it is added to; ``None``: nothing.
+        residual: (B, L, D) float32, what it is added to; ``None``, for x of float32: nothing.
         blocks: Their weights; in 16 bits only one block, as what is between them would not be rounded.
         reads: As of :func:`mix`, of the last mixer.
         lengths: As of :func:`mix`, of all mixers.
 
     Returns:
-        Output and signals of the last mixer, and the sum before its norm.
+        The last mixer, and the sum before its norm.
     """
-    dtype, x, chain, held, last = x.dtype, _as_summand(x), [], [], None
-    residual = None if residual is None else dense(residual)
-    normed, total = (torch.empty_like(x, dtype=torch.float32) for _ in range(2))
+    dtype, last = x.dtype, None
+    if residual is None:  # the bits are those of a first block that runs alone
+        normed = dense(F.rms_norm(x, x.shape[-1:], blocks[0].norm, blocks[0].eps))
+        total = x.clone(memory_format=torch.contiguous_format)
+    else:
+        x, residual = _as_summand(x), dense(residual)
+        normed, total = torch.empty_like(residual), torch.empty_like(residual)
     for index, block in enumerate(blocks):
-        chain.append(_norm(x, residual, block.norm, block.eps, normed, total))
-        last = _prepare(normed, block.mixer, reads if index == len(blocks) - 1 else (), lengths, dtype, last)
-        chain.append(last.job)
-        held.append((x, residual, block, last))
+        if residual is not None:
+            _append_norm(chain, x, residual, block.norm, block.eps, normed, total)
+        last = _append(chain, normed, block.mixer, reads if index == len(blocks) - 1 else (), lengths, dtype, last)
         x, residual = last.out, total
     assert last is not None
-    lib.library().run(*chain)
-    return _results(last, reads), total
+    return last, total
 
 
-def _norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, normed: Tensor, total: Tensor) -> lib.Job:
-    """The job that writes the norm and the sum; all are dense, and the caller holds them until it has run."""
-    if (residual is not None and residual.shape != x.shape) or weight.shape != x.shape[-1:]:
-        shape = None if residual is None else tuple(residual.shape)
-        given = f"residual {shape}, weight of the norm {tuple(weight.shape)}"
+def _append_norm(
+    chain: Chain, x: Tensor, residual: Tensor, weight: Tensor, eps: float, normed: Tensor, total: Tensor
+) -> None:
+    """The job that writes the norm and the sum; all are dense."""
+    if residual.shape != x.shape or weight.shape != x.shape[-1:]:
+        given = f"residual {tuple(residual.shape)}, weight of the norm {tuple(weight.shape)}"
         raise InputError(f"shapes do not fit: hidden states {tuple(x.shape)}, {given}")
-    rows = x.numel() // max(1, x.shape[-1])
-    places = (address(tensor) for tensor in (x, residual, weight, total, normed))
-    return (lib.NORM, NORM.pack(rows, x.shape[-1], x.dtype is torch.bfloat16, eps, *places))
+    rows, tensors = x.numel() // max(1, x.shape[-1]), (x, residual, weight, total, normed)
+    job = NORM.pack(rows, x.shape[-1], x.dtype is torch.bfloat16, eps, *map(address, tensors))
+    chain.add(lib.NORM, job, *tensors)
 
 
 def _as_summand(x: Tensor) -> Tensor:
@@ -214,18 +222,17 @@ def _delta_as_read(hidden: Tensor, reads: Sequence[str], inner: int) -> Tensor |
     return hidden.new_empty((batch, -(-inner // lib.BLOCK), length)) if "delta_mean" in reads else None
 
 
-def _read(
-    reads: Sequence[str], delta: Tensor | None, y: Tensor | None, projected: Tensor, sizes: tuple[int, ...]
-) -> dict[str, Tensor]:
+def _read(reads: Sequence[str], mixer: Appended) -> dict[str, Tensor]:
     """The signals by name, from what the jobs wrote; B and C are summed over the directions."""
-    inner, states, rank = sizes[3:6]
-    found = {name: tensor for name, tensor in (("delta", delta), ("y", y)) if tensor is not None}
-    if delta is not None:
-        found["delta_mean"] = delta.sum(dim=2 if "delta" in reads else 1) / inner
+    inner, states, rank = mixer.sizes[3:6]
+    own = (("delta", mixer.delta), ("y", mixer.y), ("delta_mean", mixer.delta_mean))
+    found = {name: tensor for name, tensor in own if tensor is not None}
+    if "delta_mean" in reads and mixer.delta_mean is None:
+        found["delta_mean"] = found["delta"].sum(dim=2) / inner
     if "ssm_B" in reads:
-        found["ssm_B"] = projected[..., rank : rank + states].sum(dim=0)
+        found["ssm_B"] = mixer.projected[..., rank : rank + states].sum(dim=0)
     if "ssm_C" in reads:
-        found["ssm_C"] = projected[..., rank + states : rank + 2 * states].sum(dim=0)
+        found["ssm_C"] = mixer.projected[..., rank + states : rank + 2 * states].sum(dim=0)
     return found
 
 

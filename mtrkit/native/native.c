@@ -30,6 +30,7 @@ __declspec(dllimport) int __stdcall SwitchToThread(void);
 #define TEAM_BLOCKS 4 /* channel blocks whose contributions to dB and dC are summed inside one task */
 #define SUM_SPAN 256  /* columns that one task of a sum adds up */
 #define CONV_SPAN 64  /* tokens that one task of a convolution takes, which has to look back */
+#define ADD_SPAN 8192 /* numbers that one task of a sum takes */
 #define NORM_SPAN 32  /* rows that one task of a norm takes */
 #define SPINS 4096    /* looks at the others' progress before a waiting thread yields its processor */
 
@@ -94,7 +95,7 @@ typedef struct {
     float *dst;    /* (columns / BLOCK, channels, BLOCK), zeros after the last column */
 } pack_job;
 
-/* The root-mean-square norm of the sum of x and residual, if there is one, row by row; (rows, columns), contiguous. */
+/* The root-mean-square norm of the sum of x and residual, row by row; all (rows, columns), contiguous. */
 typedef struct {
     int64_t rows, columns;
     int64_t half; /* whether x is bfloat16 */
@@ -131,11 +132,59 @@ typedef struct {
     int64_t *wrong;             /* as above */
 } split_job;
 
+/* The tokens that are not special, by turns to the first half and to the second, which may be the shorter one. */
+typedef struct {
+    int64_t batch, length, specials;
+    int64_t *special;        /* (batch, specials), each token once, contiguous, as are the others */
+    int64_t *first, *second; /* (batch, half the others, rounded up), (batch, the rest) */
+    int64_t *wrong;          /* as above */
+} by_turns_job;
+
+/* Every second token that is not special, beginning with the first, and which of the two beside it is the more alike by
+ * cosine, the one before if both are. Of those that should stay apart the likeness is the least that there is. */
+typedef struct {
+    int64_t batch, length, channels, specials;
+    int64_t across, protect;    /* whether a special token may lie between two; whether those beside one stay alone */
+    float *metric;              /* (batch, length, channels), contiguous, as are the others */
+    int64_t *special;           /* (batch, specials), each token once */
+    int64_t *src, *target;      /* (batch, half of the tokens that are not special, rounded up), these at least two */
+    float *likeness;            /* the same */
+    int64_t *wrong;             /* as above */
+} neighbors_job;
+
+/* The `best` links of greatest strength, the strongest first and of equal ones the earlier; NaN is the greatest. */
+typedef struct {
+    int64_t batch, links, best;
+    int64_t *src, *target;            /* (batch, links), contiguous, as are the others */
+    float *strength;                  /* the same */
+    int64_t *best_src, *best_target;  /* (batch, best) */
+} links_job;
+
+/* Where a slot of each place leads; -1 stays -1. */
+typedef struct {
+    int64_t batch, places, length;
+    int64_t *before, *slot, *after; /* (batch, places), (batch, length), (batch, places), contiguous */
+    int64_t *wrong;                 /* as above */
+} follow_job;
+
+/* What is rounded to whole numbers, halves to even ones. */
+typedef struct {
+    int64_t count;
+    float *src;
+    int64_t *dst;
+} round_job;
+
+typedef struct {
+    int64_t count;
+    float *a, *b, *sum;
+} add_job;
+
 /* The tokens that stay, numbered in their order in the sequence if `ordered`; those that merge get their target's
  * number, all others -1. */
 typedef struct {
     int64_t batch, length, kept, merged, ordered;
-    int64_t *keep, *merge, *target; /* (batch, kept), (batch, merged), (batch, merged), contiguous */
+    int64_t *keep;           /* (batch, kept), contiguous, as are the others; absent: all that do not merge, in order */
+    int64_t *merge, *target; /* (batch, merged) */
     int64_t *slot, *sequence;       /* (batch, length), (batch, kept): the numbers, and who has them */
     int64_t *wrong;                 /* as above */
 } slots_job;
@@ -149,8 +198,10 @@ typedef struct {
     int64_t *wrong;         /* as above */
 } merge_job;
 
+/* Sums over the middle, divided. */
 typedef struct {
     int64_t outer, count, inner;
+    double divisor;
     float *src, *dst; /* (outer, count, inner) -> (outer, inner) */
 } sum_job;
 
@@ -165,7 +216,8 @@ typedef struct {
     int64_t kind, bytes; /* of the job */
 } header;
 
-enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, SPLIT, MIXER };
+enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, SPLIT, BY_TURNS, NEIGHBORS, LINKS,
+       FOLLOW, ROUND, ADD, MIXER };
 
 enum { HALF_BY_INSTRUCTION = 2 };
 
@@ -356,6 +408,68 @@ static void split_task(const void *job, int64_t b, float *scratch) {
     for (int64_t t = 0; t < L; t++) *to[group[t]]++ = t;
 }
 
+/* Mark the special tokens of a sample, and find those that are not; returns how many these are, or -1 if one is wrong. */
+static int64_t find_others(const int64_t *special, int64_t specials, int64_t length, int32_t *others) {
+    int64_t count = 0;
+    for (int64_t t = 0; t < length; t++) others[t] = 0;
+    for (int64_t i = 0; i < specials; i++) {
+        if (special[i] < 0 || special[i] >= length || others[special[i]]) return -1;
+        others[special[i]] = 1;
+    }
+    for (int64_t t = 0; t < length; t++)
+        if (!others[t]) others[count++] = (int32_t)t;
+    return count;
+}
+
+static void by_turns_task(const void *job, int64_t b, float *scratch) {
+    const by_turns_job *j = job;
+    int32_t *others = (int32_t *)scratch;
+    int64_t count = find_others(j->special + b * j->specials, j->specials, j->length, others);
+    if (count < 0) *j->wrong = 1;
+    int64_t *first = j->first + b * ((count + 1) / 2), *second = j->second + b * (count / 2);
+    for (int64_t i = 0; i < count; i++) *(i % 2 ? second++ : first++) = others[i];
+}
+
+typedef struct {
+    float strength;
+    int32_t link;
+} strong;
+
+static int by_strength(const void *a, const void *b) {
+    const strong *x = a, *y = b;
+    int x_nan = x->strength != x->strength, y_nan = y->strength != y->strength;
+    if (x_nan != y_nan) return x_nan ? -1 : 1;
+    if (!x_nan && x->strength != y->strength) return x->strength > y->strength ? -1 : 1;
+    return x->link < y->link ? -1 : x->link > y->link;
+}
+
+static void links_task(const void *job, int64_t b, float *scratch) {
+    const links_job *j = job;
+    strong *order = (strong *)scratch;
+    for (int64_t i = 0; i < j->links; i++) order[i] = (strong){j->strength[b * j->links + i], (int32_t)i};
+    qsort(order, (size_t)j->links, sizeof(strong), by_strength);
+    for (int64_t i = 0; i < j->best; i++) {
+        j->best_src[b * j->best + i] = j->src[b * j->links + order[i].link];
+        j->best_target[b * j->best + i] = j->target[b * j->links + order[i].link];
+    }
+}
+
+static void follow_task(const void *job, int64_t b, float *scratch) {
+    const follow_job *j = job;
+    (void)scratch;
+    for (int64_t t = b * j->places; t < (b + 1) * j->places; t++) {
+        int64_t now = j->before[t];
+        if (now >= j->length) *j->wrong = 1;
+        j->after[t] = now < 0 || now >= j->length ? -1 : j->slot[b * j->length + now];
+    }
+}
+
+static void round_task(const void *job, int64_t task, float *scratch) {
+    const round_job *j = job;
+    (void)task, (void)scratch;
+    for (int64_t i = 0; i < j->count; i++) j->dst[i] = (int64_t)nearbyintf(j->src[i]);
+}
+
 /* bfloat16 is the upper half of a float. */
 static inline float widened(uint16_t x) {
     uint32_t bits = (uint32_t)x << 16;
@@ -471,7 +585,9 @@ EXPORT int mtr_has_half_products(void) {
 EXPORT void mtr_layout(int64_t *sizes) {
     const int64_t own[] = {TILE, BLOCK, TEAM_BLOCKS, sizeof(header), sizeof(scan_job), sizeof(conv_job),
                            sizeof(sum_job), sizeof(softplus_job), sizeof(project_job), sizeof(pack_job),
-                           sizeof(norm_job), sizeof(match_job), sizeof(cosines_job), sizeof(slots_job), sizeof(merge_job), sizeof(split_job), sizeof(mixer_job)};
+                           sizeof(norm_job), sizeof(match_job), sizeof(cosines_job), sizeof(slots_job), sizeof(merge_job), sizeof(split_job),
+                           sizeof(by_turns_job), sizeof(neighbors_job), sizeof(links_job), sizeof(follow_job),
+                           sizeof(round_job), sizeof(add_job), sizeof(mixer_job)};
     memcpy(sizes, own, sizeof own);
 }
 
@@ -545,6 +661,36 @@ static work_size split_size(const void *job) {
     return (work_size){j->batch, j->length * (int64_t)(sizeof(ranked) + sizeof(int32_t)) / (int64_t)sizeof(float) + 1};
 }
 
+static work_size by_turns_size(const void *job) {
+    const by_turns_job *j = job;
+    return (work_size){j->batch, j->length};
+}
+
+static work_size neighbors_size(const void *job) {
+    const neighbors_job *j = job;
+    return (work_size){j->batch, 2 * j->length};
+}
+
+static work_size links_size(const void *job) {
+    const links_job *j = job;
+    return (work_size){j->batch, j->links * (int64_t)sizeof(strong) / (int64_t)sizeof(float)};
+}
+
+static work_size follow_size(const void *job) {
+    const follow_job *j = job;
+    return (work_size){j->batch, 0};
+}
+
+static work_size round_size(const void *job) {
+    (void)job;
+    return (work_size){1, 0};
+}
+
+static work_size add_size(const void *job) {
+    const add_job *j = job;
+    return (work_size){ceil_div(j->count, ADD_SPAN), 0};
+}
+
 static work_size sum_size(const void *job) {
     const sum_job *j = job;
     return (work_size){j->outer * ceil_div(j->inner, SUM_SPAN), 0};
@@ -576,6 +722,12 @@ static const job_kind kinds[] = {
     [SLOTS] = {LEVELS(slots), slots_size},
     [MERGE] = {LEVELS(merge), merge_size},
     [SPLIT] = {{split_task, split_task, split_task}, split_size},
+    [BY_TURNS] = {{by_turns_task, by_turns_task, by_turns_task}, by_turns_size},
+    [NEIGHBORS] = {LEVELS(neighbors), neighbors_size},
+    [LINKS] = {{links_task, links_task, links_task}, links_size},
+    [FOLLOW] = {{follow_task, follow_task, follow_task}, follow_size},
+    [ROUND] = {{round_task, round_task, round_task}, round_size},
+    [ADD] = {LEVELS(add), add_size},
 };
 
 typedef struct {

@@ -1,4 +1,4 @@
-/* What is done to each token by itself: softplus of its time step, and a sum and its norm. */
+/* What is done to each token by itself: softplus of its time step, a sum, and a sum and its norm. */
 
 static TARGET void FN(softplus_task)(const void *job, int64_t task, float *scratch) {
     const softplus_job *j = job;
@@ -37,9 +37,15 @@ static TARGET void FN(norm_task)(const void *job, int64_t task, float *scratch) 
         float *sum = j->sum + row * K, *normed = j->normed + row * K;
         if (j->half) FN(widen)((const uint16_t *)j->x + row * K, K, normed);
         const float *x = j->half ? normed : (const float *)j->x + row * K;
-        if (j->residual == NULL) memcpy(sum, x, (size_t)K * sizeof(float));
-        else for (int64_t i = 0; i < K; i++) sum[i] = x[i] + j->residual[row * K + i];
+        for (int64_t i = 0; i < K; i++) sum[i] = x[i] + j->residual[row * K + i];
         float scale = 1.0f / sqrtf(FN(add_squares)(sum, K) / (float)K + (float)j->eps);
         for (int64_t i = 0; i < K; i++) normed[i] = sum[i] * scale * j->weight[i];
     }
+}
+
+static TARGET void FN(add_task)(const void *job, int64_t task, float *scratch) {
+    const add_job *j = job;
+    int64_t from = task * ADD_SPAN, to = from + ADD_SPAN < j->count ? from + ADD_SPAN : j->count;
+    (void)scratch;
+    for (int64_t i = from; i < to; i++) j->sum[i] = j->a[i] + j->b[i];
 }

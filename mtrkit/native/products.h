@@ -32,6 +32,7 @@ static TARGET void FN(sum_task)(const void *job, int64_t task, float *scratch) {
     float sum[SUM_SPAN] = {0};
     for (int64_t i = 0; i < j->count; i++)
         for (int64_t c = 0; c < size; c++) sum[c] += src[i * j->inner + c];
+    for (int64_t c = 0; c < size; c++) sum[c] /= (float)j->divisor;
     memcpy(j->dst + task / spans * j->inner + from, sum, (size_t)size * sizeof(float));
 }
 

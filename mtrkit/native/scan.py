@@ -185,7 +185,7 @@ def _sum(parts: Tensor, dim: int) -> Tensor:
     outer = parts.shape[:dim].numel()
     if out.numel():
         inner = out.numel() // outer
-        job = SUM.pack(outer, parts.shape[dim], inner, address(parts), address(out))
+        job = SUM.pack(outer, parts.shape[dim], inner, 1.0, address(parts), address(out))
         lib.library().run((lib.SUM, job))
     return out
 

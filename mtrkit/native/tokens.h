@@ -82,20 +82,64 @@ static TARGET void FN(cosines_task)(const void *job, int64_t b, float *scratch) 
             FN(cosine)(rows + first[i] * j->channels, rows + second[i] * j->channels, j->channels);
 }
 
+/* Whether two neighbours in a sequence without special tokens should stay apart. */
+INLINE int FN(apart)(const neighbors_job *j, const int64_t *special, int64_t one, int64_t next) {
+    if (!j->across && next - one > 1) return 1;
+    for (int64_t i = 0; i < j->specials && j->protect; i++) {
+        int64_t from_one = one - special[i], from_next = next - special[i];
+        if (from_one == 1 || from_one == -1 || from_next == 1 || from_next == -1) return 1;
+    }
+    return 0;
+}
+
+static TARGET void FN(neighbors_task)(const void *job, int64_t b, float *scratch) {
+    const neighbors_job *j = job;
+    const float *rows = j->metric + b * j->length * j->channels;
+    const int64_t *special = j->special + b * j->specials;
+    float *between = scratch;
+    int32_t *tokens = (int32_t *)(between + j->length);
+    int64_t count = find_others(special, j->specials, j->length, tokens), half = (count + 1) / 2;
+    if (count < 2) {
+        *j->wrong = 1;
+        return;
+    }
+    for (int64_t i = 0; i + 1 < count; i++) {
+        int64_t one = tokens[i], next = tokens[i + 1];
+        between[i] = FN(apart)(j, special, one, next)
+                         ? -FLT_MAX
+                         : FN(cosine)(rows + one * j->channels, rows + next * j->channels, j->channels);
+    }
+    for (int64_t i = 0; i < count; i += 2) {
+        float before = i > 0 ? between[i - 1] : -INFINITY, after = i + 1 < count ? between[i] : -INFINITY;
+        int64_t one = i > 0 ? i - 1 : 1, other = i + 1 < count ? i + 1 : count - 2, at = b * half + i / 2;
+        j->src[at] = tokens[i];
+        j->target[at] = tokens[after > before ? other : one];
+float best = after > before ? after : before;
+        j->likeness[at] = before != before ? before : after != after ? after : best;
+    }
+}
+
 /* Needs no vectors; here beside its siblings. */
 static TARGET void FN(slots_task)(const void *job, int64_t b, float *scratch) {
     const slots_job *j = job;
-    const int64_t *keep = j->keep + b * j->kept, *merge = j->merge + b * j->merged, *target = j->target + b * j->merged;
+    const int64_t *keep = j->keep == NULL ? NULL : j->keep + b * j->kept;
+    const int64_t *merge = j->merge + b * j->merged, *target = j->target + b * j->merged;
     int64_t *slot = j->slot + b * j->length, *sequence = j->sequence + b * j->kept, number = 0;
     (void)scratch;
-    for (int64_t t = 0; t < j->length; t++) slot[t] = -1;
-    for (int64_t i = 0; i < j->kept; i++) {
+    for (int64_t t = 0; t < j->length; t++) slot[t] = j->keep == NULL ? 0 : -1;
+    for (int64_t i = 0; i < j->merged && j->keep == NULL; i++)
+        if (merge[i] >= 0 && merge[i] < j->length) slot[merge[i]] = -1;
+    for (int64_t i = 0; i < j->kept && j->keep != NULL; i++) {
         if (keep[i] < 0 || keep[i] >= j->length) *j->wrong = 1;
         else slot[keep[i]] = i;
         sequence[i] = keep[i];
     }
-    for (int64_t t = 0; t < j->length && j->ordered; t++)
-        if (slot[t] >= 0) sequence[number] = t, slot[t] = number++;
+    for (int64_t t = 0; t < j->length && (j->ordered || j->keep == NULL); t++) {
+        if (slot[t] < 0) continue;
+        if (number < j->kept) sequence[number] = t;
+        slot[t] = number++;
+    }
+    if (j->keep == NULL && number != j->kept) *j->wrong = 1;
     for (int64_t i = 0; i < j->merged; i++) {
         if (merge[i] < 0 || merge[i] >= j->length || target[i] < 0 || target[i] >= j->length) *j->wrong = 1;
         else slot[merge[i]] = slot[target[i]];

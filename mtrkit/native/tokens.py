@@ -1,13 +1,13 @@
 """Matching, numbering and merging tokens by the compiled library, one call for a dozen operators of torch."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from mtrkit.errors import InputError
-from mtrkit.native import jobs, library
+from mtrkit.native import jobs, token_jobs
+from mtrkit.native.chain import Chain
+from mtrkit.native.token_jobs import Merge
 
 
 def nearest(metric: Tensor, src: Tensor, dst: Tensor) -> Tensor:
@@ -18,12 +18,8 @@ def nearest(metric: Tensor, src: Tensor, dst: Tensor) -> Tensor:
     if src.dim() != 2 or dst.dim() != 2 or not len(metric) == len(src) == len(dst) or not dst.shape[1]:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (metric, src, dst))
         raise InputError(f"metric, src and dst have shapes {shapes}; expected (B, L, D), (B, s) and (B, t), t ≥ 1")
-    metric, src, dst = jobs.dense(metric), jobs.positions(src), jobs.positions(dst)
-    found, wrong = torch.empty_like(src), src.new_zeros(1)
-    places = (jobs.address(tensor) for tensor in (metric, src, dst, found, wrong))
-    job = jobs.MATCH.pack(*metric.shape, src.shape[1], dst.shape[1], *places)
-    _run([(library.MATCH, job)], wrong, metric.shape[1])
-    return found
+    with Chain() as chain:
+        return token_jobs.match(chain, jobs.dense(metric), jobs.positions(src), jobs.positions(dst))
 
 
 def cosines(metric: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -31,19 +27,8 @@ def cosines(metric: Tensor, a: Tensor, b: Tensor) -> Tensor:
     if a.dim() != 2 or a.shape != b.shape or metric.dim() != 3 or len(metric) != len(a):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (metric, a, b))
         raise InputError(f"metric, a and b have shapes {shapes}; expected (B, L, D), (B, n) and (B, n)")
-    metric, a, b = jobs.dense(metric), jobs.positions(a), jobs.positions(b)
-    found, wrong = metric.new_empty(a.shape), a.new_zeros(1)
-    job = jobs.COSINES.pack(*metric.shape, a.shape[1], *map(jobs.address, (metric, a, b, found, wrong)))
-    _run([(library.COSINES, job)], wrong, metric.shape[1])
-    return found
-
-
-class Merge(NamedTuple):
-    """Tokens (B, L, D), float32 or of 16 bits, how they are weighted, and whether they are averaged or added up."""
-
-    tokens: Tensor
-    weight: Tensor | None = None  # (B, L, 1), of each token in the mean; None: all equal
-    mean: bool = True
+    with Chain() as chain:
+        return token_jobs.cosines(chain, jobs.dense(metric), jobs.positions(a), jobs.positions(b))
 
 
 def merge(merges: Sequence[Merge], slot: Tensor, slots: int) -> list[Tensor]:
@@ -56,18 +41,13 @@ def merge(merges: Sequence[Merge], slot: Tensor, slots: int) -> list[Tensor]:
         slot: (B, L) int64; tokens of slot −1 are lost.
         slots: L', their number.
     """
-    slot, wrong = jobs.positions(slot), slot.new_zeros(1)
-    chain, merged, held = [], [], []
-    for tokens, weight, mean in merges:
-        if slot.shape != tokens.shape[:2] or (weight is not None and weight.shape != (*slot.shape, 1)):
-            raise InputError(f"slots of shape {tuple(slot.shape)} do not fit tokens of shape {tuple(tokens.shape)}")
-        tokens, weight = jobs.dense(tokens), weight if weight is None else jobs.dense(weight)
-        found = tokens.new_empty((tokens.shape[0], slots, tokens.shape[2]))
-        places = [jobs.address(tensor) for tensor in (slot, tokens, weight, found, wrong)]
-        chain.append((library.MERGE, jobs.MERGE.pack(*tokens.shape[:2], slots, tokens.shape[2], mean, *places)))
-        merged.append(found)
-        held.append((tokens, weight))
-    _run(chain, wrong, slots)
+    slot, merged = jobs.positions(slot), []
+    with Chain() as chain:
+        for tokens, weight, mean in merges:
+            if slot.shape != tokens.shape[:2] or (weight is not None and weight.shape != (*slot.shape, 1)):
+                raise InputError(f"slots of shape {tuple(slot.shape)} do not fit tokens of shape {tuple(tokens.shape)}")
+            wide = Merge(jobs.dense(tokens), weight if weight is None else jobs.dense(weight), mean)
+            merged.append(token_jobs.merge(chain, wide, slot, slots))
     return [found.to(given.tokens.dtype) for found, given in zip(merged, merges, strict=True)]
 
 
@@ -85,11 +65,8 @@ def number(num_tokens: int, kept: Tensor, merged: Tensor, target: Tensor, ordere
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (kept, merged, target))
         raise InputError(f"kept, merged and target tokens have shapes {shapes}; the last two must be equal")
     kept, merged, target = jobs.positions(kept), jobs.positions(merged), jobs.positions(target)
-    slot, sequence, wrong = kept.new_empty((len(kept), num_tokens)), torch.empty_like(kept), kept.new_zeros(1)
-    places = [jobs.address(tensor) for tensor in (kept, merged, target, slot, sequence, wrong)]
-    job = jobs.SLOTS.pack(len(kept), num_tokens, kept.shape[1], merged.shape[1], ordered, *places)
-    _run([(library.SLOTS, job)], wrong, num_tokens)
-    return slot, sequence
+    with Chain() as chain:
+        return token_jobs.number(chain, num_tokens, kept, merged, target, ordered)
 
 
 def split(score: Tensor, special: Tensor, top: int, bottom: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,19 +85,5 @@ def split(score: Tensor, special: Tensor, top: int, bottom: int) -> tuple[Tensor
     if len(special) != batch or min(top, between, bottom) < 0:
         given = f"{top} to keep, {bottom} to leave and special ones of shape {tuple(special.shape)}"
         raise InputError(f"scores of shape {tuple(score.shape)} do not fit {given}")
-    score, special = jobs.dense(score), jobs.positions(special)
-    keep, dst, src = (special.new_empty((batch, n)) for n in (special.shape[1] + top, between, bottom))
-    wrong = special.new_zeros(1)
-    places = [jobs.address(tensor) for tensor in (score, special, keep, dst, src, wrong)]
-    job = jobs.SPLIT.pack(batch, length, special.shape[1], top, bottom, *places)
-    _run([(library.SPLIT, job)], wrong, length)
-    return keep, dst, src
-
-
-def _run(chain: list[library.Job], wrong: Tensor, limit: int) -> None:
-    library.library().run(*chain)
-    if wrong.item():
-        raise InputError(
-            f"a reduction names a token or slot outside of 0 … {limit - 1}, or a special token twice; give positions "
-            "in the sequence"
-        )
+    with Chain() as chain:
+        return token_jobs.split(chain, jobs.dense(score), jobs.positions(special), top, bottom)

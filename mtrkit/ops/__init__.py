@@ -1,5 +1,13 @@
 """Operators on token tensors: score, group, match, reorder, merge. They know no model."""
 
+from mtrkit.ops.chained import (
+    add_in_chain,
+    merge_by_turns,
+    merge_neighbors,
+    reduce_in_chain,
+    special_slots,
+    split_and_merge,
+)
 from mtrkit.ops.gaps import count_gaps, frame_of, original_positions, remember_dropped, sum_gaps
 from mtrkit.ops.group import in_sequence, rank_tokens, split_by_rank, without
 from mtrkit.ops.lengths import Lengths, count_lengths
@@ -35,6 +43,7 @@ __all__ = [
     "Lengths",
     "Links",
     "Similarity",
+    "add_in_chain",
     "channel_score",
     "check_stream",
     "class_score",
@@ -48,6 +57,8 @@ __all__ = [
     "in_sequence",
     "match_nearest",
     "match_neighbors",
+    "merge_by_turns",
+    "merge_neighbors",
     "merge_sizes",
     "merge_tokens",
     "middle_slots",
@@ -59,6 +70,7 @@ __all__ = [
     "pair_similarity",
     "permutation",
     "rank_tokens",
+    "reduce_in_chain",
     "reduce_stream",
     "reduce_sum",
     "remember_dropped",
@@ -66,6 +78,8 @@ __all__ = [
     "restore_sum",
     "scaled_slots",
     "shuffled",
+    "special_slots",
+    "split_and_merge",
     "split_by_rank",
     "spread_places",
     "standardize",

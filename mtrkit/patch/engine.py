@@ -24,19 +24,22 @@ from mtrkit.ops import (
     count_gaps,
     count_lengths,
     frame_of,
+    nothing_dropped,
     open_stream,
+    reduce_in_chain,
     reduce_stream,
     reduce_sum,
     remember_dropped,
     restore_stream,
     restore_sum,
+    special_slots,
     sum_gaps,
 )
 from mtrkit.patch.journal import Journal
 from mtrkit.patch.measured import Measured
 from mtrkit.patch.patched import Companion, Patched, Replication
 from mtrkit.patch.plan import Plan
-from mtrkit.scan import can_look
+from mtrkit.scan import Chain, can_look
 from mtrkit.schedule import MambaShape, ModelShape
 from mtrkit.types import BlockEnd, BlockState, Correction, Decision, Gaps, Limit, MixerCall, ReducedStream, Signals
 
@@ -363,7 +366,31 @@ class TwoTensorBlock(PatchedBlock):
         call = self._asked(tokens, stream)
         if call.size is not None or call.gating is not None or call.gaps is not None:
             return None
-        return BlockEnd(call.reads, call.runs, self.reduces or self.last, partial(self._follow, stream))
+        end = BlockEnd(call.reads, call.runs, self.reduces or self.last, partial(self._follow, stream))
+        return end._replace(append=partial(self._append, stream)) if self._may_append(call) else end
+
+    def _may_append(self, call: MixerCall) -> bool:
+        """Whether all that happens behind the block may be jobs of a chain: nobody looks, and numbers are known."""
+        reduction = self.reduction
+        looks = reduction.observers or self.last or self.threshold is not None or reduction.plan.shape.frames > 1
+        plain = reduction.config.alignment == "carry" and reduction.config.lengths in ("one", "sizes")
+        return self.reduces and not looks and plain and call.reads <= {"delta_mean"}
+
+    def _append(
+        self, stream: ReducedStream | None, chain: Chain, hidden: Tensor, inner: Tensor, signals: Signals
+    ) -> tuple[Tensor, ReducedStream] | None:
+        """:meth:`_follow` as jobs of a chain, in which what is given is not written yet; ``None`` if that cannot be."""
+        stream = open_stream(inner) if stream is None else stream.updated(residual=inner)
+        began_with, append = stream.slot.shape[1], self.reduction.method.append
+        num_kept = self.reduction.plan.num_kept(self.index, began_with)
+        if append is None or num_kept >= hidden.shape[1] or not nothing_dropped(stream.stages):
+            return None
+        special = special_slots(chain, stream, self.reduction.special_at(began_with))
+        state = BlockState(hidden, inner, stream.size, special, signals, self.index + 1)
+        to = append(chain, state, num_kept, self.reduction.config)
+        if to is None:
+            return None
+        return reduce_in_chain(chain, hidden, stream, to, self.reduction.config.lengths == "sizes")
 
     def _asked(self, tokens: Tensor, stream: ReducedStream | None) -> MixerCall:
         """What is handed to the mixer, with what its scan passes over."""

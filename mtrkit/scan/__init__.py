@@ -1,5 +1,7 @@
 """Selective scan, causal convolution and the mixer, with backends that say why they can or cannot run."""
 
+from mtrkit.native.chain import Chain
+from mtrkit.native.mixer import PlacedBlock, place_block
 from mtrkit.native.weights import BlockWeights, DirectionWeights, MixerWeights
 from mtrkit.scan.backend import BackendStatus
 from mtrkit.scan.dispatch import (
@@ -20,11 +22,13 @@ from mtrkit.types import Signals
 __all__ = [
     "BackendStatus",
     "BlockWeights",
+    "Chain",
     "DirectionLayers",
     "DirectionWeights",
     "MixerLayers",
     "MixerWeights",
     "Parts",
+    "PlacedBlock",
     "Signals",
     "backend_for",
     "can_look",
@@ -34,6 +38,7 @@ __all__ = [
     "length_last",
     "mixer_forward",
     "mixer_parts",
+    "place_block",
     "scan_backends",
     "selective_scan",
     "slow_scan",

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtrkit.native import mixer as native
+from mtrkit.native.chain import Chain
 from mtrkit.native.weights import BlockWeights, DirectionWeights, MixerWeights, wide
 from mtrkit.scan import steps
 from mtrkit.scan.fastpath import MIXED, inference_kernels, no_tracing
@@ -115,7 +116,7 @@ def mixer(
     hidden: Tensor, weights: MixerWeights, reads: frozenset[str] = frozenset(), runs: Runs | None = None
 ) -> tuple[Tensor, Signals]:
     """Run a mixer for which :func:`mtrkit.scan.fastpath.can_mix`: its output (B, L, D), and what is read."""
-    names = _in_order(reads)
+    names = in_order(reads)
     if no_tracing(hidden):
         out, *found = _mix(hidden, weights, names, runs)
     else:
@@ -123,42 +124,49 @@ def mixer(
         lengths, positions = (None, 0) if runs is None else runs
         arguments = (weights.in_proj, weights.out_proj, flat, weights.halve, " ".join(names), lengths, positions)
         out, *found = _run_mixer(hidden, *arguments)
-    return out, Signals(**dict(zip(names, found, strict=True)))
+    return out, signals_by_name(names, found)
 
 
 def run_block(
     x: Tensor,
-    residual: Tensor | None,
+    residual: Tensor,
     block: BlockWeights,
     reads: frozenset[str] = frozenset(),
     runs: Runs | None = None,
 ) -> tuple[Tensor, Tensor, Signals]:
-    """:func:`mixer` of the norm of :func:`add_rms_norm`, outside of tracing; without a residual, of that of x.
+    """:func:`mixer` of the norm of :func:`add_rms_norm`, outside of tracing.
 
     Returns:
         The mixer's output, the sum before its norm, and what is read of it.
     """
-    if inference_kernels(x) != TRITON:
-        return run_placed(x, residual, [native.place_block(block, x.dtype)], reads, runs)
-    names = _in_order(reads)
-    residual = torch.zeros_like(x, dtype=torch.float32) if residual is None else residual
-    normed, residual = _add_rms_norm(x, residual, block.norm, block.eps)
-    out, *found = _mix(normed, block.mixer, names, runs)
-    return out, residual, Signals(**dict(zip(names, found, strict=True)))
+    names = in_order(reads)
+    if inference_kernels(x) == TRITON:
+        normed, total = _add_rms_norm(x, residual, block.norm, block.eps)
+        out, *found = _mix(normed, block.mixer, names, runs)
+        return out, total, signals_by_name(names, found)
+    with Chain() as chain:
+        mixer, total = append_placed(chain, x, residual, [native.place_block(block, x.dtype)], names, runs)
+    out, *found = mixer.results(names)
+    return out, total, signals_by_name(names, found)
 
 
-def run_placed(
+def append_placed(
+    chain: Chain,
     x: Tensor,
     residual: Tensor | None,
     blocks: Sequence[native.PlacedBlock],
-    reads: frozenset[str] = frozenset(),
-    runs: Runs | None = None,
-) -> tuple[Tensor, Tensor, Signals]:
-    """One :func:`run_block` after the other by the compiled library; what is read is that of the last."""
-    names, lengths = _in_order(reads), None if runs is None else runs.lengths
-    (out, *found), total = native.run_blocks(x, residual, blocks, names, lengths)
-    return out, total, Signals(**dict(zip(names, found, strict=True)))
+    names: Sequence[str],
+    runs: Runs | None,
+) -> tuple[native.Appended, Tensor]:
+    """One :func:`run_block` after the other as jobs of a chain; the signals of these names are those of the last."""
+    return native.append_blocks(chain, x, residual, blocks, names, None if runs is None else runs.lengths)
 
 
-def _in_order(reads: frozenset[str]) -> list[str]:
+def signals_by_name(names: Sequence[str], found: Sequence[Tensor]) -> Signals:
+    """Signals from their names and values."""
+    return Signals(**dict(zip(names, found, strict=True)))
+
+
+def in_order(reads: frozenset[str]) -> list[str]:
+    """The names of signals in the order in which mixers give them."""
     return [name for name in Signals._fields if name in reads] if reads else []

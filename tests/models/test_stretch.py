@@ -59,22 +59,31 @@ def test_the_bits_are_those_of_single_blocks(name, method):
         assert torch.equal(answers(reduced(), batch), answers(one_by_one(reduced()), batch))
 
 
-def test_the_blocks_of_a_dense_pass_are_one_call_and_the_last_norm_another(calls):
+def test_the_blocks_of_a_dense_pass_are_one_call(calls):
+    """Each is a norm and a mixer, but that the first norm has nothing to add."""
     answers(make())
-    assert calls == [2 * 8, 1]
+    assert calls == [2 * 8 - 1]
 
 
-def test_a_stretch_ends_with_the_block_that_reduces(calls):
-    """Blocks 1 and 2, which reduces, blocks 3 to 5, and 6 to 8; reductions have one or three, the last norm has one."""
-    answers(mtrkit.apply_reduction(make(), "mtr", **LAYERS))
-    assert [count for count in calls if count not in (1, 3)] == [4, 6, 6]
+@pytest.mark.parametrize("method", ["mtr", "runs", "neighbor", "rmeeto", "tome"])
+def test_so_are_those_of_a_reduced_pass(calls, method):
+    answers(mtrkit.apply_reduction(make(), method, **LAYERS))
+    assert calls[0] > 2 * 8 and all(count == 1 for count in calls[1:])
+
+
+@pytest.mark.parametrize(
+    "options", [{"operation": "hybrid"}, {"channels": "l1"}, {"metric": "y"}, {"similarity": "l2"}]
+)
+def test_a_reduction_that_is_no_part_of_a_chain_is_between_two(calls, options):
+    answers(mtrkit.apply_reduction(make(), "mtr", **LAYERS, **options))
+    assert len(calls) > 3 and 2 * 3 in calls[-2:]  # blocks 6 to 8, and the last norm if nothing was dropped
 
 
 def test_disabled_it_is_a_dense_pass_again(calls):
     model = mtrkit.apply_reduction(make(), "mtr", **LAYERS)
     with mtrkit.reduction_disabled(model):
         found = answers(model)
-    assert calls == [2 * 8, 1] and torch.equal(found, answers(make()))
+    assert calls == [2 * 8 - 1] and torch.equal(found, answers(make()))
 
 
 @pytest.mark.parametrize("place", ["layers.4", "layers.4.mixer", "layers.4.norm", "layers.4.mixer.x_proj"])

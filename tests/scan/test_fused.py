@@ -247,14 +247,6 @@ def test_norm_and_mixer_in_one_call_give_the_same_bits(calls, dtype, names):
 
 
 @torch.no_grad()
-def test_without_a_residual_it_is_the_norm_of_the_tokens(calls):
-    norm, weights, x = RMSNorm(24), make_weights(), torch.randn(3, 19, 24)
-    out, total, _ = fused.run_block(x, None, BlockWeights(norm.weight, norm.eps, weights))
-    assert torch.equal(total, x)
-    torch.testing.assert_close(out, fused.mixer(norm(x), weights)[0])
-
-
-@torch.no_grad()
 def test_a_norm_that_does_not_fit_is_refused(calls):
     norm, tokens = RMSNorm(24), torch.randn(2, 5, 24)
     for x, residual in ((tokens, tokens[:, :1]), (tokens[..., :20], tokens[..., :20])):

@@ -1,0 +1,70 @@
+"""A reduction as jobs of a chain, for passes that are one call of the compiled library; see mtrkit.models.stretch.
+
+What these functions return is written when the chain runs. They compute what their siblings do, bit for bit.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from mtrkit.native import token_jobs as jobs
+from mtrkit.native.token_jobs import Merge
+from mtrkit.scan import Chain
+from mtrkit.types import ReducedStream, Stage, TokenMap
+
+
+def split_and_merge(chain: Chain, score: Tensor, special: Tensor, metric: Tensor, r: int) -> TokenMap:
+    """Merge the r worst tokens into the most similar that are neither they nor the r best: see ``split_by_rank``."""
+    candidates = score.shape[1] - special.shape[1]
+    _, dst, src = jobs.split(chain, score, special, min(r, candidates - r - 1), r)
+    return _map(chain, score.shape[1], src, jobs.match(chain, metric, src, dst))
+
+
+def merge_by_turns(chain: Chain, metric: Tensor, special: Tensor, r: int) -> TokenMap:
+    """Merge the r tokens of every two that are most similar to one of the others: see ``merge_odd_even``."""
+    src, dst = jobs.by_turns(chain, special, metric.shape[1])
+    target = jobs.match(chain, metric, src, dst)
+    return _map(
+        chain, metric.shape[1], *jobs.strongest(chain, src, target, jobs.cosines(chain, metric, src, target), r)
+    )
+
+
+def merge_neighbors(
+    chain: Chain, metric: Tensor, special: Tensor, r: int, across_special: bool, protect: bool
+) -> TokenMap:
+    """Merge the r tokens of every two that are most similar to the one beside them: see ``match_neighbors``."""
+    links = jobs.neighbors(chain, metric, special, across_special, protect)
+    return _map(chain, metric.shape[1], *jobs.strongest(chain, *links, r))
+
+
+def _map(chain: Chain, length: int, src: Tensor, target: Tensor) -> TokenMap:
+    slot, kept = jobs.number(chain, length, length - src.shape[1], src, target)
+    return TokenMap(slot, kept, src)
+
+
+def add_in_chain(chain: Chain, a: Tensor, b: Tensor) -> Tensor:
+    """The sum of two tensors of one shape."""
+    return jobs.add(chain, a, b)
+
+
+def special_slots(chain: Chain, stream: ReducedStream, positions: tuple[int, ...]) -> Tensor:
+    """(B, S): where tokens stand by now that stood at these positions in the full sequence."""
+    return jobs.follow(chain, _repeated(len(stream.slot), positions), stream.slot.contiguous())
+
+
+@lru_cache(maxsize=64)
+def _repeated(batch: int, positions: tuple[int, ...]) -> Tensor:
+    return torch.tensor(positions, dtype=torch.int64, device="cpu").repeat(batch, 1)
+
+
+def reduce_in_chain(
+    chain: Chain, hidden: Tensor, stream: ReducedStream, to: TokenMap, keeps_time: bool
+) -> tuple[Tensor, ReducedStream]:
+    """``reduce_stream`` by a map that drops nothing; if it keeps time, tokens last as long as those that they are."""
+    given = Merge(hidden, to.weight), Merge(stream.residual, to.weight), Merge(stream.size, mean=False)
+    hidden, residual, size = (jobs.merge(chain, each, to.slot, to.num_kept) for each in given)
+    slot = jobs.follow(chain, stream.slot.contiguous(), to.slot)
+    lengths = jobs.rounded(chain, size).squeeze(-1) if keeps_time else None
+    stages = (*stream.stages, Stage(to, None, None))
+    return hidden, stream.updated(residual=residual, size=size, slot=slot, stages=stages, lengths=lengths)
