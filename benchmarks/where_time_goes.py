@@ -20,12 +20,14 @@ import torch
 
 import mtrkit
 from mtrkit.measure import Precision, describe_machine, forward_pass, input_size_of, keep_freed_memory, twin
+from mtrkit.native.chain import Chain
 from mtrkit.native.library import Library
-from mtrkit.native.mixer import place_block, run_blocks
+from mtrkit.native.mixer import append_blocks, place_block
 
 RESULTS = Path(__file__).parent / "results"
 TOKENS = (1, 16, 48, 98, 197)
 LARGE = 1024  # side of a product that is as fast as products get
+COPIED = 64 << 20  # numbers, more than fit into any cache
 
 
 def parse() -> argparse.Namespace:
@@ -94,7 +96,12 @@ def blocks(args: argparse.Namespace, model: torch.nn.Module) -> list[dict[str, o
 
     def job(tokens: int) -> Callable[[], object]:
         x, residual = torch.randn(2, 1, tokens, width)
-        return lambda: run_blocks(x, residual, weights)
+
+        def run() -> None:
+            with Chain() as chain:
+                append_blocks(chain, x, residual, weights)
+
+        return run
 
     found = in_turns({str(tokens): job(tokens) for tokens in TOKENS}, args.rounds)
     each = {name: row["ms_in_library"] / len(weights) for name, row in found.items()}
@@ -104,7 +111,7 @@ def blocks(args: argparse.Namespace, model: torch.nn.Module) -> list[dict[str, o
 def yardsticks(args: argparse.Namespace, model: torch.nn.Module) -> dict[str, float]:
     """Milliseconds that the multiplications and the weights of a dense pass of one image would take so."""
     a, b = torch.randn(2, LARGE, LARGE)
-    source = torch.randn(64 << 20)
+    source = torch.randn(COPIED)
     target = torch.empty_like(source)
     found = in_turns({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, args.rounds)
     flops = 2 * LARGE**3 / found["product"]["ms"]

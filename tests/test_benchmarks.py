@@ -188,6 +188,20 @@ def test_speed_is_written_with_its_conditions(monkeypatch, tmp_path, script, giv
     assert script != "throughput" or (tmp_path / "found.csv").read_text().startswith("model,infer_samples_per_sec")
 
 
+def test_where_the_time_goes_is_told_by_parts(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module = importlib.import_module("where_time_goes")
+    for name, value in {"RESULTS": tmp_path, "LARGE": 32, "COPIED": 1024, "TOKENS": (1, 5)}.items():
+        monkeypatch.setattr(module, name, value)
+    given = ["--model", MODEL, "--ratio", "0.2", "--batch-size", "1", "--rounds", "1", "--out", "out.json"]
+    monkeypatch.setattr(sys, "argv", ["where_time_goes.py", *given])
+    assert module.main() == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert [row["ratio"] for row in found["passes"]] == [0, 0.2]
+    assert all(0 < row["ms_in_library"] < row["ms"] and row["calls"] for row in found["passes"])
+    assert [row["tokens"] for row in found["blocks"]] == [1, 5]
+
+
 def test_kinetics_stands_beside_what_is_published(monkeypatch, tmp_path, videos, capsys):
     """On a small model under the name of a published one, through every step of the script."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
