@@ -44,9 +44,13 @@ def one_by_one(model):
     return model
 
 
+def images(batch=2):
+    return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
 @torch.inference_mode()
 def answers(model, batch=2):
-    return model(torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
+    return model(images(batch))
 
 
 @pytest.mark.parametrize("method", [None, "mtr", "runs", "rmeeto", "hsa", "evit", "tome"])
@@ -239,3 +243,32 @@ def test_in_other_precisions_blocks_are_single(calls, dtype):
     with torch.inference_mode():
         model(torch.randn(1, 3, 32, 32, dtype=dtype))
     assert not calls or max(calls) <= 2
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own compilers warn about themselves
+@pytest.mark.parametrize(("method", "blocks"), [(None, [7]), ("mtr", [1, 3, 3]), ("runs", [1, 3, 3])])
+def test_to_a_compiler_a_stretch_is_one_operator(method, blocks):
+    """Block 1 has nothing to add to, so it is norm and mixer."""
+    torch._dynamo.reset()
+    model, graphs = make() if method is None else mtrkit.apply_reduction(make(), method, **LAYERS), []
+
+    def backend(graph, _):
+        graphs.append(graph.graph)
+        return graph
+
+    expected = answers(model)
+    with torch.no_grad():
+        found = torch.compile(model, fullgraph=True, backend=backend)(images())
+    assert torch.equal(found, expected)
+    nodes = [node for node in graphs[0].nodes if node.op == "call_function"]
+    assert [len(node.args[2]) // 17 for node in nodes if node.target is torch.ops.mtrkit.blocks.default] == blocks
+    assert sum(node.target is torch.ops.mtrkit.mixer.default for node in nodes) == 1
+
+
+def test_blocks_of_other_forms_are_operators_of_their_own():
+    torch._dynamo.reset()
+    model = make()
+    model.layers[3].norm.eps, model.layers[6].mixer.halve = 1e-3, False
+    with torch.no_grad():
+        found = torch.compile(model, fullgraph=True, backend="eager")(images())
+    assert torch.equal(found, answers(model))
