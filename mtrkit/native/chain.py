@@ -1,7 +1,12 @@
 """Jobs of the compiled library that run one after the other in one call."""
 
 import ctypes
+import math
+from collections.abc import Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from mtrkit.errors import InputError
 from mtrkit.native import library
@@ -16,6 +21,7 @@ class Chain:
     def __init__(self) -> None:
         self.jobs: list[library.Job] = []
         self._held: list[Any] = []
+        self._memory: dict[str, Tensor] = {}
         self._wrong = ctypes.c_int64(0)
         self._limit = 0
 
@@ -23,6 +29,13 @@ class Chain:
         """Append a job, and hold what it reads and writes."""
         self.jobs.append((kind, job))
         self._held.append(held)
+
+    def memory(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Floats of this shape, in the place of those that had the name before, whose last reader has been added."""
+        count, kept = math.prod(shape), self._memory.get(name)
+        if kept is None or kept.numel() < count:
+            kept = self._memory[name] = torch.empty(count, dtype=torch.float32, device="cpu")
+        return kept[:count].view(shape)
 
     def wrong(self, limit: int) -> int:
         """Where a job notes that it was given a position outside of 0 … limit − 1."""

@@ -115,9 +115,9 @@ def _append(
         sizes, out, projected, (memory, between) = before.sizes, before.out, before.projected, before.space
     else:
         sizes, shapes, counts = _layout(torch.get_num_threads(), hidden.shape, weights.shapes)
-        out, projected = (hidden.new_empty(shape) for shape in shapes)
+        out, projected = map(chain.memory, ("out", "projected"), shapes)
         memory, between = workspace(counts)
-    delta = _delta_as_read(hidden, reads, sizes[3])
+    delta = _delta_as_read(chain, hidden, reads, sizes[3])
     y = hidden.new_empty((*hidden.shape[:2], sizes[3])) if "y" in reads else None
     places = [*map(address, (out, projected, delta, y)), *between, address(hidden), *weights.places]
     missing = [0] * (_PLACES - len(places))  # where there is one direction
@@ -176,10 +176,10 @@ def append_blocks(
     dtype, last = x.dtype, None
     if residual is None:  # the bits are those of a first block that runs alone
         normed = dense(F.rms_norm(x, x.shape[-1:], blocks[0].norm, blocks[0].eps))
-        total = x.clone(memory_format=torch.contiguous_format)
+        total = chain.memory("total", x.shape).copy_(x)
     else:
         x, residual = _as_summand(x), dense(residual)
-        normed, total = torch.empty_like(residual), torch.empty_like(residual)
+        normed, total = (chain.memory(name, residual.shape) for name in ("normed", "total"))
     for index, block in enumerate(blocks):
         if residual is not None:
             _append_norm(chain, x, residual, block.norm, block.eps, normed, total)
@@ -214,12 +214,12 @@ def _check_lengths(lengths: Tensor, hidden: Tensor) -> Tensor:
     return positions(lengths)
 
 
-def _delta_as_read(hidden: Tensor, reads: Sequence[str], inner: int) -> Tensor | None:
+def _delta_as_read(chain: Chain, hidden: Tensor, reads: Sequence[str], inner: int) -> Tensor | None:
     """Where Δ goes: all of it, (B, L, E), or its sums over blocks of channels, (B, blocks, L), or nowhere."""
     batch, length, _ = hidden.shape
     if "delta" in reads:
         return hidden.new_empty((batch, length, inner))
-    return hidden.new_empty((batch, -(-inner // lib.BLOCK), length)) if "delta_mean" in reads else None
+    return chain.memory("sums", (batch, -(-inner // lib.BLOCK), length)) if "delta_mean" in reads else None
 
 
 def _read(reads: Sequence[str], mixer: Appended) -> dict[str, Tensor]:

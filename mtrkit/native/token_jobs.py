@@ -64,10 +64,11 @@ def number(
     return slot, sequence
 
 
-def merge(chain: Chain, given: Merge, slot: Tensor, slots: int) -> Tensor:
-    """See :func:`mtrkit.native.tokens.merge`; tokens are float32."""
+def merge(chain: Chain, given: Merge, slot: Tensor, slots: int, name: str = "") -> Tensor:
+    """See :func:`mtrkit.native.tokens.merge`; tokens are float32. With a name into the chain's memory of that name."""
     tokens, weight, mean = given
-    found = tokens.new_empty((tokens.shape[0], slots, tokens.shape[2]))
+    shape = (tokens.shape[0], slots, tokens.shape[2])
+    found = chain.memory(name, shape) if name else tokens.new_empty(shape)
     places = [*map(address, (slot, tokens, weight, found)), chain.wrong(slots)]
     job = jobs.MERGE.pack(*tokens.shape[:2], slots, tokens.shape[2], mean, *places)
     chain.add(library.MERGE, job, slot, tokens, weight, found)
@@ -128,8 +129,8 @@ def rounded(chain: Chain, x: Tensor) -> Tensor:
 
 
 def add(chain: Chain, a: Tensor, b: Tensor) -> Tensor:
-    """The sum of two tensors of one shape."""
-    found = a.new_empty(a.shape)
+    """The sum of two tensors of one shape, in the chain's memory for sums."""
+    found = chain.memory("sum", a.shape)
     chain.add(library.ADD, jobs.ADD.pack(a.numel(), *map(address, (a, b, found))), a, b, found)
     return found
 

@@ -62,8 +62,10 @@ def reduce_in_chain(
     chain: Chain, hidden: Tensor, stream: ReducedStream, to: TokenMap, keeps_time: bool
 ) -> tuple[Tensor, ReducedStream]:
     """``reduce_stream`` by a map that drops nothing; if it keeps time, tokens last as long as those that they are."""
-    given = Merge(hidden, to.weight), Merge(stream.residual, to.weight), Merge(stream.size, mean=False)
-    hidden, residual, size = (jobs.merge(chain, each, to.slot, to.num_kept) for each in given)
+    turn = len(stream.stages) % 2  # not into the memory of the last ones, which are read
+    hidden = jobs.merge(chain, Merge(hidden, to.weight), to.slot, to.num_kept, f"hidden {turn}")
+    residual = jobs.merge(chain, Merge(stream.residual, to.weight), to.slot, to.num_kept, f"residual {turn}")
+    size = jobs.merge(chain, Merge(stream.size, mean=False), to.slot, to.num_kept)
     slot = jobs.follow(chain, stream.slot.contiguous(), to.slot)
     lengths = jobs.rounded(chain, size).squeeze(-1) if keeps_time else None
     stages = (*stream.stages, Stage(to, None, None))
