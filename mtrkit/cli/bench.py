@@ -131,6 +131,7 @@ class _Bench:
         self.rows += rows
         self.results.add(*rows)
         self.out.table(_columns(rows), [_cells(row, rows) for row in rows], title=title)
+        self.out.say(*_what_pays(rows))
 
     def print_head(self, dense: Candidate) -> None:
         """What is measured, and on what."""
@@ -181,6 +182,20 @@ def _row(
         **metadata,
     }
     return {KEY: configuration_key(row)} | row
+
+
+def _what_pays(rows: list[Row]) -> list[str]:
+    """Of each method that was slower than the dense model somewhere, a line on what pays at this batch size."""
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows if row["method"] != DENSE):
+        own = sorted((row for row in rows if row["method"] == method), key=lambda row: float(row["ratio_reached"]))
+        slow = [place for place, row in enumerate(own) if row["speedup"] < 1]
+        if slow:
+            faster, batch_size = own[slow[-1] + 1 :], own[0]["batch_size"]
+            pays = f"it pays from {faster[0]['amount']} on" if faster else "none of the amounts pays"
+            last = own[slow[-1]]["amount"]
+            lines.append(f"{method} at {last} is slower than the dense model; at batch size {batch_size} {pays}")
+    return lines
 
 
 def _columns(rows: list[Row]) -> list[str]:

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import mtrkit
+from mtrkit.cli import bench
 from mtrkit.cli.main import COMMANDS
 from mtrkit.models import list_models
 from tests.cli.conftest import MODEL
@@ -93,6 +94,18 @@ def test_bench_writes_everything(mtrkit_run, tmp_path):
     assert all(row["rounds"] == 2 and row["images_per_second"] > 0 and row["command"] for row in rows)
     assert rows[0]["speedup"] == 1 and rows[1]["promised_speedup"] == pytest.approx(1.43, abs=0.02)
     assert rows[1]["share"] == pytest.approx(rows[1]["speedup"] / rows[1]["promised_speedup"])
+
+
+def test_bench_says_from_which_amount_on_a_method_pays():
+    def row(method, ratio, speedup):
+        return {"method": method, "amount": f"{ratio:g}", "ratio_reached": ratio, "speedup": speedup, "batch_size": 1}
+
+    rows = [row("dense", 0, 1.0), row("mtr", 0.3, 1.2), row("mtr", 0.1, 0.9), row("mtr", 0.2, 1.1)]
+    rows += [row("runs", 0.1, 1.05), row("evit", 0.1, 0.8), row("evit", 0.2, 0.95)]
+    assert bench._what_pays(rows) == [
+        "mtr at 0.1 is slower than the dense model; at batch size 1 it pays from 0.2 on",
+        "evit at 0.2 is slower than the dense model; at batch size 1 none of the amounts pays",
+    ]
 
 
 def test_bench_in_half_precision(mtrkit_run, tmp_path):
