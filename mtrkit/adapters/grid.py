@@ -1,6 +1,6 @@
 """Where the patches of an image are: in the sequence of tokens, and in the picture.
 
-The picture of a clip is the strip of its frames, side by side.
+The picture of a clip is the strip of its frames, side by side; where a patch covers several, of the first of each.
 """
 
 from dataclasses import dataclass
@@ -23,12 +23,14 @@ class PatchGrid:
         columns: Number of columns.
         positions: Position in the sequence of each patch, row by row; class and register tokens have none.
         num_tokens: L of the whole sequence, these included.
+        frames: Of a clip, patches in the direction of time: the parts of the strip.
     """
 
     rows: int
     columns: int
     positions: tuple[int, ...]
     num_tokens: int
+    frames: int = 1
 
     def patches_at(self, positions: list[int]) -> list[int]:
         """The patches, numbered row by row, that stand at these positions of the sequence."""
@@ -71,7 +73,7 @@ def patch_grid(model: nn.Module, input_size: tuple[int, ...] | None = None) -> P
         )
     special = set(adapter.special_at(model)(shape.tokens)) if shape.tokens > shape.patches else set()
     positions = tuple(position for position in range(shape.tokens) if position not in special)
-    frames = size[1] if len(size) == 4 else 1
+    frames = shape.frames
     if len(positions) != shape.patches or shape.patches % frames:
         raise UnsupportedModelError(
             f"{type(model).__name__} has {shape.tokens} tokens, of which {len(special)} special, for "
@@ -80,7 +82,7 @@ def patch_grid(model: nn.Module, input_size: tuple[int, ...] | None = None) -> P
     rows = _rows(shape.patches // frames, size[-2] / size[-1])
     of_frames = np.array(positions).reshape(frames, rows, -1)  # models see frame after frame, a strip has rows
     strip = tuple(of_frames.transpose(1, 0, 2).flatten().tolist())
-    return PatchGrid(rows, shape.patches // rows, strip, shape.tokens)
+    return PatchGrid(rows, shape.patches // rows, strip, shape.tokens, frames)
 
 
 def _rows(patches: int, aspect: float) -> int:

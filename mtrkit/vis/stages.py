@@ -62,10 +62,18 @@ def stage_views(trace: Trace, grid: PatchGrid, sample: int) -> list[StageView]:
 
 
 def frame_grids(grid: PatchGrid, frames: int) -> list[PatchGrid]:
-    """The grid of each frame of a clip, whose own grid is the strip of its frames; of an image, one."""
-    width = grid.columns // frames
-    rows = torch.tensor(grid.positions).view(grid.rows, frames, width)
-    each = [tuple(rows[:, frame].flatten().tolist()) for frame in range(frames)]
+    """The grid of each frame of a clip, whose own grid is the strip of its frames; of an image, one.
+
+    Frames that one patch covers have the same.
+
+    Raises:
+        InputError: The model has seen another number of frames.
+    """
+    if frames % grid.frames:
+        raise InputError(f"{frames} frames were given for a model with {grid.frames} patches in the direction of time")
+    width = grid.columns // grid.frames
+    rows = torch.tensor(grid.positions).view(grid.rows, grid.frames, width)
+    each = [tuple(rows[:, frame * grid.frames // frames].flatten().tolist()) for frame in range(frames)]
     return [PatchGrid(grid.rows, width, positions, grid.num_tokens) for positions in each]
 
 

@@ -82,6 +82,18 @@ def test_grid_of_a_clip_is_the_strip_of_its_frames():
     assert [part.positions for part in frame_grids(grid, 3)] == [tuple(frame.flatten()) for frame in patches]
 
 
+def test_frames_that_one_patch_covers_have_one_grid():
+    name = "videomamba_tiny_patch16_224_f8"
+    options = {"img_size": (32, 48), "num_frames": 4, "tubelet_size": 2, "embed_dim": 16, "depth": 4}
+    grid = patch_grid(mtrkit.create_model(name, **options))
+    assert (grid.rows, grid.columns, grid.frames) == (2, 6, 2)
+    patches = np.arange(12).reshape(2, 2, 3) + 1  # time, row, column, behind the class token
+    expected = [tuple(patches[time].flatten()) for time in (0, 0, 1, 1)]
+    assert [part.positions for part in frame_grids(grid, 4)] == expected
+    with pytest.raises(InputError, match="3 frames were given for a model with 2 patches in the direction of time"):
+        frame_grids(grid, 3)
+
+
 def test_grid_of_an_unknown_model():
     with pytest.raises(UnsupportedModelError):
         patch_grid(torch.nn.Linear(3, 3))
