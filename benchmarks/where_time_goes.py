@@ -12,6 +12,7 @@ import json
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
@@ -20,11 +21,20 @@ import torch
 
 import mtrkit
 from mtrkit.measure import Precision, describe_machine, forward_pass, input_size_of, keep_freed_memory, twin
+from mtrkit.native import library
 from mtrkit.native.chain import Chain
+from mtrkit.native.jobs import HEADER
 from mtrkit.native.library import Library
 from mtrkit.native.mixer import append_blocks, place_block
 
 RESULTS = Path(__file__).parent / "results"
+KINDS = {
+    **{library.PROJECT: "products", library.PACK: "packing of weights", library.SCAN_FORWARD: "scan"},
+    **{library.NORM: "norm", library.SUM: "means of Δ", library.SPLIT: "ranking", library.MATCH: "matching"},
+    **{library.NEIGHBORS: "neighbours", library.COSINES: "cosines", library.BY_TURNS: "halves", library.LINKS: "links"},
+    **{library.SLOTS: "numbering", library.MERGE: "merging", library.FOLLOW: "slots", library.ROUND: "lengths"},
+    library.ADD: "sum",
+}
 TOKENS = (1, 16, 48, 98, 197)
 LARGE = 1024  # side of a product that is as fast as products get
 COPIED = 64 << 20  # numbers, more than fit into any cache
@@ -89,6 +99,42 @@ def passes(args: argparse.Namespace, model: torch.nn.Module, batch: int) -> list
     ]
 
 
+def kernels(args: argparse.Namespace, model: torch.nn.Module) -> list[dict[str, float]]:
+    """What each kind of job takes in a pass of one image, every job in a call of its own, less an empty call."""
+    images, rows = torch.randn(1, *input_size_of(model)), []
+    for ratio in (0.0, *args.ratio):
+        reduced = mtrkit.apply_reduction(twin(model), args.method, ratio=ratio) if ratio else model
+        watch = EachJob()
+        with patch.object(Library, "_run", lambda library, *given, watch=watch: watch(library, *given)):
+            for _ in range(3 + args.rounds):
+                watch.passes.append(Counter())
+                reduced(images)
+        taken = {KINDS[kind]: statistics.median(one[kind] for one in watch.passes[3:]) for kind in watch.passes[-1]}
+        rows.append({"ratio": ratio} | dict(sorted(taken.items(), key=lambda one: -one[1])))
+    return rows
+
+
+class EachJob:
+    """Runs the jobs of a chain one by one, and notes the milliseconds of each kind."""
+
+    def __init__(self) -> None:
+        self.passes: list[Counter[int]] = []
+        self._run = Library._run
+
+    def __call__(self, library: Library, chain: bytes, count: int) -> None:
+        """Run, and note."""
+        chain, at = bytes(chain), 0
+        for _ in range(count):
+            kind, size = HEADER.unpack_from(chain, at)
+            end = at + HEADER.size + size
+            began = time.perf_counter()
+            self._run(library, b"", 0)
+            empty = time.perf_counter()
+            self._run(library, chain[at:end], 1)
+            self.passes[-1][kind] += 1e3 * (time.perf_counter() - empty - (empty - began))
+            at = end
+
+
 def blocks(args: argparse.Namespace, model: torch.nn.Module) -> list[dict[str, object]]:
     """All blocks in one call, divided by their number, by the tokens of one image."""
     weights = [place_block(block.weights(), torch.float32) for block in model.layers]
@@ -134,10 +180,11 @@ def main() -> int:
     model = mtrkit.create_model(args.model).eval()
     with torch.inference_mode():
         rows = [row for batch in args.batch_size for row in passes(args, model, batch)]
-        found = {"passes": rows, "blocks": blocks(args, model), "yardsticks": yardsticks(args, model)}
+        parts = {"kernels": kernels(args, model), "blocks": blocks(args, model)}
+        found = {"passes": rows, **parts, "yardsticks": yardsticks(args, model)}
     conditions = describe_machine(torch.device("cpu")) | {"command": " ".join(["python", *sys.argv])}
     (RESULTS / args.out).write_text(json.dumps({"conditions": conditions, **found}, indent=1) + "\n")
-    for row in (*found["passes"], *found["blocks"], found["yardsticks"]):
+    for row in (*found["passes"], *found["kernels"], *found["blocks"], found["yardsticks"]):
         sys.stdout.write(", ".join(f"{name} {value:.4g}" for name, value in row.items()) + "\n")
     return 0
 

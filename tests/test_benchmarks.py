@@ -200,6 +200,7 @@ def test_where_the_time_goes_is_told_by_parts(monkeypatch, tmp_path):
     assert [row["ratio"] for row in found["passes"]] == [0, 0.2]
     assert all(0 < row["ms_in_library"] < row["ms"] and row["calls"] for row in found["passes"])
     assert [row["tokens"] for row in found["blocks"]] == [1, 5]
+    assert {"products", "scan", "packing of weights"} < found["kernels"][0].keys() < found["kernels"][1].keys()
 
 
 def test_kinetics_stands_beside_what_is_published(monkeypatch, tmp_path, videos, capsys):
