@@ -31,6 +31,7 @@ __declspec(dllimport) int __stdcall SwitchToThread(void);
 #define SUM_SPAN 256  /* columns that one task of a sum adds up */
 #define CONV_SPAN 64  /* tokens that one task of a convolution takes, which has to look back */
 #define ADD_SPAN 8192 /* numbers that one task of a sum takes */
+#define PACK_SPAN 4096 /* numbers that one task packs, if it packs more than a block of columns */
 #define NORM_SPAN 32  /* rows that one task of a norm takes */
 #define SPINS 4096    /* looks at the others' progress before a waiting thread yields its processor */
 
@@ -220,6 +221,12 @@ enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, 
        FOLLOW, ROUND, ADD, MIXER };
 
 enum { HALF_BY_INSTRUCTION = 2 };
+
+/* Columns that one task packs: a whole number of blocks, more of them if they are short. */
+static int64_t pack_span(const pack_job *j) {
+    int64_t blocks = PACK_SPAN / (j->channels * BLOCK);
+    return (blocks > 1 ? blocks : 1) * BLOCK;
+}
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t blocks_per_group(const scan_job *j) { return ceil_div(j->channels / j->groups, BLOCK); }
@@ -627,7 +634,7 @@ static work_size project_size(const void *job) {
 
 static work_size pack_size(const void *job) {
     const pack_job *j = job;
-    return (work_size){ceil_div(j->columns, BLOCK), j->half_src && !j->half ? BLOCK * j->channels : 0};
+    return (work_size){ceil_div(j->columns, pack_span(j)), j->half_src && !j->half ? BLOCK * j->channels : 0};
 }
 
 static work_size norm_size(const void *job) {

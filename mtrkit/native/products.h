@@ -84,9 +84,8 @@ INLINE void FN(scale_pairs)(uint32_t *pairs, int64_t count, float scale) {
 }
 
 /* A block of columns side by side, as `multiply` reads them. */
-static TARGET void FN(pack_task)(const void *job, int64_t task, float *scratch) {
-    const pack_job *j = job;
-    int64_t K = j->channels, first = task * BLOCK, count = j->columns - first < BLOCK ? j->columns - first : BLOCK;
+INLINE void FN(pack_block)(const pack_job *j, int64_t first, float *scratch) {
+    int64_t K = j->channels, count = j->columns - first < BLOCK ? j->columns - first : BLOCK;
     float scale = (float)j->scale, factor = j->decay ? LOG2E : scale;
     if (j->half) {
         uint32_t *pairs = (uint32_t *)j->dst + first * K / 2;
@@ -103,6 +102,12 @@ static TARGET void FN(pack_task)(const void *job, int64_t task, float *scratch) 
     FN(pack_words)((const uint32_t *)src, K, count, (uint32_t *)dst);
     for (int64_t i = 0; i < K * BLOCK && factor != 1.0f; i += LANES) STORE(dst + i, LOAD(dst + i) * factor);
     for (int64_t i = 0; i < K * BLOCK && j->decay; i += LANES) STORE(dst + i, FN(exp2)(LOAD(dst + i)) * -scale);
+}
+
+static TARGET void FN(pack_task)(const void *job, int64_t task, float *scratch) {
+    const pack_job *j = job;
+    int64_t first = task * pack_span(j), last = first + pack_span(j) < j->columns ? first + pack_span(j) : j->columns;
+    for (; first < last; first += BLOCK) FN(pack_block)(j, first, scratch);
 }
 
 /* A tile of tokens, rounded to 16 bits, times BLOCK columns of packed pairs; sums in 32 bits. */
