@@ -12,10 +12,7 @@ memory order in which mamba_ssm's mixers call it, tokens being neighbours: exp(Î
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -29,9 +26,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import mtrkit
+from mtrkit.measure import describe_machine, input_size_of
 from mtrkit.scan import causal_conv1d, selective_scan, use_scan_backend
 from mtrkit.scan.backend import Backend
 from mtrkit.scan.dispatch import BACKENDS
+from mtrkit.types import Scan
+
+RESULTS = Path(__file__).parent / "results"
 
 VIM, DEIT = "vim_tiny_patch16_224", "deit_tiny_patch16_224"
 BARS = {
@@ -41,23 +42,13 @@ BARS = {
 }
 
 
-def materialised_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:
+def materialised_scan(scan: Scan) -> tuple[Tensor, Tensor]:
     """The scan in the manner of ``selective_scan_ref``, for one group of B and C."""
+    u, delta, A, B, C, D, z, bias, softplus, reverse = scan
     x, step, gate, B, C = (t if t is None else t.flip(-1) if reverse else t for t in (u, delta, z, B[:, 0], C[:, 0]))
-    if delta_bias is not None:
-        step = step + delta_bias[:, None]
-    if delta_softplus:
+    if bias is not None:
+        step = step + bias[:, None]
+    if softplus:
         step = F.softplus(step)
     decay = torch.exp(torch.einsum("bel,en->beln", step, A))
     update = torch.einsum("bel,bnl,bel->beln", step, B, x)
@@ -130,10 +121,10 @@ def ratio(seconds: dict[str, list[float]], fast: str, slow: str) -> float:
 def run(batch: int, train_batch: int, rounds: int) -> dict[str, object]:
     """Measure everything and return rows, ratios and bars."""
     vim, deit = mtrkit.create_model(VIM).eval(), timm.create_model(DEIT, pretrained=False).eval()
-    images, few = torch.randn(batch, 3, 224, 224), torch.randn(train_batch, 3, 224, 224)
+    images, few = (torch.randn(count, *input_size_of(vim)) for count in (batch, train_batch))
     forward = {
         "Vim-Ti, native scan": forward_step(vim, images, "native"),
-        "DeiT-Ti": forward_step(deit, images),
+        "DeiT-Ti": forward_step(deit, torch.randn(batch, *input_size_of(deit))),
         "Vim-Ti, reference scan": forward_step(vim, images, "materialised"),
     }
     training = {
@@ -154,25 +145,11 @@ def run(batch: int, train_batch: int, rounds: int) -> dict[str, object]:
     return {"images_per_second": rows, "ratios": ratios, "bars": BARS, "kernel_milliseconds": milliseconds}
 
 
-def conditions(threads: int, rounds: int) -> dict[str, object]:
-    """Machine, versions, commit and command, without which a number means nothing."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    return {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {threads} threads used, float32",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "mtrkit": mtrkit.__version__,
-        "scan": next(status.reason for status in mtrkit.scan_backends() if status.name == "native"),
-        "rounds": rounds,
-    }
-
-
 def show(results: dict[str, object]) -> None:
     """Print one table."""
-    table = Table("what", "model and scan", "images/s", title=f"scan: {results['scan']}, {results['machine']}")
+    told = results["conditions"]
+    title = f"{told['device']}, {told['threads']} threads, scan {told['scan']}"
+    table = Table("what", "model and scan", "images/s", title=title)
     for what, name, speed in results["images_per_second"]:
         table.add_row(what, name, f"{speed:.1f}")
     for name, milliseconds in results["kernel_milliseconds"].items():
@@ -193,17 +170,19 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    BACKENDS.add(
-        "materialised",
-        Backend("materialised", lambda: (True, "torch"), lambda device, dtype: "", materialised_scan,
-                BACKENDS.get("native").conv, length_last=True),
-    )  # fmt: skip
-    results = {**conditions(args.threads, args.rounds), **run(args.batch, args.train_batch, args.rounds)}
+    native = BACKENDS.get("native")
+    plain = Backend(
+        "materialised", native.status, native.refuses, materialised_scan, native.conv, native.softplus, True
+    )
+    BACKENDS.add("materialised", plain)
+    conditions = describe_machine(torch.device("cpu")) | {
+        "command": " ".join(["python", *sys.argv]),
+        "rounds": args.rounds,
+    }
+    results = {"conditions": conditions, **run(args.batch, args.train_batch, args.rounds)}
     show(results)
     if args.out:
-        folder = Path(__file__).parent / "results"
-        folder.mkdir(exist_ok=True)
-        (folder / args.out).write_text(json.dumps(results, indent=2) + "\n")
+        (RESULTS / args.out).write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

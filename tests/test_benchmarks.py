@@ -203,6 +203,23 @@ def test_where_the_time_goes_is_told_by_parts(monkeypatch, tmp_path):
     assert {"products", "scan", "packing of weights"} < found["kernels"][0].keys() < found["kernels"][1].keys()
 
 
+def test_the_scan_is_timed_beside_the_reference(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module = importlib.import_module("scan")
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(module, "VIM", MODEL)
+    given = ["--batch", "1", "--train-batch", "1", "--rounds", "1", "--out", "out.json"]
+    monkeypatch.setattr(sys, "argv", ["scan.py", *given])
+    module.main()
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert len(found["images_per_second"]) == 5 and found["ratios"].keys() == found["bars"].keys()
+    with mtrkit.use_scan_backend("materialised"), torch.no_grad():
+        model, images = mtrkit.create_model(MODEL, "pretrained").eval(), torch.randn(2, 3, 32, 32)
+        slow = model(images)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), slow, rtol=1e-3, atol=1e-4)
+
+
 def test_kinetics_stands_beside_what_is_published(monkeypatch, tmp_path, videos, capsys):
     """On a small model under the name of a published one, through every step of the script."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
