@@ -4,8 +4,8 @@
 
 Models of all methods have the same tokens in every block and are timed in turns. What a method takes beyond `random`
 goes into reading signals, scoring, matching and merging; the table has it in milliseconds per reducing block and as a
-share of the dense pass. It is negative where a method's jobs are part of the chain of its blocks, which those of `random`
-are not.
+share of the dense pass. It is negative where a method's jobs are part of the chain of its blocks: those of `random` are
+not.
 """
 
 import argparse

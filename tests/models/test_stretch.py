@@ -247,7 +247,7 @@ def test_in_other_precisions_blocks_are_single(calls, dtype):
 
 @pytest.mark.filterwarnings("ignore")  # torch's own compilers warn about themselves
 @pytest.mark.parametrize(("method", "blocks"), [(None, [7]), ("mtr", [1, 3, 3]), ("runs", [1, 3, 3])])
-def test_to_a_compiler_a_stretch_is_one_operator(method, blocks):
+def test_a_stretch_compiles_to_one_operator(method, blocks):
     """Block 1 has nothing to add to, so it is norm and mixer."""
     torch._dynamo.reset()
     model, graphs = make() if method is None else mtrkit.apply_reduction(make(), method, **LAYERS), []
@@ -265,7 +265,7 @@ def test_to_a_compiler_a_stretch_is_one_operator(method, blocks):
     assert sum(node.target is torch.ops.mtrkit.mixer.default for node in nodes) == 1
 
 
-def test_blocks_of_other_forms_are_operators_of_their_own():
+def test_a_block_of_another_form_compiles_to_an_operator_of_its_own():
     torch._dynamo.reset()
     model = make()
     model.layers[3].norm.eps, model.layers[6].mixer.halve = 1e-3, False
