@@ -114,14 +114,14 @@ def main() -> int:
         found[variant.name] = after
         apart = paired_difference(right_images(after), right_images(found[variant.against]))
         lines.append(f"| {variant.name} | {100 * before['top1']:.1f} % | {100 * after['top1']:.1f} % | {apart} |")
-    script = "python benchmarks/retrain_findings.py"
+    script, epochs = "python benchmarks/retrain_findings.py", SHORT["--epochs"]
     how = f"{script} --data cifar10/val --training-data cifar10/train --work runs/findings"
     text = [
         f"# Findings on re-training `{args.model}`",
         "",
-        f"`rmeeto` at {args.ratio:g}, top-1 on {found['merge']['n']} test images before and after {SHORT['--epochs']} epochs of",
-        "48 000 training images (or a tenth of that), and the difference from the first row in points, of the last two rows",
-        f"from the former of them, with its paired 95 % interval. Made by `{how}`.",
+        f"`rmeeto` at {args.ratio:g}, top-1 on {found['merge']['n']} test images before and after {epochs} epochs of 48 000",
+        "training images (or a tenth), and the difference from the first row in points, of the last two rows from the former",
+        f"of them, with its paired 95 % interval. Made by `{how}`.",
         "",
         "| | before | after | difference |",
         "|---|---|---|---|",
