@@ -119,9 +119,9 @@ def main() -> int:
     text = [
         f"# Findings on re-training `{args.model}`",
         "",
-        f"`rmeeto` at {args.ratio:g}, top-1 on {found['merge']['n']} test images before and after {epochs} epochs of 48 000",
-        "training images (or a tenth), and the difference from the first row in points, of the last two rows from the former",
-        f"of them, with its paired 95 % interval. Made by `{how}`.",
+        f"`rmeeto` at {args.ratio:g}, top-1 on {found['merge']['n']} test images before and after {epochs} epochs of",
+        "48 000 training images (or a tenth), and the difference from the first row in points, of the last two rows",
+        f"from the former of them, with its paired 95 % interval. Made by `{how}`.",
         "",
         "| | before | after | difference |",
         "|---|---|---|---|",
