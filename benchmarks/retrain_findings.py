@@ -127,6 +127,7 @@ def main() -> int:
         "|---|---|---|---|",
         *lines,
     ]
+    (DOCS / args.model).mkdir(parents=True, exist_ok=True)
     (DOCS / args.model / "retrain_findings.md").write_text("\n".join(text) + "\n")
     return 0
 

@@ -497,3 +497,14 @@ def test_the_table_of_retraining_is_that_of_its_rows(run, monkeypatch, tmp_path)
     run("retrain", "--training-data", "none", "--work", str(tmp_path), "--table-only")
     file = "vim_micro_patch4_stride2_32/retrain.md"
     assert (tmp_path / file).read_text() == (ROOT / "docs" / "laboratory" / file).read_text()
+
+
+def test_so_is_the_table_of_findings(run, monkeypatch, tmp_path):
+    pytest.importorskip("accelerate", exc_type=ImportError)
+    findings = importlib.import_module("retrain_findings")
+    monkeypatch.setattr(findings, "DOCS", tmp_path)
+    monkeypatch.setattr(findings, "train", lambda *_: pytest.fail("trains"))
+    monkeypatch.chdir(ROOT)
+    run("retrain_findings", "--training-data", "none", "--work", str(tmp_path))
+    file = "vim_micro_patch4_stride2_32/retrain_findings.md"
+    assert (tmp_path / file).read_text() == (ROOT / "docs" / "laboratory" / file).read_text()
