@@ -5,18 +5,16 @@ of a block is kept for as long as the block is the same.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtrkit.models.unchanged import Unchanged
 from mtrkit.scan import BlockWeights, Chain, PlacedBlock, fused, place_block
-from mtrkit.scan.fastpath import can_be_one_operator, can_chain, fits_operator, runs_own_code
+from mtrkit.scan.fastpath import can_chain, fits_operator, runs_own_code
 from mtrkit.types import BlockEnd, ReducedStream, Signals
 
-W = TypeVar("W")
 Step = Callable[[nn.Module, Tensor, Any], tuple[Tensor, Any]]
 
 
@@ -43,9 +41,10 @@ class Stretches:
             Hidden states and residual, or what travels in its place, behind the last block.
         """
         blocks, at = [*layers], 0
+        if len(self._known) > len(blocks):  # some have been taken out, and are not to be held
+            self._known.clear()
         while at < len(blocks):
-            compiles = torch.compiler.is_compiling()
-            found = (_operator if compiles else self._chain)(blocks, at, hidden, residual)
+            found = self._chain(blocks, at, hidden, residual)
             if found is None:
                 hidden, residual = step(blocks[at], hidden, residual)
                 at += 1
@@ -59,7 +58,7 @@ class Stretches:
             return None
         chain, begin = Chain(), at
         while at < len(blocks):
-            weights, end = _stretch(self._placed, blocks, at, hidden, given)
+            weights, end = self._stretch(blocks, at, hidden, given)
             if not weights:
                 break
             reads, runs = ([], None) if end is None else (fused.in_order(end.reads), end.runs)
@@ -82,64 +81,37 @@ class Stretches:
         chain.run()
         return hidden, given, at
 
+    def _stretch(
+        self, blocks: list[nn.Module], at: int, hidden: Tensor, given: Any
+    ) -> tuple[list[PlacedBlock], BlockEnd | None]:
+        """The blocks from ``at`` on between which nothing has to be seen, and what the last of them asks."""
+        weights: list[PlacedBlock] = []
+        end: BlockEnd | None = None
+        for index in range(at, len(blocks)):
+            own, patch = self._placed(index, blocks[index]), blocks[index].__dict__.get("forward")
+            found = None if own is None or patch is None else _ahead(patch, hidden, given)
+            if own is None or (found is None and (patch is not None or isinstance(given, ReducedStream))):
+                break
+            weights.append(own)
+            end = found or end
+            if end is not None and end.changes:
+                break
+        return weights, end
+
     def _placed(self, index: int, block: nn.Module) -> PlacedBlock | None:
         """What the library needs of a block that does nothing else; ``None`` if it does, or not in float32."""
-        known = self._known.get(index)
+        known = self._known.pop(index, None)
         if known is not None and known[0] is block and known[1].holds():
+            self._known[index] = known
             return known[2]
-        found = _weights_of(block)
-        if found is None:
+        own: Any = getattr(type(block), "weights", None)
+        found: BlockWeights | None = own(block) if own is not None and runs_own_code(block) else None
+        if found is None or not fits_operator(found.mixer, torch.float32):
             return None
         placed = place_block(found, torch.float32)
         if placed.norm is found.norm and not placed.mixer.made:
             self._known[index] = block, Unchanged(block), placed
         return placed
-
-
-def _operator(blocks: list[nn.Module], at: int, hidden: Tensor, given: Any) -> tuple[Tensor, Any, int] | None:
-    """The same while a compiler looks, which wants operators: one for each stretch, and those of the reduction."""
-    inner = _inner(given)
-    if not isinstance(inner, Tensor) or not can_be_one_operator(hidden, inner):
-        return None
-    first = _weights_of(blocks[at])
-    weights, end = _stretch(partial(_weights_like, first), blocks, at, hidden, given)
-    if not weights:
-        return None
-    names, runs = ([], None) if end is None else (fused.in_order(end.reads), end.runs)
-    hidden, total, signals = fused.run_as_operator(hidden, inner, weights, names, runs)
-    return (*((hidden, total) if end is None else end.follow(hidden, total, signals)), at + len(weights))
-
-
-def _stretch(
-    weights_of: Callable[[int, nn.Module], W | None], blocks: list[nn.Module], at: int, hidden: Tensor, given: Any
-) -> tuple[list[W], BlockEnd | None]:
-    """The weights of the blocks from ``at`` on between which nothing has to be seen, and what the last of them asks."""
-    weights: list[W] = []
-    end: BlockEnd | None = None
-    for index in range(at, len(blocks)):
-        own, patch = weights_of(index, blocks[index]), blocks[index].__dict__.get("forward")
-        found = None if own is None or patch is None else _ahead(patch, hidden, given)
-        if own is None or (found is None and (patch is not None or isinstance(given, ReducedStream))):
-            break
-        weights.append(own)
-        end = found or end
-        if end is not None and end.changes:
-            break
-    return weights, end
-
-
-def _weights_of(block: nn.Module) -> BlockWeights | None:
-    """What decides what a block does in float32; ``None`` if it does more."""
-    own: Any = getattr(type(block), "weights", None)
-    found: BlockWeights | None = own(block) if own is not None and runs_own_code(block) else None
-    return found if found is not None and fits_operator(found.mixer, torch.float32) else None
-
-
-def _weights_like(first: BlockWeights | None, index: int, block: nn.Module) -> BlockWeights | None:
-    """If they may be of one operator with the first."""
-    del index
-    found = _weights_of(block)
-    return found if first is not None and found is not None and fused.alike(first, found) else None
 
 
 def _inner(given: Any) -> Any:

@@ -334,7 +334,7 @@ class VisionMamba(nn.Module):
     ) -> list[int]:
         """Remove what :meth:`forward_intermediates` does not need for ``indices``; return those resolved."""
         wanted = pick_blocks(indices, len(self.layers))
-        self.layers = self.layers[: max(wanted) + 1]
+        self.layers, self._stretches = self.layers[: max(wanted) + 1], Stretches()
         if prune_norm:
             self.norm_f = nn.Identity()
         if prune_head:

@@ -366,8 +366,8 @@ class TwoTensorBlock(PatchedBlock):
         call = self._asked(tokens, stream)
         if call.size is not None or call.gating is not None or call.gaps is not None:
             return None
-        append = partial(self._append, stream) if self._may_append(call) else None
-        return BlockEnd(call.reads, call.runs, self.reduces or self.last, partial(self._follow, stream), append)
+        end = BlockEnd(call.reads, call.runs, self.reduces or self.last, partial(self._follow, stream))
+        return end._replace(append=partial(self._append, stream)) if self._may_append(call) else end
 
     def _may_append(self, call: MixerCall) -> bool:
         """Whether all that happens behind the block may be jobs of a chain: nobody looks, and numbers are known."""

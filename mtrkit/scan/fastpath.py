@@ -96,20 +96,10 @@ def can_chain(x: Tensor, residual: object) -> bool:
 
     Each of their mixers is asked for by :func:`fits_operator`.
     """
-    if not no_tracing(x) or not can_be_one_call(x, residual):
+    if not no_tracing(x) or x.dtype is not torch.float32 or x.shape[-1] % BLOCK:
         return False
-    return for_inference(x) and inference_kernels(x) == NATIVE
-
-
-def can_be_one_operator(x: Tensor, residual: Tensor) -> bool:
-    """Whether several blocks may be one operator of a compiled graph, as :func:`can_chain` says for their calls."""
-    return can_be_one_call(x, residual) and for_inference(x) and inference_kernels(x) == NATIVE
-
-
-def can_be_one_call(x: Tensor, residual: object) -> bool:
-    """The part of :func:`can_chain` that is of the tensors' form: float32, and a width without a rest."""
     plain = residual is None or (isinstance(residual, Tensor) and residual.dtype is torch.float32)
-    return plain and x.dtype is torch.float32 and not x.shape[-1] % BLOCK
+    return plain and for_inference(x) and inference_kernels(x) == NATIVE
 
 
 def _functions_are_watched() -> bool:

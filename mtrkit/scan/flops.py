@@ -76,22 +76,6 @@ def _mixer(
     return count
 
 
-def _blocks(
-    x: Shape,
-    residual: Shape,
-    weights: list[Shape],
-    directions: int,
-    eps: float,
-    halve: bool,
-    reads: str,
-    lengths: Shape = None,
-    positions: int = 0,
-) -> int:
-    each = 3 + 7 * directions  # norm, in_proj, out_proj, and what _mixer takes
-    inside = [weights[i : i + each][1:] for i in range(0, len(weights), each)]
-    return sum(_mixer(x, first, last, rest, halve, reads, lengths, positions) for first, last, *rest in inside)
-
-
 def _nearest(metric: Shape, src: Shape, dst: Shape, *rest: Any) -> int:
     """Two per multiply-add, as R-MeeTo's counter has it."""
     batch, sources, targets, width = metric[0], src[1], dst[1], metric[2]
@@ -126,7 +110,6 @@ FORMULAS: Mapping[str, Formula] = {
     "convolve_runs": _conv_runs,
     "convolve_runs_backward": _backward(_conv_runs, 1),
     "mixer": _mixer,
-    "blocks": _blocks,
     "add_rms_norm": _nothing,
     "delta_softplus": _nothing,
     "recurrence": _recurrence,

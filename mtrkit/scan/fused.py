@@ -11,18 +11,14 @@ from mtrkit.native import mixer as native
 from mtrkit.native.chain import Chain
 from mtrkit.native.weights import BlockWeights, DirectionWeights, MixerWeights, wide
 from mtrkit.scan import steps
-from mtrkit.scan.fastpath import MIXED, can_be_one_call, inference_kernels, no_tracing
-from mtrkit.scan.kernels import NATIVE, TRITON, C, kernels_for, triton_kernels
+from mtrkit.scan.fastpath import MIXED, inference_kernels, no_tracing
+from mtrkit.scan.kernels import TRITON, C, kernels_for, triton_kernels
 from mtrkit.scan.operators import refuse_derivatives
 from mtrkit.types import Runs, Signals
 
 _lib = torch.library.Library("mtrkit", "FRAGMENT")
 _lib.define(
     "mixer(Tensor hidden, Tensor in_proj, Tensor out_proj, Tensor[] directions, bool halve, str reads, "
-    "Tensor? lengths=None, int positions=0) -> Tensor[]"
-)
-_lib.define(
-    "blocks(Tensor x, Tensor residual, Tensor[] weights, int directions, float eps, bool halve, str reads, "
     "Tensor? lengths=None, int positions=0) -> Tensor[]"
 )
 _lib.define("add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps) -> (Tensor, Tensor)")
@@ -83,51 +79,6 @@ def _mixer_shapes(
     return [torch.empty_like(hidden), *(hidden.new_empty((batch, length, *w), dtype=dtype) for w, dtype in found)]
 
 
-def _blocks(
-    x: Tensor,
-    residual: Tensor,
-    weights: list[Tensor],
-    directions: int,
-    eps: float,
-    halve: bool,
-    reads: str,
-    lengths: Tensor | None = None,
-    positions: int = 0,
-) -> list[Tensor]:
-    """The weights block by block: norm, in_proj, out_proj, directions; output, sum and signals of the last one."""
-    names = reads.split()
-    runs = None if lengths is None else Runs(lengths, positions)
-    each = _weights_per_block(directions)
-    blocks = [_block(weights[i : i + each], eps, halve) for i in range(0, len(weights), each)]
-    if can_be_one_call(x, residual) and inference_kernels(x) == NATIVE:
-        with Chain() as chain:
-            placed = [native.place_block(block, x.dtype) for block in blocks]
-            mixer, total = append_placed(chain, x, residual, placed, names, runs)
-        out, *found = mixer.results(names)
-        return [out, total, *found]
-    for index, block in enumerate(blocks):
-        normed, residual = _add_rms_norm(x, residual, block.norm, eps)
-        x, *found = _mix(normed, block.mixer, names if index == len(blocks) - 1 else [], runs)
-    return [x, residual, *found]
-
-
-def _weights_per_block(directions: int) -> int:
-    return 3 + directions * len(DirectionWeights._fields)
-
-
-def _block(weights: list[Tensor], eps: float, halve: bool) -> BlockWeights:
-    norm, in_proj, out_proj, *rest = weights
-    return BlockWeights(norm, eps, _unflatten(in_proj, out_proj, rest, halve))
-
-
-def _block_shapes(
-    x: Tensor, residual: Tensor, weights: list[Tensor], directions: int, eps: float, halve: bool, reads: str, *_: Any
-) -> list[Tensor]:
-    in_proj, out_proj, *rest = weights[1 : _weights_per_block(directions)]
-    out, *found = _mixer_shapes(x, in_proj, out_proj, rest, halve, reads)
-    return [out, residual.new_empty(residual.shape), *found]
-
-
 def _add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     if inference_kernels(x) == TRITON:
         return triton_kernels().whole.add_rms_norm(x, residual, weight, eps)
@@ -143,13 +94,10 @@ def _norm_shapes(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 _lib.impl("mixer", _mixer, "CompositeExplicitAutograd")
-_lib.impl("blocks", _blocks, "CompositeExplicitAutograd")
 _lib.impl("add_rms_norm", _add_rms_norm, "CompositeExplicitAutograd")
 torch.library.register_fake("mtrkit::mixer", _mixer_shapes, lib=_lib)
-torch.library.register_fake("mtrkit::blocks", _block_shapes, lib=_lib)
 torch.library.register_fake("mtrkit::add_rms_norm", _norm_shapes, lib=_lib)
 refuse_derivatives("mixer")
-refuse_derivatives("blocks")
 refuse_derivatives("add_rms_norm")
 _run_mixer, _run_add_rms_norm = torch.ops.mtrkit.mixer.default, torch.ops.mtrkit.add_rms_norm.default
 
@@ -200,25 +148,6 @@ def run_block(
         mixer, total = append_placed(chain, x, residual, [native.place_block(block, x.dtype)], names, runs)
     out, *found = mixer.results(names)
     return out, total, signals_by_name(names, found)
-
-
-def run_as_operator(
-    x: Tensor, residual: Tensor, blocks: Sequence[BlockWeights], names: Sequence[str], runs: Runs | None
-) -> tuple[Tensor, Tensor, Signals]:
-    """One :func:`run_block` after the other, as one operator of a graph; all of :func:`alike` form."""
-    first, weights = blocks[0], []
-    for norm, _, mixer in blocks:
-        weights += [norm, mixer.in_proj, mixer.out_proj, *_flatten(mixer)]
-    lengths, positions = (None, 0) if runs is None else runs
-    numbers = (len(first.mixer.directions), first.eps, first.mixer.halve, " ".join(names), lengths, positions)
-    out, total, *found = torch.ops.mtrkit.blocks.default(x, residual, weights, *numbers)
-    return out, total, signals_by_name(names, found)
-
-
-def alike(a: BlockWeights, b: BlockWeights) -> bool:
-    """Whether two blocks may be of one call of :func:`run_as_operator`."""
-    same = len(a.mixer.directions) == len(b.mixer.directions) and a.mixer.halve == b.mixer.halve
-    return same and a.eps == b.eps
 
 
 def append_placed(

@@ -5,6 +5,7 @@ import gc
 import pickle
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
@@ -115,10 +116,6 @@ def test_a_forward_of_a_blocks_own_is_called():
 
 
 def test_another_module_in_the_place_of_a_block_is_called():
-    class Other(torch.nn.Module):
-        def forward(self, hidden, residual):
-            return 2 * hidden, residual
-
     model = make()
     model.layers[3] = Other()
     assert not torch.allclose(answers(model), answers(make()))
@@ -157,6 +154,11 @@ CHANGES = {
 def spread_first(x):
     """The first number in the place of all, by strides alone."""
     x.data = x.data[:1].expand_as(x)
+
+
+class Other(torch.nn.Module):
+    def forward(self, hidden, residual):
+        return 2 * hidden, residual
 
 
 class Doubled(torch.nn.Module):
@@ -198,6 +200,62 @@ def test_code_and_hooks_of_all_modules_that_come_later_count(monkeypatch):
     doubled = torch.nn.Linear.forward
     monkeypatch.setattr(torch.nn.Linear, "forward", lambda layer, x: 2 * doubled(layer, x))
     assert not torch.allclose(answers(model), before)
+
+
+def test_a_norm_whose_weight_is_a_buffer_is_looked_at_again():
+    model = make()
+    for block in model.layers:
+        weight = block.norm.weight.detach().clone()
+        del block.norm.weight
+        block.norm.register_buffer("weight", weight)
+    before = answers(model)
+    model.layers[3].norm.weight = model.layers[3].norm.weight * 2
+    after = answers(model)
+    assert not torch.allclose(after, before) and torch.equal(after, answers(one_by_one(model)))
+    changed = {"layers.5.norm.weight": torch.full((32,), 3.0)}
+    with torch.inference_mode():
+        found = torch.func.functional_call(model, changed, (images(),))
+    assert not torch.allclose(found, after)
+
+
+def test_attributes_that_cannot_be_compared_are_looked_at_again():
+    model = make()
+    for number in range(2):
+        for block in model.layers:
+            block.stats = np.full(3, number)
+        found = answers(model)
+    assert torch.equal(found, answers(make()))
+
+
+def test_blocks_that_were_taken_out_are_freed():
+    for take_out in (
+        lambda model: setattr(model, "layers", model.layers[:2]),
+        lambda model: model.prune_intermediate_layers([1]),
+        lambda model: model.layers.__setitem__(6, Other()),
+    ):
+        model = make()
+        answers(model)
+        gone = weakref.ref(model.layers[6])
+        take_out(model)
+        answers(model)
+        gc.collect()
+        assert gone() is None
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own compilers warn about themselves
+@pytest.mark.parametrize("layers", [[2, 3], [3], [2]])
+@pytest.mark.parametrize("method", ["mtr", "runs"])
+def test_what_compiles_dense_is_reduced_afterwards(method, layers):
+    torch._dynamo.reset()
+    model = make()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        dense = compiled(images())
+        mtrkit.apply_reduction(model, method, layers=layers, r=9)
+        reduced = compiled(images())
+        assert torch.equal(reduced, model(images())) and not torch.equal(reduced, dense)
+        mtrkit.remove_reduction(model)
+        assert torch.equal(compiled(images()), dense)
 
 
 def test_nothing_is_kept_of_a_model_that_is_gone():
@@ -243,32 +301,3 @@ def test_in_other_precisions_blocks_are_single(calls, dtype):
     with torch.inference_mode():
         model(torch.randn(1, 3, 32, 32, dtype=dtype))
     assert not calls or max(calls) <= 2
-
-
-@pytest.mark.filterwarnings("ignore")  # torch's own compilers warn about themselves
-@pytest.mark.parametrize(("method", "blocks"), [(None, [7]), ("mtr", [1, 3, 3]), ("runs", [1, 3, 3])])
-def test_a_stretch_compiles_to_one_operator(method, blocks):
-    """Block 1 has nothing to add to, so it is norm and mixer."""
-    torch._dynamo.reset()
-    model, graphs = make() if method is None else mtrkit.apply_reduction(make(), method, **LAYERS), []
-
-    def backend(graph, _):
-        graphs.append(graph.graph)
-        return graph
-
-    expected = answers(model)
-    with torch.no_grad():
-        found = torch.compile(model, fullgraph=True, backend=backend)(images())
-    assert torch.equal(found, expected)
-    nodes = [node for node in graphs[0].nodes if node.op == "call_function"]
-    assert [len(node.args[2]) // 17 for node in nodes if node.target is torch.ops.mtrkit.blocks.default] == blocks
-    assert sum(node.target is torch.ops.mtrkit.mixer.default for node in nodes) == 1
-
-
-def test_a_block_of_another_form_compiles_to_an_operator_of_its_own():
-    torch._dynamo.reset()
-    model = make()
-    model.layers[3].norm.eps, model.layers[6].mixer.halve = 1e-3, False
-    with torch.no_grad():
-        found = torch.compile(model, fullgraph=True, backend="eager")(images())
-    assert torch.equal(found, answers(model))

@@ -247,31 +247,6 @@ def test_norm_and_mixer_in_one_call_give_the_same_bits(calls, dtype, names):
 
 
 @torch.no_grad()
-@pytest.mark.filterwarnings("ignore")  # opcheck reads .grad of what it has copied
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("reads", ["", "delta_mean ssm_B"])
-@pytest.mark.parametrize("width", [24, 32])
-def test_several_blocks_as_one_operator(calls, dtype, width, reads):
-    mixers = [cast(make_weights(width=width), dtype) for _ in range(3)]
-    blocks = [BlockWeights(torch.rand(width).to(dtype) + 0.5, 1e-5, mixer) for mixer in mixers]
-    x, residual = torch.randn(3, 19, width).to(dtype), torch.randn(3, 19, width)
-    names = reads.split()
-    out, total, signals = fused.run_as_operator(x, residual, blocks, names, None)
-    for block in blocks:
-        x, residual, expected = fused.run_block(x, residual, block, frozenset(names))
-    # Between single blocks 16 bits are rounded, and between the steps of a single one they need not be.
-    bound = 0 if dtype == torch.float32 else 4 * SCAN_VALUES[dtype]
-    assert rms_error(out, x) <= bound and rms_error(total, residual) <= bound
-    for name in names:
-        assert rms_error(getattr(signals, name), getattr(expected, name)) <= bound
-    flat = [
-        weight for norm, _, mixer in blocks for weight in (norm, mixer.in_proj, mixer.out_proj, *fused._flatten(mixer))
-    ]
-    arguments = (*torch.randn(2, 3, 19, width), [w.float() for w in flat], 2, 1e-5, True, reads)
-    torch.library.opcheck(torch.ops.mtrkit.blocks.default, arguments)
-
-
-@torch.no_grad()
 def test_a_norm_that_does_not_fit_is_refused(calls):
     norm, tokens = RMSNorm(24), torch.randn(2, 5, 24)
     for x, residual in ((tokens, tokens[:, :1]), (tokens[..., :20], tokens[..., :20])):
