@@ -248,7 +248,7 @@ class BlockEnd(NamedTuple):
     """From mixer output, the sum before its norm, and the signals to what the next block is given."""
 
     append: Callable[[Any, Tensor, Tensor, Signals], tuple[Tensor, Any] | None] | None = None
-    """The same as jobs of a chain in which these tensors are not written yet; ``None``: run it first, then follow."""
+    """The same as jobs of a chain: the tensors have no values until it runs. ``None``: run the chain, then follow."""
 
 
 class Stage(NamedTuple):

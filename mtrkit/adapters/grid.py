@@ -1,6 +1,6 @@
 """Where the patches of an image are: in the sequence of tokens, and in the picture.
 
-The picture of a clip is the strip of its frames, side by side; where a patch covers several, of the first of each.
+The picture of a clip is the strip of its frames, side by side. If a patch covers several frames, they count as one.
 """
 
 from dataclasses import dataclass

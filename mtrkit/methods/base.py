@@ -106,8 +106,8 @@ class Method:
         source: Paper.
         on_attention: Options whose default differs on models whose blocks are attention and MLP.
         layers: Where it reduces by default; ``None``: as the others do.
-        append: ``decide`` as jobs of a chain, in which what it is given is not written yet; ``None``: there is no such
-            form, or not with these options.
+        append: The same decision as jobs of a chain. The tensors that it is given have no values until the chain runs.
+            It returns ``None`` if it cannot serve these options. ``None``: the method has no such form.
     """
 
     name: str

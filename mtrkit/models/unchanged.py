@@ -16,7 +16,7 @@ _FACTS = (type, Tensor.data_ptr, Tensor.is_contiguous, Tensor.is_neg, attrgetter
 class Unchanged:
     """A module and all inside of it: classes, attributes, parts, and where parameters and buffers lie.
 
-    What the memory of these holds may change, and one may become another one in the same place.
+    Values may change, and a tensor may be replaced by another one at the same address.
 
     Args:
         module: As it is, without hooks.

@@ -31,7 +31,7 @@ class Chain:
         self._held.append(held)
 
     def memory(self, name: str, shape: Sequence[int]) -> Tensor:
-        """Floats of this shape, in the place of those that had the name before, whose last reader has been added."""
+        """Memory for floats of this shape. The next call with this name reuses it: add all jobs that read it before."""
         count, kept = math.prod(shape), self._memory.get(name)
         if kept is None or kept.numel() < count:
             kept = self._memory[name] = torch.empty(count, dtype=torch.float32, device="cpu")

@@ -111,7 +111,7 @@ def _append(
 ) -> Appended:
     """See :func:`mix`; a mixer of the same sizes that runs ``before`` lends its memory."""
     hidden = dense(hidden)
-    if before is not None and before.weights.shapes is weights.shapes and before.sizes[:2] == hidden.shape[:2]:
+    if before is not None and before.weights.shapes is weights.shapes:  # it has had as many tokens
         sizes, out, projected, (memory, between) = before.sizes, before.out, before.projected, before.space
     else:
         sizes, shapes, counts = _layout(torch.get_num_threads(), hidden.shape, weights.shapes)

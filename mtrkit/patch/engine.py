@@ -370,7 +370,7 @@ class TwoTensorBlock(PatchedBlock):
         return end._replace(append=partial(self._append, stream)) if self._may_append(call) else end
 
     def _may_append(self, call: MixerCall) -> bool:
-        """Whether all that happens behind the block may be jobs of a chain: nobody looks, and numbers are known."""
+        """Whether all steps behind the block can be jobs of a chain: nothing needs values before it runs."""
         reduction = self.reduction
         looks = reduction.observers or self.last or self.threshold is not None or reduction.plan.shape.frames > 1
         plain = reduction.config.alignment == "carry" and reduction.config.lengths in ("one", "sizes")
@@ -379,7 +379,7 @@ class TwoTensorBlock(PatchedBlock):
     def _append(
         self, stream: ReducedStream | None, chain: Chain, hidden: Tensor, inner: Tensor, signals: Signals
     ) -> tuple[Tensor, ReducedStream] | None:
-        """:meth:`_follow` as jobs of a chain, in which what is given is not written yet; ``None`` if that cannot be."""
+        """:meth:`_follow` as jobs of a chain: the tensors have no values until it runs. ``None``: call that instead."""
         stream = open_stream(inner) if stream is None else stream.updated(residual=inner)
         began_with, append = stream.slot.shape[1], self.reduction.method.append
         num_kept = self.reduction.plan.num_kept(self.index, began_with)
