@@ -47,7 +47,6 @@ def load(kind: str, path: Path, threads: int) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # or it slows down who is timed next
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"input": images.numpy()})
 
@@ -72,10 +71,16 @@ def export_all(model: nn.Module, kinds: list[str], images: Tensor, threads: int)
 
 @torch.no_grad()
 def times(runs: dict[str, Run], images: Tensor, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every runtime in every round, after one that does not count."""
+    """Seconds of every runtime in every round, after one that does not count.
+
+    Threads of onnxruntime look for new work for a while after a run, which would slow down who comes next: so there is
+    a pause, and a run of one image by which the caches and the runtime's own threads are awake again.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
+            time.sleep(0.2)
+            run(images[:1])
             start = time.perf_counter()
             run(images)
             if number:

@@ -96,18 +96,23 @@ def scan_as_operator(scan: Scan) -> tuple[Tensor, Tensor]:
 
 
 def _scan(scan: Scan, run: Recurrence) -> tuple[Tensor, Tensor]:
+    """Everything but the recurrence is computed on rows (batch, L, E), as the products in front of and behind it are.
+
+    From there to the recurrence's order, time first, whole rows are moved; from (batch, E, L) it would be single
+    numbers, which takes runtimes a tenth of their time.
+    """
     dtype, groups = torch.promote_types(scan.u.dtype, torch.float32), scan.B.shape[1]
-    u, step = _as(scan.u, dtype), _as(scan.delta, dtype)
-    step = step if scan.bias is None else step + _as(scan.bias, dtype)[:, None]
+    u, step = _as(scan.u, dtype).transpose(1, 2), _as(scan.delta, dtype).transpose(1, 2)
+    step = step if scan.bias is None else step + _as(scan.bias, dtype)
     step = F.softplus(step) if scan.softplus else step
     A = _as(scan.A, dtype).unflatten(0, (groups, -1)).transpose(1, 2)
-    wide = (part.movedim(-1, 0).unflatten(2, (groups, 1, -1)) for part in (step, step * u))
+    wide = (part.transpose(0, 1).unflatten(2, (groups, 1, -1)) for part in (step, step * u))
     B, C = (_as(part, dtype).movedim(-1, 0) for part in (scan.B, scan.C))
     y, last = run(next(wide), next(wide), A, B.unsqueeze(-1), C.unsqueeze(-2), scan.reverse)
-    y = y.flatten(2).permute(1, 2, 0)
-    y = y if scan.D is None else y + _as(scan.D, dtype)[:, None] * u
-    y = y if scan.z is None else y * F.silu(_as(scan.z, dtype))
-    return _as(y, scan.u.dtype), last.transpose(2, 3).flatten(1, 2)
+    y = y.flatten(2).transpose(0, 1)
+    y = y if scan.D is None else y + _as(scan.D, dtype) * u
+    y = y if scan.z is None else y * F.silu(_as(scan.z, dtype).transpose(1, 2))
+    return _as(y, scan.u.dtype).transpose(1, 2), last.transpose(2, 3).flatten(1, 2)
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
