@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtrkit.adapters import find_host
-from mtrkit.errors import ExportError, InputError, UnsupportedModelError
+from mtrkit.errors import ExportError, InputError
+from mtrkit.exporting.texts import scanned_by_mtrkit
 from mtrkit.scan import use_scan_backend
 
-MOST_TOKENS = 64  # of texts, as the classes of language models write every step of a text into the graph
 _STANDARD = ("aten", "prims")  # namespaces of operators that torch has without any package
 
 
@@ -52,19 +51,6 @@ def check_model(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         )
     if any(x.device.type != "cpu" for x in tensors):
         raise ExportError(f"{type(model).__name__} or its input is not on a CPU; call model.cpu() and export that")
-    if reads_texts(model) and inputs[0].dim() > 1 and inputs[0].shape[1] > MOST_TOKENS:
-        raise ExportError(
-            f"{type(model).__name__} was given texts of {inputs[0].shape[1]} tokens, which its own code takes singly, "
-            f"so the graph would grow with the text; give at most {MOST_TOKENS} tokens"
-        )
-
-
-def reads_texts(model: nn.Module) -> bool:
-    """Whether the model, or the one inside of it, is a language model that mtrkit knows."""
-    try:
-        return find_host(model)[1].any_length
-    except UnsupportedModelError:
-        return False
 
 
 def at_least_two(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -85,7 +71,7 @@ def capture(model: nn.Module, inputs: tuple[Tensor, ...], backend: str) -> torch
     """
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     try:
-        with torch.no_grad(), use_scan_backend(backend):
+        with torch.no_grad(), use_scan_backend(backend), scanned_by_mtrkit(model):
             return torch.export.export(
                 Answers(model), at_least_two(inputs), dynamic_shapes=(tuple({0: batch} for _ in inputs),), strict=False
             )

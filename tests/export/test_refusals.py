@@ -100,11 +100,3 @@ def test_missing_packages(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ExportError, match=r'onnxscript; run: pip install "mtrkit\[export\]"'):
         mtrkit.export(vim(), tmp_path / "model.onnx", IMAGES)
-
-
-def test_long_texts(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    config = transformers.MambaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, state_size=2)
-    model = transformers.MambaForCausalLM(config).eval()
-    with pytest.raises(ExportError, match="texts of 65 tokens"):
-        mtrkit.export(model, tmp_path / "model.pt2", torch.zeros(2, 65, dtype=torch.int64))
