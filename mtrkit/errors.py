@@ -36,7 +36,15 @@ class StreamError(MtrkitError, AttributeError):
 
 
 class BackendError(MtrkitError, RuntimeError):
-    """The scan backend that was asked for cannot run here; the message says why."""
+    """The scan backend that was asked for cannot run here; the message says why.
+
+    Attributes:
+        reason: The same without what to do.
+    """
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = message if reason is None else reason
 
 
 class CheckpointError(MtrkitError, RuntimeError):

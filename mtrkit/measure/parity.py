@@ -48,7 +48,7 @@ def check_backend(
     try:
         found = _run(name, [x.to(device) for x in inputs], reverse)
     except BackendError as error:
-        return str(error)
+        return error.reason
     errors = [_error(x, y) for x, y in zip(found, truth, strict=True)]
     return Parity(errors[0], max(errors[1:]), BOUNDS[dtype])
 

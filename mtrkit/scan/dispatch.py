@@ -167,7 +167,7 @@ def _chosen(name: str, device: str, dtype: torch.dtype) -> str:
     _require_available(backend)
     refusal = backend.refuses(device, dtype)
     if refusal:
-        raise BackendError(f'scan backend {name!r} cannot run here: {refusal}; use backend="auto"')
+        raise _refused(backend, refusal)
     return name
 
 
@@ -184,4 +184,8 @@ def _may_choose(backend: Backend, device: str) -> bool:
 def _require_available(backend: Backend) -> None:
     available, reason = backend.status()
     if not available:
-        raise BackendError(f'scan backend {backend.name!r} cannot run here: {reason}; use backend="auto"')
+        raise _refused(backend, reason)
+
+
+def _refused(backend: Backend, reason: str) -> BackendError:
+    return BackendError(f'scan backend {backend.name!r} cannot run here: {reason}; use backend="auto"', reason)
