@@ -243,8 +243,10 @@ def test_triton_takes_no_cpu_tensors_outside_of_its_interpreter(with_triton, mon
 def test_triton_says_why_it_cannot_run():
     available, reason = triton.BACKEND.status()
     assert not available and reason == "it needs a GPU, and torch sees none"
-    with pytest.raises(BackendError, match="cannot run here: it needs a GPU"), use_scan_backend("triton"):
+    message = r'cannot run here: it needs a GPU, and torch sees none; use backend="auto"'
+    with pytest.raises(BackendError, match=message) as error, use_scan_backend("triton"):
         pass
+    assert error.value.reason == reason
 
 
 @pytest.mark.parametrize(
