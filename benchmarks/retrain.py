@@ -11,6 +11,7 @@ is made of what is there.
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 
 import torch
@@ -78,9 +79,9 @@ def right(model: torch.nn.Module, images: ImageSet) -> torch.Tensor:
 
 
 def minutes(log: Path) -> float:
-    """That the steps of a run took, reading of images included, measuring and saving not."""
-    size = int(RECIPE["--batch-size"])
-    return sum(size / row["images_per_s"] for row in read_curve(log)) / 60
+    """Of its steps at their median speed, reading of images included, measuring, saving and interruptions not."""
+    speeds = [row["images_per_s"] for row in read_curve(log)]
+    return len(speeds) * int(RECIPE["--batch-size"]) / statistics.median(speeds) / 60
 
 
 def train(args: argparse.Namespace, name: str, method: str, ratio: float) -> tuple[Path, float]:
@@ -187,8 +188,9 @@ def write(args: argparse.Namespace, count: int, lines: list[tuple[str, list[str]
         f"# Re-training `{args.model}`",
         "",
         f"Top-1 on {count} test images, the difference from the dense model in points with its paired 95 %",
-        "interval, and for how many epochs of 48 000 training images, and how many minutes, it was trained. At 0.6 all",
-        "reduce after blocks 2, 4, 6 and 8. The last three rows have no ratio. What has a dash was not run.",
+        "interval, and for how many epochs of 48 000 training images, and how many minutes at the run's median speed,",
+        "it was trained. At 0.6 all reduce after blocks 2, 4, 6 and 8. The last three rows have no ratio. What has a",
+        "dash was not run.",
         "Made by",
         f"`{how}`.",
         "",
