@@ -137,12 +137,17 @@ class PatchEmbed(nn.Module):
 
     def set_input_size(self, img_size: Size) -> None:
         """Take images of another height and width from now on; ``grid_size`` and ``num_patches`` follow."""
+        height, width = self.check_img_size(img_size)
+        self._say_what_is_cut(height, width)
+        self.img_size = (height, width)
+        self.grid_size = self.grid_of(height, width)
+
+    def check_img_size(self, img_size: Size) -> tuple[int, int]:
+        """Height and width, or :class:`OptionError` if there is no patch in it."""
         height, width = pair(img_size)
         if height < self.patch_size[0] or width < self.patch_size[1]:
             raise OptionError(f"img_size={height}x{width} is smaller than one patch of {self.patch_size}")
-        self.img_size = (height, width)
-        self.grid_size = self.grid_of(height, width)
-        self._say_what_is_cut(height, width)
+        return height, width
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the patches of an image of this size."""

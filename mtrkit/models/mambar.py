@@ -3,6 +3,7 @@
 Source: Wang et al., "Mamba-R: Vision Mamba ALSO Needs Registers", arXiv:2405.14858.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -35,6 +36,9 @@ class MambaReg(VisionMamba):
             raise OptionError(
                 f"num_registers={num_registers} must be 1 or more, and reduce={reduce} a divisor of the width {width}"
             )
+        place = options.get("class_token", "none")
+        if place != "none":
+            raise OptionError(f"class_token={place!r}: a Mamba-Reg has registers in its place; leave class_token out")
         self.num_registers, self.reduce = num_registers, reduce
         super().__init__(**({"class_token": "none"} | options))
         self._check_places(self.patch_embed.num_patches, OptionError)
@@ -62,8 +66,8 @@ class MambaReg(VisionMamba):
 
     def set_input_size(self, img_size: Any) -> None:
         """Take images of another height and width from now on; patch positions are interpolated."""
+        self._check_places(math.prod(self.patch_embed.grid_of(*self.patch_embed.check_img_size(img_size))), OptionError)
         super().set_input_size(img_size)
-        self._check_places(self.patch_embed.num_patches, OptionError)
 
     def adapt_state_dict(self, state: dict[str, Tensor], fit: Fit | None = None) -> dict[str, Tensor]:
         """Interpolate patch positions made for another grid; the registers have none to interpolate.

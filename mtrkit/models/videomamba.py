@@ -56,6 +56,7 @@ class ClipEmbed(PatchEmbed):
 
     def set_input_size(self, img_size: Size, num_frames: int | None = None) -> None:
         """Take clips of another size, and of another length if it is given."""
+        self.check_img_size(img_size)  # before anything changes
         if num_frames is not None:
             self._set_frames(num_frames)
         super().set_input_size(img_size)
@@ -107,11 +108,17 @@ class VideoMamba(VisionMamba):
             ``dynamic_img_size=True`` takes every length.
         tubelet_size: Frames that one patch covers.
         **options: As of :class:`VisionMamba`.
+
+    Raises:
+        OptionError: A class token elsewhere, or a value out of range.
     """
 
     patch_embed: ClipEmbed
 
     def __init__(self, num_frames: int = 8, tubelet_size: int = 1, **options: Any) -> None:
+        place = options.get("class_token", "front")
+        if place != "front":
+            raise OptionError(f"class_token={place!r}: a VideoMamba of clips has it in front; leave class_token out")
         defaults: dict[str, Any] = {"class_token": "front", "halve": False}
         embed = partial(ClipEmbed, num_frames=num_frames, tubelet_size=tubelet_size)
         super().__init__(**(defaults | options), embed_layer=embed)
@@ -123,6 +130,7 @@ class VideoMamba(VisionMamba):
 
         ``pos_embed`` and ``temporal_pos_embedding`` become other parameters if their shapes change.
         """
+        self.patch_embed.check_img_size(img_size)
         self.patch_embed.set_input_size(self.patch_embed.img_size, num_frames)
         super().set_input_size(img_size)
         table = self.temporal_pos_embedding

@@ -80,7 +80,21 @@ def test_registers_are_protected_image_by_image():
         assert set(model.places) <= set(sample)
 
 
+def test_a_size_that_is_refused_changes_nothing():
+    model = small(num_registers=12)
+    images, before = torch.randn(1, 3, 32, 32), model.state_dict()
+    with torch.no_grad():
+        answer = model(images)
+        for size in (8, 1):
+            with pytest.raises(OptionError):
+                model.set_input_size(size)
+        assert torch.equal(model(images), answer)
+    assert all(value is before[name] or torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_what_cannot_be():
+    with pytest.raises(OptionError, match="registers in its place; leave class_token out"):
+        small(class_token="middle")
     with pytest.raises(OptionError, match="more patches"):
         small(num_registers=64)
     with pytest.raises(OptionError, match="divisor"):

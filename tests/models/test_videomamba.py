@@ -146,7 +146,20 @@ def test_published_reduction_of_kinetics(tokens_left, r):
     assert mtrkit.reduction_info(model).tokens[-1] == tokens_left
 
 
+def test_a_size_that_is_refused_changes_nothing():
+    model = small()
+    clips = torch.randn(1, *model.patch_embed.input_size)
+    with torch.no_grad():
+        answer = model(clips)
+        with pytest.raises(OptionError, match="smaller than one patch"):
+            model.set_input_size(1, num_frames=2 * model.patch_embed.num_frames)
+        assert torch.equal(model(clips), answer)
+
+
 def test_mistakes():
+    for place in ("middle", "none"):
+        with pytest.raises(OptionError, match="has it in front; leave class_token out"):
+            small(class_token=place)
     with pytest.raises(OptionError, match="no option frames"):
         mtrkit.create_model("videomamba_tiny_patch16_224_f8", frames=16)
     with pytest.raises(OptionError, match="multiple of tubelet_size"):
