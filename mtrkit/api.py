@@ -318,13 +318,12 @@ class Amount(NamedTuple):
     threshold: float | Sequence[float] | None = None
 
     def check(self, layers: Sequence[int] | Placement | None) -> None:
-        """Raise :class:`OptionError` if it is said twice; r and tokens go before a ratio."""
+        """Raise :class:`OptionError` if it is said twice."""
         if self.tokens is not None and (self.r is not None or layers is not None):
             raise OptionError("tokens says what every block keeps; give it without r and without layers")
-        beside = {"ratio": self.ratio, "tokens": self.tokens, "r": self.r}
-        given = [name for name, value in beside.items() if value is not None]
-        if self.threshold is not None and given:
-            raise OptionError(f"threshold and {given[0]} both say how many tokens leave; give one")
+        given = [name for name, value in self._asdict().items() if value is not None]
+        if len(given) > 1:
+            raise OptionError(f"{given[0]} and {given[1]} both say how many tokens leave; give one")
 
     @property
     def wanted_ratio(self) -> float | None:

@@ -125,8 +125,10 @@ def test_a_lost_stream_is_seen_at_any_length():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"threshold": 0.9, "ratio": 0.3}, "threshold and ratio both say"),
-        ({"threshold": 0.9, "r": 3}, "threshold and r both say"),
+        ({"threshold": 0.9, "ratio": 0.3}, "ratio and threshold both say"),
+        ({"threshold": 0.9, "r": 3}, "r and threshold both say"),
+        ({"ratio": 0.3, "r": 3}, "ratio and r both say"),
+        ({"ratio": 0.3, "tokens": [17] * 6}, "ratio and tokens both say"),
         ({"threshold": [0.9, 0.8], "layers": LAYERS}, r"one number for each of the layers \[2, 3, 4\]"),
         ({"threshold": float("nan")}, "one number for each of the layers"),
         ({"threshold": "high"}, "must be a number"),
@@ -171,3 +173,17 @@ def test_thresholds_reach_the_ratio_on_other_images_of_the_kind():
         mtrkit.find_thresholds(model, IMAGES, 0)
     with pytest.raises(InputError, match="at least 20 images"):
         mtrkit.find_thresholds(model, IMAGES[:5])
+
+
+def test_a_trace_keeps_passes_apart_of_which_some_reduce_nowhere():
+    """Plain images lose tokens everywhere, noise nowhere: the latter's trace is not the former's."""
+    model = mtrkit.apply_reduction(FAMILIES["vim"](), "runs", threshold=0.9, layers=LAYERS)
+    alike, noise = torch.full((2, 3, 32, 32), 100.0), 3 * IMAGES[:3]
+    with torch.no_grad(), mtrkit.trace_reduction(model) as trace:
+        model(alike)
+        some = [stage.layer for stage in trace.latest]
+        model(noise)
+        assert some == LAYERS and not trace.latest
+        assert torch.equal(trace.slot, torch.arange(trace.num_tokens).expand(3, -1))
+        model(alike)
+        assert [stage.layer for stage in trace.latest] == some and len(trace.stages) == 2 * len(some)

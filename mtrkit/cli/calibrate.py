@@ -19,7 +19,7 @@ from mtrkit.cli.console import Output
 from mtrkit.cli.files import check_target
 from mtrkit.cli.inputs import add_preprocessing, preprocess_from
 from mtrkit.cli.loading import load_model
-from mtrkit.cli.options import add_data, add_model, add_reduction, add_running, options_of, resolve_running
+from mtrkit.cli.options import add_data, add_model, add_reduction, add_running, options_of, ratios, resolve_running
 from mtrkit.cli.parsing import positive, whole
 from mtrkit.errors import OptionError
 from mtrkit.measure import ImageSet, Precision, batches, open_data, takes_clips
@@ -53,8 +53,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, processes: Processes) -> int:
     check_target(args.out, (".safetensors",), "calibrations")
-    if not 0 < args.ratio < 1:
-        raise OptionError(f"--ratio is the share of FLOPs to remove, above 0 and below 1, not {args.ratio:g}")
+    ratio = ratios(args)[0]
+    if not 0 < ratio < 1:
+        raise OptionError(f"--ratio is the share of FLOPs to remove, above 0 and below 1, not {ratio:g}")
     device, precision = resolve_running(args), Precision(args.dtype)
     model = precision.cast(load_model(args, device))
     images = open_data(args.data, model).spread(args.limit)
@@ -63,7 +64,7 @@ def _run(args: argparse.Namespace, processes: Processes) -> int:
         found = calibrate(
             model,
             inputs,
-            args.ratio,
+            ratio,
             method=args.method.name,
             batch_size=args.batch_size,
             seed=args.seed,

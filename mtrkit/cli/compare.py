@@ -12,7 +12,7 @@ import importlib.util
 from pathlib import Path
 
 from mtrkit.cli.console import Output
-from mtrkit.cli.files import PAGES, PLOTS, add_page, check_target, save_page
+from mtrkit.cli.files import PAGES, PLOTS, TABLE_MARK, add_page, check_target, save_page
 from mtrkit.cli.loading import build, check_checkpoint
 from mtrkit.cli.measuring import add_measuring, evaluation_from, measure_with_progress
 from mtrkit.cli.options import add_calibrations, add_data, add_reduction, ratios, resolve_running
@@ -20,7 +20,7 @@ from mtrkit.cli.parsing import positive
 from mtrkit.cli.plots import page_of, plot_flops, plot_speed
 from mtrkit.errors import OptionError
 from mtrkit.measure import Precision
-from mtrkit.measure.candidates import DENSE, ModelChoice, candidates
+from mtrkit.measure.candidates import DENSE, ModelChoice, calibrated_names, candidates
 from mtrkit.measure.evaluation import Reference
 from mtrkit.measure.processes import Processes, joined
 from mtrkit.measure.report import as_markdown, caption, differences, table, tables_by_amount
@@ -100,8 +100,9 @@ def _check(args: argparse.Namespace) -> None:
     """Find mistakes in what is read and written before anything is measured or fetched."""
     for choice in args.model:
         check_checkpoint(choice.weights, choice.name)
-    known = [DENSE, *(method.text for method in args.method)]
-    if args.against not in (None, *known) and not args.calibration:
+    fitted = calibrated_names([Calibration.load(path) for path in args.calibration])
+    known = [DENSE, *(method.text for method in args.method), *fitted]
+    if args.against not in (None, *known):
         raise OptionError(f"--against {args.against} is not among what is compared: {', '.join(known)}")
     if (args.plot or args.speed_plot) and importlib.util.find_spec("matplotlib") is None:
         raise OptionError("plots need matplotlib: pip install 'mtrkit[vis]'")
@@ -130,7 +131,7 @@ def _write(args: argparse.Namespace, rows: list[Row], against: str) -> None:
     """The files that were asked for."""
     if args.table:
         columns, cells = table(rows, against)
-        head = f"## {args.title}\n\n" if args.title else ""
+        head = f"{TABLE_MARK}\n\n" + (f"## {args.title}\n\n" if args.title else "")
         text = head + as_markdown(columns, cells) + f"\n{caption(rows, against, args.command_line)}\n"
         args.table.write_text(text, encoding="utf-8", errors="backslashreplace")
     if args.plot:

@@ -18,7 +18,7 @@ PAGES = (".html", ".htm")
 PLOTS = (".png", ".svg")
 
 _SOFTWARE = 0x0131  # a tag of EXIF
-_MAKERS = ("mtrkit", "Matplotlib")
+TABLE_MARK = "<!-- written by mtrkit -->"
 _START = 1 << 16  # bytes, in which a file says who made it
 
 
@@ -90,7 +90,7 @@ def _picture_is_ours(path: Path) -> bool:
     with Image.open(path) as image:
         comment = image.info.get("comment", b"")
         maker = image.info.get("Software") or image.getexif().get(_SOFTWARE) or comment.decode(errors="replace")
-    return str(maker).startswith(_MAKERS) or path.name.startswith("mtrkit")
+    return str(maker).startswith("mtrkit")
 
 
 def _archive_is_ours(path: Path) -> bool:
@@ -120,8 +120,8 @@ def _onnx_is_ours(path: Path) -> bool:
 _MARKS: dict[str, Callable[[Path], bool]] = {
     **dict.fromkeys((*PICTURES, *ANIMATIONS), _picture_is_ours),
     **dict.fromkeys(PAGES, _holds(b'<meta name="generator" content="mtrkit">')),
-    ".svg": _holds(b"Matplotlib"),
-    ".md": _holds(b"\n    mtrkit "),  # the command, which stands below a table
+    ".svg": _holds(b"<dc:title>mtrkit</dc:title>"),
+    ".md": _holds(TABLE_MARK.encode()),
     ".safetensors": _holds(b'"mtrkit_calibration"'),
     ".pt2": _archive_is_ours,
     ".onnx": _onnx_is_ours,

@@ -12,11 +12,11 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mtrkit.api import apply_reduction, reduction_info
+from mtrkit.api import reduction_info
 from mtrkit.cli.console import Output
 from mtrkit.cli.inputs import add_views, preprocess_from
 from mtrkit.cli.loading import load_model, reduce_model
-from mtrkit.cli.options import add_data, add_model, add_reduction, add_threads, options_of
+from mtrkit.cli.options import add_data, add_model, add_reduction, add_threads, amount, options_of
 from mtrkit.cli.parsing import positive, whole
 from mtrkit.errors import OptionError
 from mtrkit.measure import open_data
@@ -140,18 +140,18 @@ def _to_train(args: argparse.Namespace, recipe: "Recipe") -> tuple[Any, Any]:
     model = load_model(args)
     if args.checkpointing:
         cast(Any, model).set_grad_checkpointing(True)
-    options = options_of(args, args.method)
     if _trains_choices(args):
+        options = options_of(args, args.method)
         if recipe.distill:
             raise OptionError(f"{DYVM}'s loss has a teacher of its own; leave out --distill and --teacher")
+        if args.ratio is not None or args.r is not None:
+            raise OptionError(f"{DYVM} says how much by keep and block_target; leave out --ratio and --r")
         teacher = copy.deepcopy(model)
         try:
             return DyVMTraining(model, **options), DyVMObjective(teacher)
         except TypeError as error:
             raise OptionError(f"{DYVM} takes keep, block_target, layers and noise, or checkpoint ({error})") from error
-    if args.method.name == DYVM:
-        apply_reduction(model, DYVM, **options)
-    elif args.ratio or args.r is not None:
+    if amount(args, args.method) != {"ratio": 0}:
         reduce_model(model, args.method, args)
     return model, CrossEntropy.for_model(model, recipe)
 
@@ -174,6 +174,8 @@ def _prepare(args: argparse.Namespace) -> tuple[Any, "Recipe", Any]:
 
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise OptionError("--device cuda cannot be used here (torch sees no GPU); see `mtrkit doctor`")
     given = {name: getattr(args, name) for name in HELP if getattr(args, name) is not None}
     if given.get("auto_augment") == "none":
         given["auto_augment"] = None

@@ -114,10 +114,8 @@ def _check_all(args: argparse.Namespace, model: nn.Module, reduced: bool) -> Non
 def _check_reductions(args: argparse.Namespace, model: nn.Module) -> None:
     given = vars(args)
     removed, thresholds = _listed(given.get("r")), _listed(given.get("threshold"))
-    single = isinstance(args.ratio, float)
-    wanted = ([] if removed or thresholds else [args.ratio]) if single else ratios(args)
     methods = [method for method in _listed(args.method) if method.name != DYVM.name]  # that is trained, not applied
-    candidates(model, methods, wanted, args.layers, dict(args.option), removed, thresholds=thresholds)
+    candidates(model, methods, ratios(args), args.layers, dict(args.option), removed, thresholds=thresholds)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -133,4 +131,4 @@ def count_parameters(model: nn.Module) -> str:
 
 def reduce_model(model: nn.Module, method: MethodChoice, args: argparse.Namespace) -> None:
     """Apply one method, to the one amount that the arguments ask for."""
-    apply_reduction(model, method.name, **(options_of(args, method) | amount(args)))
+    apply_reduction(model, method.name, **(options_of(args, method) | amount(args, method)))

@@ -9,7 +9,7 @@ import torch
 
 from mtrkit.cli.parsing import Layers, checkpoint, device, input_size, layers, method, option, positive, threshold
 from mtrkit.errors import OptionError
-from mtrkit.measure.candidates import MethodChoice
+from mtrkit.measure.candidates import MethodChoice, own_amount
 from mtrkit.measure.images import BUNDLED
 from mtrkit.measure.precision import PRECISIONS
 
@@ -123,7 +123,6 @@ def add_ratio(parser: argparse.ArgumentParser, ratio: Sequence[float], many: boo
         "--ratio",
         nargs="+" if many else None,
         type=float,
-        default=None if many else ratio[0],
         help=f"share of the FLOPs to remove, in [0, 1) (default: {shown})",
     )
     parser.set_defaults(usual_ratios=list(ratio))
@@ -157,16 +156,24 @@ def _add_thresholds(parser: argparse.ArgumentParser, many: bool) -> None:
 def ratios(args: argparse.Namespace) -> list[float]:
     """The ratios that are meant: those given; without them the usual ones, or none beside --r and --threshold."""
     if args.ratio is not None:
-        return list(args.ratio)
+        return list(args.ratio) if isinstance(args.ratio, list) else [args.ratio]
     given = vars(args)
     return [0.0] if given.get("r") or given.get("threshold") else list(args.usual_ratios)
 
 
-def amount(args: argparse.Namespace) -> dict[str, Any]:
-    """The one amount that is meant, as ``apply_reduction`` takes it."""
-    given = {name: vars(args).get(name) for name in ("r", "threshold")}
+def amount(args: argparse.Namespace, chosen: MethodChoice) -> dict[str, Any]:
+    """The one amount that is meant, as ``apply_reduction`` takes it; nothing if the method's options say it.
+
+    Raises:
+        OptionError: It is said here and there.
+    """
+    given = {name: vars(args).get(name) for name in ("ratio", "r", "threshold")}
     found = {name: value for name, value in given.items() if value is not None}
-    return found or {"ratio": args.ratio}
+    own = own_amount(options_of(args, chosen))
+    if found and own:
+        said, of_method = next(iter(found)), next(iter(own))
+        raise OptionError(f"--{said} and {of_method}= of {chosen.name!r} both say how much to remove; give one")
+    return found or ({} if own else {"ratio": args.usual_ratios[0]})
 
 
 def options_of(args: argparse.Namespace, chosen: MethodChoice) -> dict[str, Any]:

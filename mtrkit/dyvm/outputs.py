@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrkit.adapters import find_host
+from mtrkit.api import reduction_disabled
 from mtrkit.ops import stream_tokens
 from mtrkit.types import ReducedStream
 
@@ -42,12 +43,13 @@ class TeacherOutputs(NamedTuple):
 
 @torch.no_grad()
 def teacher_outputs(model: nn.Module, images: Tensor) -> TeacherOutputs:
-    """Run a teacher, which is a frozen copy of the model from before training, in eval mode and without a reduction."""
+    """Run a teacher, a frozen copy of the model from before training, in eval mode; its reduction does not count."""
     host, adapter = find_host(model)
     seen: list[tuple[Tensor, Tensor]] = []
     hook = adapter.blocks(host)[-1].register_forward_hook(lambda block, inputs, found: seen.append(found))
     try:
-        logits = model(images)
+        with reduction_disabled(model):
+            logits = model(images)
     finally:
         hook.remove()
     return TeacherOutputs(logits, patch_features(host, *seen[-1]))

@@ -10,15 +10,20 @@ import torch
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """All three random states from these numbers alone inside, and as they were afterwards."""
-    state = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    """All random states from these numbers alone inside, that of a GPU in use too, and as they were afterwards."""
+    generators = [torch.random.default_generator]
+    if torch.cuda.is_initialized():
+        generators.append(torch.cuda.default_generators[torch.cuda.current_device()])
+    state = random.getstate(), np.random.get_state(), [generator.get_state() for generator in generators]
     words = np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(3)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))
-    torch.random.default_generator.manual_seed(int(words[2]))
+    for generator in generators:
+        generator.manual_seed(int(words[2]))
     try:
         yield
     finally:
         random.setstate(state[0])
         np.random.set_state(state[1])
-        torch.random.set_rng_state(state[2])
+        for generator, before in zip(generators, state[2], strict=True):
+            generator.set_state(before)

@@ -1,5 +1,6 @@
 """What a run would be and take, before it is begun."""
 
+import copy
 import statistics
 import time
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ class Estimate:
         per_pass: Images.
         tokens: That enter each block of the model, or ``None`` for one that is not reduced.
         gflops: Of one forward pass of one image.
-        bytes: Weights, gradients, the optimiser's state, and the average if there is one, per process; on a GPU the
-            largest allocation of a pass beside them.
+        bytes: The peak of a pass with weights and gradients, the optimiser's state, and the average and the teacher if
+            there are any, per process.
         minutes: From passes that were timed; reading images is not in it.
     """
 
@@ -86,7 +87,7 @@ def estimate(
         per_pass=per_pass,
         tokens=None if info is None else (info.num_tokens, *info.tokens[:-1]),
         gflops=(count_flops(model) if info is None else info.flops_reduced).gflops,
-        bytes=memory + _weights(model) * (4 + (recipe.ema is not None)),
+        bytes=memory + _weights(model) * (2 + (recipe.accumulate > 1) + (recipe.ema is not None)),
         minutes=steps * recipe.accumulate * seconds / 60,
     )
 
@@ -94,9 +95,10 @@ def estimate(
 def _time_a_pass(
     model: nn.Module, objective: Objective, per_pass: int, classes: int, accelerator: Accelerator
 ) -> tuple[float, int]:
-    """Seconds of a forward and backward pass, and the most memory that it takes, weights included."""
+    """Seconds of a forward and backward pass, and the most memory that it takes, weights and gradients included."""
     device, size = accelerator.device, input_size_of(model)
-    trial = twin(model, own_buffers=True).to(device).train()
+    moves = next(model.parameters()).device != device  # a twin's weights are the model's, and would move them too
+    trial = (copy.deepcopy(model) if moves else twin(model, own_buffers=True)).to(device).train()
     images = torch.randn(per_pass, *size, device=device)
     targets = torch.full((per_pass, classes), 1 / classes, device=device)
     parameters = [parameter for parameter in trial.parameters() if parameter.requires_grad]
@@ -104,14 +106,17 @@ def _time_a_pass(
     def run() -> None:
         with accelerator.autocast():
             loss, _ = objective(trial, trial, images, targets)
-        torch.autograd.grad(loss, parameters, allow_unused=True)[0].sum().item()
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        next(gradient for gradient in found if gradient is not None).sum().item()  # waits for the device
 
     taken = []
     for _ in range(_TRIALS):
         began = time.perf_counter()
         run()
         taken.append(time.perf_counter() - began)
-    return statistics.median(taken), peak_memory(run, device, _weights(trial)) or 0
+    teacher = getattr(objective, "teacher", None)
+    held = _weights(trial) + (0 if teacher is None else _weights(teacher))
+    return statistics.median(taken), peak_memory(run, device, held) or 0
 
 
 def _weights(model: nn.Module) -> int:

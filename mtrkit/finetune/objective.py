@@ -70,4 +70,6 @@ def _dense_answers(model: nn.Module, images: Tensor) -> Tensor:
     """Logits (B, classes) without reduction, dropout and drop path."""
     with evaluating(model), reduction_disabled(model):
         answers: Tensor = model(images)
+    # Some versions of torch keep the weights that autocast has converted here, through which no gradient flows.
+    torch.clear_autocast_cache()
     return answers

@@ -2,8 +2,9 @@
 
 import json
 import math
+import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
@@ -22,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from mtrkit.api import reduction_info
 from mtrkit.dyvm import DyVMTraining
-from mtrkit.errors import CheckpointError, OptionError
+from mtrkit.errors import CheckpointError, InputError, OptionError
 from mtrkit.finetune.chance import seeded
 from mtrkit.finetune.curve import Curve
 from mtrkit.finetune.draws import BatchPlan, Draws, check_cut
@@ -35,6 +37,9 @@ from mtrkit.measure.processes import Processes
 from mtrkit.measure.progress import progress
 from mtrkit.models import VisionMamba, checkpoint_metadata, write_metadata
 from mtrkit.patch import DyVMCheckpoint, trained_parts
+
+_UNREADABLE = (OSError, SafetensorError, pickle.UnpicklingError)
+_UNWRITABLE = (OSError, SafetensorError, RuntimeError)  # torch makes a full disk a RuntimeError
 
 
 @dataclass(frozen=True)
@@ -111,9 +116,10 @@ class Run:
             return
         try:
             accelerator.load_state(str(found[-1]))
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        except (*_UNREADABLE, RuntimeError, ValueError, KeyError, EOFError) as error:
+            reason = str(error).partition("\n")[0].partition(". ")[0]  # torch's goes on to advise what is not safe
             raise CheckpointError(
-                f"{found[-1]} cannot be read ({error}); delete it, and the run goes on from the one before"
+                f"{found[-1]} cannot be read ({reason}); delete it, and the run goes on from the one before"
             ) from error
 
     def through(
@@ -205,10 +211,13 @@ class Run:
             num_workers=workers,
             pin_memory=device.type == "cuda",
         )
-        for number, (images, labels, skipped) in enumerate(loader):
+        for number, (images, labels, skipped) in enumerate(_without_traceback(loader)):
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            with seeded(self.recipe.seed, plan.steps[number // len(parts)], 1):
-                yield *self.mix(images, labels), skipped.sum()
+            step, part = plan.steps[number // len(parts)], parts[number % len(parts)]
+            with seeded(self.recipe.seed, step, 1):  # the same for all parts, which are mixed as one batch
+                mixed = self.mix(images, labels)
+            with seeded(self.recipe.seed, step, 2, part):  # what the model draws
+                yield *mixed, skipped.sum()
 
     def _accuracy(self, images: ImageSet) -> Accuracy:
         """Of the weights that would be saved now; each process takes its share of the images."""
@@ -228,7 +237,7 @@ class Run:
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 folder.keep(self.step)
-        except (OSError, RuntimeError) as error:  # torch makes a full disk a RuntimeError
+        except _UNWRITABLE as error:
             raise CheckpointError(
                 f"the checkpoint of step {self.step} cannot be written ({error}); {folder.last_good()}. Make room and "
                 "make the same call again"
@@ -246,7 +255,7 @@ class Run:
         if curve is not None:
             curve.close()
             about = self.identity | {"held-out accuracy": None if accuracy is None else str(accuracy)}
-            self._write({_own_name(name): value.detach().cpu().contiguous() for name, value in weights.items()}, about)
+            self._write({_own_name(name): _alone(value) for name, value in weights.items()}, about)
         self.accelerator.wait_for_everyone()
         self.bare.eval()
         loss = sum(self.recent) / len(self.recent) if self.recent else math.nan
@@ -262,9 +271,15 @@ class Run:
         if parts is not None:
             parts.scan_share = None  # other weights, other choices
             DyVMCheckpoint.of(model, parts).save(self.folder.added)
-        save_file(weights, self.folder.weights, {"about": json.dumps(about, default=str)})
-        if isinstance(model, VisionMamba):
-            write_metadata(self.folder.weights, checkpoint_metadata(model))
+        try:
+            save_file(weights, self.folder.weights, {"about": json.dumps(about, default=str)})
+            if isinstance(model, VisionMamba):
+                write_metadata(self.folder.weights, checkpoint_metadata(model))
+        except _UNWRITABLE as error:
+            raise CheckpointError(
+                f"{self.folder.weights} cannot be written ({error}); {self.folder.last_good()}. Make room and make the "
+                "same call again"
+            ) from error
 
     def _identity(self) -> dict[str, Any]:
         """What decides the result."""
@@ -275,10 +290,34 @@ class Run:
             "weights": weights_digest(self.bare),
             "reduction": None if info is None else str(info).partition("\n")[0] + f"; tokens {info.tokens}",
             "objective": type(self.objective).__name__,
+            "loss_weights": [getattr(self.objective, name, None) for name in ("token_weight", "block_weight")],
             "teacher": None if teacher is None else weights_digest(teacher),
             "recipe": self.recipe.as_dict(),
             "images": images.digest,
+            "skip_unreadable": self.draws.skip_unreadable,
+            "preprocess": str(self.preprocess),
+            "drop_path": _drop_path(self.bare),
+            "noise": self.bare.parts.noise if isinstance(self.bare, DyVMTraining) else None,
         }
+
+
+def _drop_path(model: nn.Module) -> float:
+    """The greatest rate of stochastic depth, of our models or timm's."""
+    paths = [vars(module) for module in model.modules() if type(module).__name__ == "DropPath"]
+    return max((path.get("rate", path.get("drop_prob")) or 0.0 for path in paths), default=0.0)
+
+
+def _alone(value: Tensor) -> Tensor:
+    """A copy on the CPU that shares nothing: a file of safetensors cannot hold tensors that do."""
+    return value.detach().cpu().contiguous().clone()
+
+
+def _without_traceback(loader: Iterable[Any]) -> Iterator[Any]:
+    """The loader's batches; an image that cannot be read is named without the history of the process that read it."""
+    try:
+        yield from loader
+    except InputError as error:
+        raise InputError(str(error).rpartition(f"{InputError.__name__}: ")[2].strip()) from None
 
 
 def _own_name(name: str) -> str:

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from timm.data import create_transform
 from torch import nn
 
-from mtrkit.errors import InputError
+from mtrkit.errors import InputError, OptionError
 from mtrkit.finetune.clips import AugmentClip
 from mtrkit.finetune.draws import Draws
 from mtrkit.finetune.folder import RunFolder
@@ -59,17 +59,38 @@ def retrain(
 
     Raises:
         InputError: The images or the folder do not fit, or an image cannot be read.
+        OptionError: The accelerator is for another precision, or accumulates by itself.
         CheckpointError: A checkpoint cannot be written or read, or the loss is not a number any more; the last good
             checkpoint is kept.
     """
     recipe = recipe or Recipe()
     accelerator = accelerator or accelerator_for(recipe)
     check_images(model, images)
+    if held_out is not None and held_out.classes != images.classes[: len(held_out.classes)]:
+        raise InputError(
+            f"the classes of the held-out images ({held_out.name}) are not those of {images.name}; labels are numbered "
+            "by sorted folder name, so both need the same folders (an empty one will do)"
+        )
+    _check_accelerator(accelerator, recipe)
     draws = Draws(images, augmentation(model, recipe), recipe, skip_unreadable)
     objective, preprocess = objective or CrossEntropy.for_model(model, recipe), preprocess or preprocess_of(model)
     run = Run(model, draws, RunFolder(out), recipe, objective, accelerator, preprocess)
     run.begin({"held_out": None if held_out is None else held_out.digest})
     return run.through(held_out, save_every, workers, tensorboard, show_progress)
+
+
+def _check_accelerator(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Raise :class:`OptionError` if it would train otherwise than the recipe says."""
+    if accelerator.mixed_precision != recipe.precision:
+        raise OptionError(
+            f"the accelerator has mixed_precision={accelerator.mixed_precision!r} and the recipe "
+            f"precision={recipe.precision!r}; make both the same"
+        )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise OptionError(
+            f"the accelerator has gradient_accumulation_steps={accelerator.gradient_accumulation_steps}; leave that "
+            "out and give the recipe accumulate=…"
+        )
 
 
 def check_images(model: nn.Module, images: ImageSet) -> None:

@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from mtrkit.api import apply_reduction, count_flops, reduction_info
+from mtrkit.api import Amount, apply_reduction, count_flops, reduction_info
+from mtrkit.errors import OptionError
 from mtrkit.measure.weights import twin
 from mtrkit.patch import Calibration, ReductionInfo
 
 DENSE = "dense"
+_AMOUNTS = (*Amount._fields, "checkpoint")  # of what is trained, which says it itself
 RANDOM = "random"  # what stands for the checkpoint of a model with random weights
 
 Threshold = float | tuple[float, ...]  # one for all layers, or one for each
@@ -106,18 +108,24 @@ def candidates(
         methods: How to reduce it.
         ratios: Shares of the FLOPs to remove.
         layers: Where, for methods that do not say. Default: that of ``apply_reduction``.
-        options: Of every method, unless it has its own. Default: none.
+        options: Of every method, unless it has its own; not how much to remove. Default: none.
         removals: Tokens per layer to remove. Default: none.
         calibrations: Reductions that were fitted to the model, each at its own ratio. Default: none.
         thresholds: Least similarities of what merges. Default: none.
     """
     dense = Candidate(method=DENSE, ratio=0.0, model=model, gflops=count_flops(model).gflops)
     amounts: list[dict[str, Any]] = [{"ratio": ratio} for ratio in dict.fromkeys(ratios) if ratio]
-    amounts += [{"r": r} for r in removals if r] + [{"threshold": least} for least in dict.fromkeys(thresholds)]
+    amounts += [{"r": r} for r in dict.fromkeys(removals) if r]
+    amounts += [{"threshold": least} for least in dict.fromkeys(thresholds)]
     wanted = {method.text: method for method in methods}.values()
     shared = {"layers": layers} | dict(options or {})
-    reduced = [_reduced(model, method, shared, amount) for method in wanted for amount in amounts]
-    return [dense, *reduced, *(_calibrated(model, calibration) for calibration in calibrations)]
+    own = own_amount(shared)
+    if own:
+        raise OptionError(f"{next(iter(own))} of every method says how much to remove; give it as an amount of its own")
+    each = [(method, amount) for method in wanted for amount in ([{}] if own_amount(method.options) else amounts)]
+    reduced = [_reduced(model, method, shared, amount) for method, amount in each]
+    named = zip(calibrations, calibrated_names(calibrations), strict=True)
+    return [dense, *reduced, *(_calibrated(model, calibration, name) for calibration, name in named)]
 
 
 def _reduced(model: nn.Module, method: MethodChoice, shared: Mapping[str, Any], amount: Mapping[str, Any]) -> Candidate:
@@ -125,17 +133,30 @@ def _reduced(model: nn.Module, method: MethodChoice, shared: Mapping[str, Any], 
     reduced = apply_reduction(twin(model), method.name, **(options | dict(amount)))
     info = reduction_info(reduced)
     assert info is not None
-    ratio = amount.get("ratio", info.ratio_reached)
+    said = own_amount(options) | dict(amount)
+    ratio = said.get("ratio", info.ratio_reached)
     options = {name: value for name, value in options.items() if name != "layers"}
-    return _candidate(method.text, ratio, reduced, info, options, r=amount.get("r"), threshold=amount.get("threshold"))
+    return _candidate(method.text, ratio, reduced, info, options, r=said.get("r"), threshold=said.get("threshold"))
 
 
-def _calibrated(model: nn.Module, calibration: Calibration) -> Candidate:
+def own_amount(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a method's options says how much to remove."""
+    return {name: value for name, value in options.items() if name in _AMOUNTS}
+
+
+def calibrated_names(calibrations: Sequence[Calibration]) -> list[str]:
+    """What tables call reductions that were fitted to the model; two of one method at one ratio by their digests."""
+    alike = [(calibration.method, calibration.ratio) for calibration in calibrations]
+    ends = ["" if alike.count(a) == 1 else f" ({c.digest[:6]})" for a, c in zip(alike, calibrations, strict=True)]
+    return [f"{c.method}, calibrated{end}" for c, end in zip(calibrations, ends, strict=True)]
+
+
+def _calibrated(model: nn.Module, calibration: Calibration, name: str) -> Candidate:
     reduced = apply_reduction(twin(model), calibration=calibration)
     info = reduction_info(reduced)
     assert info is not None
     options = {"calibration": calibration.digest}
-    return _candidate(f"{calibration.method}, calibrated", calibration.ratio, reduced, info, options)
+    return _candidate(name, calibration.ratio, reduced, info, options)
 
 
 def _candidate(

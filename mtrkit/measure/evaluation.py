@@ -84,6 +84,8 @@ def measure(
 ) -> Iterator[Row]:
     """Yield one row per candidate: from the results if it is there, else measured and added to them.
 
+    A row that was timed otherwise, with another batch size, number of threads, processor or neighbour, is timed again.
+
     If several processes measure, each classifies its share of the images, and every one of them gets the answers for
     all; the main process alone times, while the others wait.
 
@@ -119,10 +121,14 @@ def measure(
     for candidate in candidates:
         key = _key(evaluation, same, candidate)
         row = evaluation.processes.agree(results.find(key))
-        if row is None or (evaluation.rounds and row.get("timed_beside") != reference.evaluation.model):
-            measured = _measure(evaluation, candidate, reference, progress(candidate.name))
-            row = {KEY: key} | measured | describe_machine(device)
-            results.add(row)
+        if row is None:
+            row = {KEY: key} | _measure(evaluation, candidate, progress(candidate.name))
+        elif not evaluation.rounds or evaluation.processes.agree(_is_timed_so(row, evaluation, reference, device)):
+            yield row
+            continue
+        timed = _speed(evaluation, candidate, reference) | {"command": evaluation.command}
+        row = row | timed | describe_machine(device)
+        results.add(row)
         yield row
 
 
@@ -137,8 +143,8 @@ def pack_right(right: Tensor) -> str:
     return base64.b64encode(np.packbits(right.numpy()).tobytes()).decode()
 
 
-def _measure(evaluation: Evaluation, candidate: Candidate, reference: Reference, advance: Advance) -> Row:
-    processes = evaluation.processes
+def _measure(evaluation: Evaluation, candidate: Candidate, advance: Advance) -> Row:
+    """All but the speed."""
     predicted = predict(
         candidate.model,
         evaluation.images,
@@ -147,17 +153,14 @@ def _measure(evaluation: Evaluation, candidate: Candidate, reference: Reference,
         precision=evaluation.precision,
         workers=evaluation.workers,
         progress=advance,
-        processes=processes,
+        processes=evaluation.processes,
     )
     candidate = candidate.measured()
-    timed = _speed(evaluation, candidate, reference) if evaluation.rounds and processes.main else {}
     return {
         **_description(evaluation, candidate),
         **_answers(predicted, evaluation.images),
         "gflops": candidate.gflops,
         "promised_speedup": candidate.promised,
-        **processes.agree(timed),
-        "command": evaluation.command,
     }
 
 
@@ -193,7 +196,19 @@ def _answers(predicted: Tensor, images: ImageSet) -> Row:
     }
 
 
+def _is_timed_so(row: Row, evaluation: Evaluation, reference: Reference, device: torch.device) -> bool:
+    """Whether a row's speed is what would be measured now; from a CSV file all is text."""
+    now = {"batch_size": evaluation.timed_inputs, "timed_beside": reference.evaluation.model} | describe_machine(device)
+    return all(str(row.get(name)) == str(now[name]) for name in ("batch_size", "timed_beside", "device", "threads"))
+
+
 def _speed(evaluation: Evaluation, candidate: Candidate, reference: Reference) -> Row:
+    """Images per second as the main process measures them, if there are to be rounds."""
+    timed = _time(evaluation, candidate, reference) if evaluation.rounds and evaluation.processes.main else {}
+    return evaluation.processes.agree(timed)
+
+
+def _time(evaluation: Evaluation, candidate: Candidate, reference: Reference) -> Row:
     """Images per second of one candidate, in turns with the reference, on one batch in memory."""
     name, dense = f"{evaluation.model} {candidate.name}", f"{reference.evaluation.model} {DENSE}"
     passes = {

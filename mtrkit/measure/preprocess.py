@@ -116,6 +116,6 @@ def preprocess_for(
         size=size or tuple(config.get("input_size", (3, 224, 224))[-2:]),
         mean=tuple(mean or config.get("mean") or (0.485, 0.456, 0.406)),
         std=tuple(std or config.get("std") or (0.229, 0.224, 0.225)),
-        crop=crop or config.get("crop_pct") or 0.875,
+        crop=crop if crop is not None else config.get("crop_pct") or 0.875,
         interpolation=interpolation or config.get("interpolation") or "bicubic",
     )

@@ -34,7 +34,7 @@ class Results:
 
     Args:
         path: A ``.json`` or ``.csv`` file, which may have rows of an earlier run; ``None`` for no file.
-            Values read back from CSV are strings.
+            Values read back from CSV are strings, but for lists.
 
     Raises:
         InputError: Another suffix, no folder to write in, or a file that holds something else.
@@ -110,12 +110,17 @@ def _read(path: Path) -> list[Row]:
         raise InputError(f"{path} is a folder; give a file")
     try:
         text = path.read_text(encoding="utf-8")
-        rows = json.loads(text) if path.suffix == ".json" else list(csv.DictReader(io.StringIO(text, newline="")))
+        rows = json.loads(text) if path.suffix == ".json" else _read_csv(text)
     except (ValueError, RecursionError, csv.Error) as error:  # no text, no JSON, no table
         rows = error
     if not isinstance(rows, list) or not rows or not all(map(_is_ours, rows)):
         raise InputError(f"{path} is there already and holds no results of mtrkit; choose another file or remove it")
     return rows
+
+
+def _read_csv(text: str) -> list[Row]:
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    return [{k: json.loads(v) if isinstance(v, str) and v.startswith("[") else v for k, v in r.items()} for r in rows]
 
 
 def _is_ours(row: Any) -> bool:

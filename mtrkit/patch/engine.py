@@ -168,11 +168,10 @@ class Reduction:
             before, after = state.num_tokens, decision.token_map.num_kept
             if stream.slot.shape[1] == self.plan.shape.tokens:
                 self.measured.add(state.layer, len(state.hidden), before, after)
-            if before == after:
-                return None
         for observer in self.observers:
             observer(index, state, decision, stream)
-        return decision
+        stays = state.limit is not None and state.num_tokens == decision.token_map.num_kept
+        return None if stays else decision
 
 
 class ReadableMixer(Patched):

@@ -53,19 +53,20 @@ class Trace:
     stages: list[TraceStage] = field(default_factory=list)
     grid: PatchGrid | None = None
     num_tokens: int = 0
+    _begin: int = field(default=0, init=False, repr=False)  # the latest pass's first stage, or where that would be
+    _asked: int = field(default=-1, init=False, repr=False)  # block that was last asked what is to leave
+    _shape: tuple[int, int] = field(default=(1, 0), init=False, repr=False)  # (B, L) of the latest pass
 
     @property
     def slot(self) -> Tensor:
         """(B, L) final token of each original position in the latest pass, −1 if it was dropped."""
-        return self.stages[-1].slot
+        latest = self.latest
+        return latest[-1].slot if latest else torch.arange(self._shape[1] or self.num_tokens).expand(self._shape[0], -1)
 
     @property
     def latest(self) -> list[TraceStage]:
         """The reductions of the latest pass, as far as it has come."""
-        begin = 0
-        for index in range(1, len(self.stages)):
-            begin = index if self.stages[index].layer <= self.stages[index - 1].layer else begin
-        return self.stages[begin:]
+        return self.stages[self._begin :]
 
     def slot_at(self, num_tokens: int) -> Tensor:
         """(B, L) token of each original position where the latest pass had ``num_tokens``, −1 if it was dropped.
@@ -125,8 +126,12 @@ class Trace:
         return [torch.nonzero(slot == token).flatten().tolist() for token in range(int(slot.max()) + 1)]
 
     def record(self, index: int, state: BlockState, decision: Decision, stream: ReducedStream) -> None:
-        """Record one reduction; the engine calls it after the block with this index from 0."""
-        del state
+        """Record one reduction; the engine calls it after the block with this index from 0, also if nothing leaves."""
+        if index <= self._asked:  # a pass goes from block to block
+            self._begin = len(self.stages)
+        self._asked, self._shape = index, (stream.slot.shape[0], stream.slot.shape[1])
+        if decision.token_map.num_kept == state.num_tokens:
+            return
         self.stages.append(
             TraceStage(
                 index + 1,

@@ -128,7 +128,10 @@ def draw_curves(
         figure.supylabel(f"top-1: difference from dense ({100 * dense.top1:.1f} %), points", fontsize="medium")
         figure.suptitle(title.replace("`", ""), fontsize="medium")
         for file in files:
-            figure.savefig(file, dpi=150, metadata={"Date": None} if Path(file).suffix == ".svg" else None)
+            svg = Path(file).suffix == ".svg"
+            figure.savefig(
+                file, dpi=150, metadata={"Creator": "mtrkit", "Date": None} if svg else {"Software": "mtrkit"}
+            )
 
 
 def _together(figure: Any, lines: Lines, others: Mapping[str, Point], dense: Dense, cost: str) -> None:
@@ -145,7 +148,7 @@ def _together(figure: Any, lines: Lines, others: Mapping[str, Point], dense: Den
     if aligned:
         _label_amounts(axes, lines)
     else:
-        axes.set_xlabel(f"{cost}; the numbers are ratios")
+        axes.set_xlabel(_with_labels(cost, lines))
         for index, points in enumerate(lines.values()):
             _label_points(axes, points, _COLOURS[index])
     figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
@@ -168,7 +171,7 @@ def _apart(figure: Any, lines: Lines, others: Mapping[str, Point], dense: Dense,
         axes.set_axis_off()
     for axes in panels[max(0, len(lines) - _COLUMNS) : len(lines)]:
         axes.tick_params(labelbottom=True)
-        axes.set_xlabel(f"{cost}; the numbers are ratios", fontsize="small")
+        axes.set_xlabel(_with_labels(cost, lines), fontsize="small")
     handles, names = panels[0].get_legend_handles_labels()
     kept = {name: handle for name, handle in zip(names, handles, strict=True) if name not in lines}
     figure.legend(kept.values(), kept, loc="outside lower center", ncols=2, fontsize="small", frameon=False)
@@ -230,6 +233,12 @@ def _label_amounts(axes: Any, lines: Lines) -> None:
     for amount, costs in amounts.items():
         text, place = amount if "=" in amount else f"ratio {amount}", (sum(costs) / len(costs), 0)
         axes.annotate(text, place, (0, 4), ("data", "axes fraction"), "offset points", ha="center", fontsize=8)
+
+
+def _with_labels(cost: str, lines: Lines) -> str:
+    """What is below an axis whose points are labelled; ``r=5`` and the like say themselves what they are."""
+    bare = any(point.label and "=" not in point.label for points in lines.values() for point in points)
+    return f"{cost}; the numbers are ratios" if bare else cost
 
 
 def _label_points(axes: Any, points: Sequence[Point], colour: str) -> None:

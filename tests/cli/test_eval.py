@@ -45,6 +45,25 @@ def test_numbers_are_those_of_a_plain_loop(mtrkit_run, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["json", "csv"])
+def test_speed_is_measured_again_if_it_was_measured_otherwise(mtrkit_run, tmp_path, counted, suffix):
+    run, file = (*TINY, "--ratio", 0.3, "--out", tmp_path / f"out.{suffix}"), tmp_path / f"out.{suffix}"
+    assert mtrkit_run(*run, "--batch-size", 20).code == 0
+    before = file.read_text()
+    assert mtrkit_run(*run, "--batch-size", 20).code == 0 and file.read_text() == before
+    assert mtrkit_run(*run, "--batch-size", 5).code == 0
+    (row,) = json.loads(file.read_text()) if suffix == "json" else csv.DictReader(file.read_text().splitlines())
+    assert int(row["batch_size"]) == 5 and len(counted) == 1
+    assert float(row["images_per_second"]) > 0 and int(row["n"]) == 20
+
+
+def test_a_method_that_says_how_much_stands_once_and_says_it(mtrkit_run, tmp_path):
+    out = tmp_path / "out.json"
+    methods = ("rmeeto:r=5", "tome")
+    assert mtrkit_run(*TINY[:-2], "--rounds", 0, "--ratio", 0.2, 0.3, "--method", *methods, "--out", out).code == 0
+    assert [row["amount"] for row in json.loads(out.read_text())] == ["r=5", "0.2", "0.3"]
+
+
+@pytest.mark.parametrize("suffix", ["json", "csv"])
 def test_a_second_run_measures_only_what_is_new(mtrkit_run, tmp_path, counted, suffix):
     run = (*TINY, "--out", tmp_path / f"out.{suffix}", "--ratio")
     first = mtrkit_run(*run, 0.3)

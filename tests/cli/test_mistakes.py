@@ -37,11 +37,19 @@ MISTAKES = {
     "device that does not compute": (("bench", MODEL, "--device", "meta"), "--device meta cannot be used here"),
     "folder of the demo's picture": (("demo", "--out", "nowhere/demo.png"), "nowhere is not a folder"),
     "format of the demo's picture": (("demo", "--out", "demo.gif"), ".png"),
-    "threshold and r": (("info", MODEL, "--method", "runs", "--threshold", 0.9, "--r", 3), "threshold and r both say"),
+    "threshold and r": (("info", MODEL, "--method", "runs", "--threshold", 0.9, "--r", 3), "r and threshold both say"),
+    "ratio and r": (("info", MODEL, "--ratio", 0.2, "--r", 3), "ratio and r both say"),
+    "r here and there": (("info", MODEL, "--r", 3, "--method", "rmeeto:r=5"), "--r and r= of 'rmeeto' both say"),
+    "r of every method": (("bench", MODEL, "--option", "r=5"), "r of every method says how much to remove"),
+    "whole image as crop": (("eval", MODEL, "--data", "bundled", "--crop", 0), "crop"),
     "method without thresholds": (("info", MODEL, "--method", "mtr", "--threshold", 0.9), "threshold= says nothing"),
     "thresholds for other layers": (
         ("info", MODEL, "--method", "runs", "--threshold", "0.9,0.8"),
         "one number for each of the layers",
+    ),
+    "no such reference beside a calibration": (
+        ("compare", "--model", MODEL, "--data", "bundled", "--against", "rmeeto", "--calibration", "no.safetensors"),
+        "no.safetensors",
     ),
     "no such reference": (
         ("compare", "--model", MODEL, "--data", "bundled", "--against", "rmeeto"),
@@ -138,6 +146,20 @@ def test_own_files_are_written_again(mtrkit_run, photos, tmp_path):
         assert ran.code == 0, ran.err
     fit = ("calibrate", MODEL, "--data", "bundled", "--limit", 20, "--layers", 1, "--out", tmp_path / "c.safetensors")
     assert [mtrkit_run(*fit).code for _ in range(2)] == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["mtrkit_holiday.png", "plot.png", "plot.svg", "notes.md"])
+def test_files_of_the_users_own_are_kept(name, tmp_path):
+    """A picture of that name, figures that matplotlib has drawn, and notes with a command in them."""
+    file = tmp_path / name
+    if name == "notes.md":
+        file.write_text("What I ran:\n\n    mtrkit compare --model vim\n")
+    elif name.startswith("mtrkit"):
+        Image.new("RGB", (4, 4)).save(file)
+    else:
+        pytest.importorskip("matplotlib.figure").Figure().savefig(file)
+    with pytest.raises(InputError, match="was not written by mtrkit"):
+        check_target(file, (file.suffix,), "files")
 
 
 def test_exported_files_are_known_again(tmp_path):

@@ -78,6 +78,12 @@ def test_mistakes_are_said_in_words(ten_classes, tmp_path, capsys):
     own = ["finetune", MODEL, "--data", str(ten_classes), "--out", str(out), *QUICK, "--method", "dyvm"]
     assert main([*own, "--distill", "0.5"]) == 2
     assert "dyvm's loss has a teacher of its own; leave out --distill and --teacher" in capsys.readouterr().err
+    amount = own[: own.index("--ratio")] + own[own.index("--ratio") + 2 :]
+    assert main([*amount, "--ratio", "0.5"]) == 2
+    assert "dyvm says how much by keep and block_target; leave out --ratio and --r" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert main([*amount, "--device", "cuda"]) == 2
+        assert "--device cuda cannot be used here" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -4,6 +4,7 @@ import copy
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import timm
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
@@ -203,6 +205,10 @@ def test_another_run_s_folder_is_refused(folder, tmp_path):
         train(folder, tmp_path / "run", given=recipe(epochs=1, lr=2e-3))
     with pytest.raises(InputError, match="folder of another run .*reduction"):
         train(folder, tmp_path / "run", reduced("mtr"), recipe(epochs=1))
+    with pytest.raises(InputError, match="folder of another run .*drop_path"):
+        train(folder, tmp_path / "run", reduced(drop_path_rate=0.1), recipe(epochs=1))
+    with pytest.raises(InputError, match="folder of another run .*skip_unreadable"):
+        train(folder, tmp_path / "run", given=recipe(epochs=1), skip_unreadable=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("")
     with pytest.raises(InputError, match="not empty and not the folder of a run"):
@@ -211,11 +217,83 @@ def test_another_run_s_folder_is_refused(folder, tmp_path):
         train(folder, tmp_path / "full" / "letter.txt" / "run")
 
 
-def test_a_broken_checkpoint_is_named(folder, tmp_path):
+@pytest.mark.parametrize("content", [b"", b"garbled", b"\xff" * 50], ids=["empty", "garbled", "long"])
+@pytest.mark.parametrize("name", ["optimizer.bin", "model.safetensors"])
+def test_a_broken_checkpoint_is_named(folder, tmp_path, name, content):
     train(folder, tmp_path / "run", given=recipe(epochs=1))
-    (tmp_path / "run" / "step-6" / "optimizer.bin").write_bytes(b"")
+    assert (tmp_path / "run" / "step-6" / name).exists()
+    (tmp_path / "run" / "step-6" / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=r"step-6 cannot be read .*delete it"):
         train(folder, tmp_path / "run", given=recipe(epochs=1))
+
+
+def test_a_full_disk_at_the_end_is_named(folder, tmp_path, monkeypatch):
+    def fill_up(*args):
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    monkeypatch.setattr("mtrkit.finetune.run.save_file", fill_up)
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be written .*step-6 is the last good"):
+        train(folder, tmp_path / "run", given=recipe(epochs=1))
+    monkeypatch.undo()
+    assert train(folder, tmp_path / "run", given=recipe(epochs=1))[1].weights.exists()
+
+
+def test_tied_weights_are_saved(folder, tmp_path):
+    model = reduced()
+    model.layers[1].mixer.in_proj.weight = model.layers[0].mixer.in_proj.weight
+    _, result = train(folder, tmp_path / "run", model, recipe(epochs=1))
+    saved = load_file(result.weights)
+    assert torch.equal(saved["layers.0.mixer.in_proj.weight"], saved["layers.1.mixer.in_proj.weight"])
+
+
+def test_an_unreadable_image_is_named_in_one_line_whoever_reads_it(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "images")
+    broken = next((tmp_path / "images").glob("*/3.png"))
+    broken.write_bytes(b"no image")
+    for workers in (0, 1):
+        with pytest.raises(InputError) as error:
+            train(tmp_path / "images", tmp_path / f"run{workers}", given=recipe(epochs=1), workers=workers)
+        assert str(broken) in str(error.value) and "Traceback" not in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_held_out_images_of_other_classes_are_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "val")
+    shutil.rmtree(sorted((tmp_path / "val").iterdir())[1])
+    with pytest.raises(InputError, match="classes of the held-out images"):
+        train(folder, tmp_path / "run", held_out=image_folder(tmp_path / "val"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_accelerator_that_trains_otherwise_is_refused(folder, tmp_path):
+    with pytest.raises(OptionError, match="mixed_precision='no' and the recipe precision='bf16'"):
+        train(folder, tmp_path / "run", given=recipe(precision="bf16"), accelerator=Accelerator(cpu=True))
+    with pytest.raises(OptionError, match="gradient_accumulation_steps=2"):
+        train(folder, tmp_path / "run", accelerator=Accelerator(cpu=True, gradient_accumulation_steps=2))
+
+
+@pytest.mark.parametrize("teacher", ["itself", "before"])
+def test_gradients_flow_under_autocast_beside_a_teacher(folder, tmp_path, teacher):
+    model, before = reduced(), weights(reduced())
+    train(folder, tmp_path / "run", model, recipe(epochs=1, precision="bf16", distill=1.0, teacher=teacher, lr=0.1))
+    still = [name for name, value in weights(model).items() if torch.equal(value, before[name])]
+    assert not still
+
+
+def test_parts_of_a_batch_draw_by_themselves(folder, tmp_path):
+    """The passes of one step, and processes, drop other paths; the same run again drops the same ones."""
+    drawn = []
+
+    class Watched(CrossEntropy):
+        def __call__(self, model, bare, images, targets):
+            drawn.append(torch.rand(4).tolist())
+            return super().__call__(model, bare, images, targets)
+
+    for name in ("a", "b"):
+        given = recipe(epochs=1, accumulate=2)
+        train(folder, tmp_path / name, given=given, objective=Watched(given))
+    half = len(drawn) // 2
+    assert drawn[:half] == drawn[half:] and len({tuple(numbers) for numbers in drawn}) == half
 
 
 def test_images_that_do_not_fit_are_refused(folder, tmp_path):
