@@ -96,7 +96,11 @@ def row_of(args: argparse.Namespace, variant: Variant, trained: bool) -> dict:
     answers = right(model, images)
     row = {
         **{"variant": variant._asdict(), "ratio": ratio, "n": len(images), "images": images.digest},
-        **{"right": pack_right(answers), "top1": answers.double().mean().item(), "recipe": RECIPE | SHORT},
+        **{
+            "right": pack_right(answers),
+            "top1": answers.double().mean().item(),
+            "recipe": RECIPE | SHORT | variant.flags,
+        },
         "machine": describe_machine(torch.device("cpu")),
     }
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import mtrkit
 from mtrkit.errors import ExportError, OptionError
 from mtrkit.exporting import onnx_file, programs
 from mtrkit.exporting.capture import Answers, at_least_two, capture, check_model
+from mtrkit.patch import reductions_in
 
 Format = Literal["onnx", "pt2", "aotinductor"]
 TOLERANCE = 1e-4
@@ -107,7 +108,8 @@ def _format_of(path: Path, format: str | None) -> Format:
 
 def _describe(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, str]:
     """What the file says of itself."""
-    info = mtrkit.reduction_info(model)
+    active = any(reduction.active for _, reduction in reductions_in(model))
+    info = mtrkit.reduction_info(model) if active else None
     size = "x".join(map(str, inputs[0].shape[1:]))
     found = {"mtrkit": mtrkit.__version__, "torch": str(torch.__version__), "model": type(model).__name__}
     found |= {"input_size": size, "method": "none" if info is None else info.method}

@@ -62,6 +62,13 @@ def test_what_the_file_says_of_itself(tmp_path):
     assert "opset" not in said
 
 
+def test_a_disabled_reduction_is_not_in_the_file(tmp_path):
+    model = vim("mtr")
+    with mtrkit.reduction_disabled(model):
+        done = mtrkit.export(model, tmp_path / "model.pt2", IMAGES)
+    assert done.metadata["method"] == "none" and "tokens" not in done.metadata
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 @pytest.mark.filterwarnings("default")  # torch's own, of its compiler
