@@ -32,11 +32,6 @@ class PatchGrid:
     num_tokens: int
     frames: int = 1
 
-    def patches_at(self, positions: list[int]) -> list[int]:
-        """The patches, numbered row by row, that stand at these positions of the sequence."""
-        index = {position: patch for patch, position in enumerate(self.positions)}
-        return [index[position] for position in positions if position in index]
-
     def box(self, patch: int, size: tuple[int, int]) -> Box:
         """Left, top, right and bottom of a patch in a picture of (width, height), the last two not included.
 

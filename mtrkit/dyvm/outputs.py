@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mtrkit.adapters import find_host
 from mtrkit.api import reduction_disabled
 from mtrkit.ops import stream_tokens
+from mtrkit.patch.engine import columns_without
 from mtrkit.types import ReducedStream
 
 
@@ -59,6 +60,4 @@ def patch_features(host: Any, hidden: Tensor, residual: Tensor | ReducedStream) 
     """(B, M, D): the patches of the full sequence after the final norm, from what the last block gives."""
     tokens = stream_tokens(hidden, residual)
     places = find_host(host)[1].special_at(host)(tokens.shape[1])
-    starts, ends = (0, *(place + 1 for place in places)), (*places, tokens.shape[1])
-    patches = torch.cat([tokens[:, start:end] for start, end in zip(starts, ends, strict=True)], dim=1)
-    return host.norm_f(patches)
+    return host.norm_f(columns_without(tokens, places))

@@ -19,14 +19,6 @@ def write(program: torch.export.ExportedProgram, path: Path, metadata: dict[str,
     torch.export.save(program, path, extra_files={_FILE: json.dumps(metadata)})
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """What :func:`write` was given beside the program."""
-    files = {_FILE: ""}
-    torch.export.load(path, extra_files=files)
-    found: dict[str, str] = json.loads(files[_FILE])
-    return found
-
-
 def load(path: Path) -> Callable[..., object]:
     """The saved program."""
     return torch.export.load(path).module()

@@ -4,11 +4,7 @@ import inspect
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from mtrkit.errors import OptionError
-from mtrkit.models.checkpoint import Checkpoint
-from mtrkit.models.fitting import Fit
 from mtrkit.models.mambar import MambaReg
 from mtrkit.models.registry import Builder, register_model
 from mtrkit.models.videomamba import VideoMamba
@@ -172,18 +168,6 @@ def _check_options(name: str, cls: type[VisionMamba], options: dict[str, Any]) -
     unknown = [option for option in options if option not in known]
     if unknown:
         raise OptionError(f"{name} has no option {', '.join(unknown)}; known: {', '.join(known)}")
-
-
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: VisionMamba) -> dict[str, Tensor]:
-    """Fit weights to ``model`` under the name that timm uses; see :meth:`VisionMamba.adapt_state_dict`.
-
-    Warns:
-        CheckpointWarning: What was adapted or assumed.
-    """
-    fit = Fit(new_head=True)
-    state = model.adapt_state_dict(state_dict, fit)
-    Checkpoint("the state dict", state, fit.origin, fit.notes).warn()
-    return state
 
 
 default_cfgs = {name: _cfg(name, variant) for name, variant in VARIANTS.items()}

@@ -603,6 +603,6 @@ def columns(slot: Tensor, positions: tuple[int, ...]) -> Tensor:
 
 
 def columns_without(slot: Tensor, positions: tuple[int, ...]) -> Tensor:
-    """(B, L − S) slots of all tokens but those at ``positions``, which rise."""
+    """(B, L − S, ...): slots, or anything else, of all tokens but those at ``positions``, which rise."""
     starts, ends = (0, *(position + 1 for position in positions)), (*positions, slot.shape[1])
     return torch.cat([slot[:, start:end] for start, end in zip(starts, ends, strict=True)], dim=1)

@@ -1,5 +1,6 @@
 """Programs of torch: read by a process without mtrkit, and compiled ahead of time if there is a compiler."""
 
+import json
 import subprocess
 import sys
 
@@ -7,7 +8,6 @@ import pytest
 import torch
 
 import mtrkit
-from mtrkit.exporting.programs import read_metadata
 from tests.export.models import IMAGES, answer, vim
 from tests.test_matrix import has_what_it_reads
 
@@ -57,7 +57,9 @@ def test_a_process_without_mtrkit_reads_it(method, tmp_path):
 
 def test_what_the_file_says_of_itself(tmp_path):
     done = mtrkit.export(vim("mtr"), tmp_path / "model.pt2", IMAGES)
-    said = read_metadata(done.path)
+    files = {"mtrkit.json": ""}
+    torch.export.load(done.path, extra_files=files)
+    said = json.loads(files["mtrkit.json"])
     assert said == done.metadata and said["method"] == "mtr" and said["mtrkit"] == mtrkit.__version__
     assert "opset" not in said
 

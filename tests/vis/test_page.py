@@ -82,10 +82,11 @@ def assert_answers(tops, logits, names):
 
 def assert_merges(slot, trace, sample, grid):
     """The patches that share a token on the page are those that the trace has in one group."""
-    groups = [grid.patches_at(group) for group in trace.groups(sample)]
-    shared = [sorted(patch for patch, token in enumerate(slot) if token == one) for one in sorted(set(slot) - {-1})]
+    patch = {position: index for index, position in enumerate(grid.positions)}
+    groups = [[patch[position] for position in group if position in patch] for group in trace.groups(sample)]
+    shared = [sorted(i for i, token in enumerate(slot) if token == one) for one in sorted(set(slot) - {-1})]
     assert shared == sorted((sorted(group) for group in groups if group), key=lambda group: slot[group[0]])
-    assert {patch for patch, token in enumerate(slot) if token < 0} == set(range(len(slot))) - set(sum(groups, []))
+    assert {i for i, token in enumerate(slot) if token < 0} == set(range(len(slot))) - set(sum(groups, []))
 
 
 def test_the_page_shows_what_the_model_saw(page):
