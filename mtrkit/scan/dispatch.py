@@ -87,8 +87,8 @@ def slow_scan(device: torch.device | str) -> str:
     if kind != "cpu":
         return f"{slow}: `mtrkit doctor` lists the packages that bring one"
     return (
-        f"{slow} ({library().missing}): install mtrkit again with `pip install --force-reinstall --no-deps mtrkit`, "
-        "which compiles the kernel where there is no wheel for this platform"
+        f"{slow} ({library().missing}): install mtrkit again with `pip install --force-reinstall --no-deps .` in its "
+        "clone, which compiles the kernel"
     )
 
 
