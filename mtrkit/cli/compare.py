@@ -2,9 +2,7 @@
 
 All methods reduce to the same share of the FLOPs, on the same images, each after the blocks that are its default.
 Differences between methods are paired: only images on which one is right and the other wrong count, so they are known
-far better than the accuracies. A smaller dense model beside a reduced larger one answers whether to reduce at all. Everything is timed
-in turns with the first model as it is. Several processes share the images if `torchrun` or `accelerate launch` starts
-the command; the rows are those of one process, and the main one times alone while the others wait.
+far better than x
 """
 
 import argparse
