@@ -235,3 +235,11 @@ def test_what_cannot_be_is_refused():
     mtrkit.apply_reduction(model, "random")
     with pytest.raises(UnsupportedModelError, match="patched by something else"):
         training(images())
+
+
+def test_a_teacher_s_reduction_does_not_count():
+    model, x = build(), images()
+    dense = teacher_outputs(model, x)
+    mtrkit.apply_reduction(model, "mtr", ratio=0.3, layers=[1, 2])
+    found = teacher_outputs(model, x)
+    assert torch.equal(found.logits, dense.logits) and torch.equal(found.features, dense.features)

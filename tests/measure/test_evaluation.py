@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import mtrkit
 from mtrkit.measure import Precision, open_images, preprocess_for
-from mtrkit.measure.candidates import MethodChoice, candidates
+from mtrkit.measure.candidates import MethodChoice, calibrated_names, candidates
 from mtrkit.measure.evaluation import Evaluation, measure, pack_right, right_images
 from mtrkit.measure.results import Results
 
@@ -42,3 +43,11 @@ def test_progress_names_what_is_measured_and_counts_its_images():
     assert counts == {"dense": [2, 2, 1], "mtr 0.3": [2, 2, 1]}
     counts.clear()
     assert list(measure(evaluation, model, few, results, progress=begin)) == rows and not counts
+
+
+def test_calibrations_of_one_method_at_one_ratio_have_names_of_their_own():
+    found = [
+        SimpleNamespace(method="runs", ratio=ratio, digest=digest * 16) for ratio, digest in ((0.3, "a"), (0.3, "b"))
+    ]
+    assert calibrated_names(found) == ["runs, calibrated (aaaaaa)", "runs, calibrated (bbbbbb)"]
+    assert calibrated_names(found[:1]) == ["runs, calibrated"]

@@ -112,3 +112,9 @@ def test_any_name_can_be_written(file):
     assert found == ("caf\udce9 × 2" if file.suffix == ".json" else "caf\\udce9 × 2")
     if file.suffix == ".json":
         assert "×" in file.read_text(encoding="utf-8") and json.loads(file.read_text(encoding="utf-8"))
+
+
+def test_lists_come_back_from_csv_as_lists(tmp_path):
+    row = {"key": "0" * 16, "layers": [], "tokens": [65, 33], "options": "{}"}
+    Results(tmp_path / "rows.csv").add(row)
+    assert Results(tmp_path / "rows.csv").rows == [row]
