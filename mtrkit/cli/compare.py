@@ -2,7 +2,10 @@
 
 All methods reduce to the same share of the FLOPs, on the same images, each after the blocks that are its default.
 Differences between methods are paired: only images on which one is right and the other wrong count, so they are known
-far better than x
+far better than the accuracies. A smaller dense model beside a reduced larger one answers whether to reduce at all.
+Everything is timed in turns with the first model as it is. Several processes share the images if `torchrun` or
+`accelerate launch` starts the command; the rows are those of one process, and the main one times alone while the
+others wait.
 """
 
 import argparse
@@ -73,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, processes: Processes) -> int:
     results = Results(args.out if processes.main else None)
-    _check(args)
+    fitted = [Calibration.load(path) for path in args.calibration]
+    _check(args, calibrated_names(fitted))
     device, precision = resolve_running(args), Precision(args.dtype)
     rows: list[Row] = []
     reference: Reference | None = None
@@ -82,9 +86,8 @@ def _run(args: argparse.Namespace, processes: Processes) -> int:
             model = precision.cast(build(args, choice.name, choice.weights, reduced=reference is None).to(device))
             evaluation = evaluation_from(args, choice.name, choice.checkpoint, model, precision, processes)
             methods = () if reference else args.method
-            fitted = [] if reference else [Calibration.load(path) for path in args.calibration]
-            given = (methods, ratios(args), args.layers, dict(args.option), args.r, fitted, args.threshold)
-            found = candidates(model, *given)
+            given = (methods, ratios(args), args.layers, dict(args.option), args.r)
+            found = candidates(model, *given, [] if reference else fitted, args.threshold)
             reference = reference or Reference(evaluation, model)
             for row in measure_with_progress(evaluation, model, found, results, reference):
                 rows.append(row)
@@ -94,11 +97,10 @@ def _run(args: argparse.Namespace, processes: Processes) -> int:
     return 0
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace, fitted: list[str]) -> None:
     """Find mistakes in what is read and written before anything is measured or fetched."""
     for choice in args.model:
         check_checkpoint(choice.weights, choice.name)
-    fitted = calibrated_names([Calibration.load(path) for path in args.calibration])
     known = [DENSE, *(method.text for method in args.method), *fitted]
     if args.against not in (None, *known):
         raise OptionError(f"--against {args.against} is not among what is compared: {', '.join(known)}")
