@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from mtrkit.cli.console import Output
 from mtrkit.cli.files import check_target
 from mtrkit.cli.inputs import add_input, preprocess_from, read_input
-from mtrkit.cli.loading import count_parameters, load_model, reduce_model
-from mtrkit.cli.options import add_model, add_reduction, amount
+from mtrkit.cli.loading import count_parameters, load_model, reduce_if_asked
+from mtrkit.cli.options import add_model, add_reduction
 from mtrkit.cli.parsing import positive
 from mtrkit.errors import InputError
 from mtrkit.exporting import export
@@ -43,8 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Reduce, export and say what was written."""
     check_target(args.out, (".onnx", ".pt2"), "exported models")
     model, out = load_model(args), Output(args.json)
-    if amount(args, args.method) != {"ratio": 0}:
-        reduce_model(model, args.method, args)
+    reduce_if_asked(model, args.method, args)
     done = export(model, args.out, _input(args, model), format=args.format, opset=args.opset)
     out.say(f"{args.model}, {count_parameters(model)}", *(f"{name}: {text}" for name, text in done.metadata.items()))
     size = done.path.stat().st_size / 1e6

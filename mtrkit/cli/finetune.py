@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 from mtrkit.api import reduction_info
 from mtrkit.cli.console import Output
 from mtrkit.cli.inputs import add_views, preprocess_from
-from mtrkit.cli.loading import load_model, reduce_model
-from mtrkit.cli.options import add_data, add_model, add_reduction, add_threads, amount, options_of
+from mtrkit.cli.loading import load_model, reduce_if_asked
+from mtrkit.cli.options import add_data, add_model, add_reduction, add_threads, options_of
 from mtrkit.cli.parsing import positive, whole
 from mtrkit.errors import OptionError
 from mtrkit.measure import open_data
@@ -151,8 +151,7 @@ def _to_train(args: argparse.Namespace, recipe: "Recipe") -> tuple[Any, Any]:
             return DyVMTraining(model, **options), DyVMObjective(teacher)
         except TypeError as error:
             raise OptionError(f"{DYVM} takes keep, block_target, layers and noise, or checkpoint ({error})") from error
-    if amount(args, args.method) != {"ratio": 0}:
-        reduce_model(model, args.method, args)
+    reduce_if_asked(model, args.method, args)
     return model, CrossEntropy.for_model(model, recipe)
 
 

@@ -129,6 +129,12 @@ def count_parameters(model: nn.Module) -> str:
     return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M parameters"
 
 
+def reduce_if_asked(model: nn.Module, method: MethodChoice, args: argparse.Namespace) -> None:
+    """The same as :func:`reduce_model`; with a ratio of 0 the model stays dense, without a patch."""
+    if amount(args, method) != {"ratio": 0}:
+        reduce_model(model, method, args)
+
+
 def reduce_model(model: nn.Module, method: MethodChoice, args: argparse.Namespace) -> None:
     """Apply one method, to the one amount that the arguments ask for."""
     apply_reduction(model, method.name, **(options_of(args, method) | amount(args, method)))

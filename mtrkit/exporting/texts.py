@@ -1,13 +1,14 @@
 """Language models whose own code walks through a text token by token: mtrkit's scan in its place, for a capture."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from mtrkit.adapters import Adapter, find_host
 from mtrkit.errors import ExportError, UnsupportedModelError
+from mtrkit.patch import Journal
 from mtrkit.patch.patched import Patched
 from mtrkit.types import MixerCall
 
@@ -17,10 +18,17 @@ MOST_TOKENS = 64  # of padded texts, whose steps are all written into the graph
 @contextmanager
 def scanned_by_mtrkit(model: nn.Module) -> Iterator[None]:
     """If it is a language model, run its mixers by mtrkit's scan; afterwards they are as before."""
-    with ExitStack() as stack:
+    journal = Journal()
+    try:
         for mixer, adapter in _mixers(model):
-            stack.enter_context(_scanned(mixer, adapter))
+            patch = vars(mixer).get("forward")
+            if isinstance(patch, Patched):  # of a reduced block, whose own calls come to the scan by themselves
+                journal.set(patch, "previous", ScannedMixer(mixer, adapter, patch.previous))
+            else:
+                journal.set(mixer, "forward", ScannedMixer(mixer, adapter, patch))
         yield
+    finally:
+        journal.undo()
 
 
 class ScannedMixer(Patched):
@@ -36,20 +44,6 @@ class ScannedMixer(Patched):
             _check_length(self.module, hidden_states.shape[1])
             return self.hidden(hidden_states, *args, **kwargs)
         return self.adapter.run_mixer(self.module, hidden_states, MixerCall())[0]
-
-
-@contextmanager
-def _scanned(mixer: nn.Module, adapter: Adapter) -> Iterator[None]:
-    """Under the patch of a reduced block, whose own calls come to the scan by themselves."""
-    patch = vars(mixer).get("forward")
-    place, name = (vars(patch), "previous") if isinstance(patch, Patched) else (vars(mixer), "forward")
-    before = dict(place)
-    place[name] = ScannedMixer(mixer, adapter, place.get(name))
-    try:
-        yield
-    finally:
-        del place[name]
-        place.update(before)
 
 
 def _mixers(model: nn.Module) -> list[tuple[nn.Module, Adapter]]:

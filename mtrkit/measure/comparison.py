@@ -49,7 +49,7 @@ def compare_with_dense(rows: Sequence[Row]) -> list[Compared]:
         rows: As :func:`mtrkit.measure.evaluation.measure` yields them, or as they are read from a file.
 
     Raises:
-        InputError: There is no dense model, or a row is of another number of images.
+        InputError: The rows hold no dense model, or one was measured on another number of images.
     """
     reference = next((row for row in rows if row["method"] == DENSE), None)
     if reference is None:

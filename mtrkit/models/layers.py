@@ -143,7 +143,7 @@ class PatchEmbed(nn.Module):
         self.grid_size = self.grid_of(height, width)
 
     def check_img_size(self, img_size: Size) -> tuple[int, int]:
-        """Height and width, or :class:`OptionError` if there is no patch in it."""
+        """Return height and width; raise :class:`OptionError` if the image is smaller than one patch."""
         height, width = pair(img_size)
         if height < self.patch_size[0] or width < self.patch_size[1]:
             raise OptionError(f"img_size={height}x{width} is smaller than one patch of {self.patch_size}")

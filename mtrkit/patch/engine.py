@@ -164,14 +164,12 @@ class Reduction:
     def decide(self, index: int, state: BlockState, num_kept: int, stream: ReducedStream) -> Decision | None:
         """Ask the method, and tell the observers; ``None`` if no link reaches the threshold."""
         decision = self.method.decide(state, num_kept, self.config)
-        if state.limit is not None:
-            before, after = state.num_tokens, decision.token_map.num_kept
-            if stream.slot.shape[1] == self.plan.shape.tokens:
-                self.measured.add(state.layer, len(state.hidden), before, after)
+        before, after, by_threshold = state.num_tokens, decision.token_map.num_kept, state.limit is not None
+        if by_threshold and stream.slot.shape[1] == self.plan.shape.tokens:
+            self.measured.add(state.layer, len(state.hidden), before, after)
         for observer in self.observers:
             observer(index, state, decision, stream)
-        stays = state.limit is not None and state.num_tokens == decision.token_map.num_kept
-        return None if stays else decision
+        return None if by_threshold and before == after else decision
 
 
 class ReadableMixer(Patched):

@@ -2,20 +2,18 @@
 
 from typing import Any
 
-from torch import nn
-
 
 class Journal:
-    """Attributes set on module instances, with what was there before.
+    """Attributes set on instances of modules, or of what patches them, with what was there before.
 
     Only entries of a module's own ``__dict__`` are touched, never parameters, buffers or submodules, so
     that names, order and the state dict stay as they are.
     """
 
     def __init__(self) -> None:
-        self._entries: list[tuple[nn.Module, str, Any, bool, Any]] = []
+        self._entries: list[tuple[object, str, Any, bool, Any]] = []
 
-    def set(self, module: nn.Module, name: str, value: Any) -> None:
+    def set(self, module: object, name: str, value: Any) -> None:
         """Give ``module`` an attribute of its own that hides its class's."""
         own = vars(module)
         self._entries.append((module, name, value, name in own, own.get(name)))
