@@ -170,10 +170,7 @@ INLINE void FN(multiply_span)(const project_job *q, walk tokens, walk out, int64
                               int64_t end) {
     int64_t K = q->conv.channels;
     for (int64_t c = begin * BLOCK; c < end * BLOCK; c += BLOCK)
-        for (int64_t from = first; from < last; from += LANES) PARTS(v) {
-            float *to = out.p + from * out.t + c + v;
-            FN(multiply)(tokens, from, last - from, K, (const float *)q->weight + c * K + v, to, out.t);
-        }
+        FN(multiply)(tokens, first, last - first, K, (const float *)q->weight + c * K, out.p + first * out.t + c, out.t);
 }
 
 /* The same with weights of 16 bits, to which a tile of tokens at a time is rounded. */

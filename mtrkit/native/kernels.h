@@ -12,7 +12,9 @@ typedef int32_t FN(vi) __attribute__((vector_size(LANES * 4)));
 #define LOAD(p) ((vf)*(const FN(uf) *)(p))
 #define STORE(p, v) (*(FN(uf) *)(p) = (FN(uf))(v))
 #define PARTS(v) for (int v = 0; v < BLOCK; v += LANES)
-#define TOGETHER (LANES == 16 ? 4 : 2) /* states that go through a tile together, as many as registers do for */
+#define VECTORS (BLOCK / LANES)     /* of a block of channels */
+#define ROWS (LANES == 16 ? 16 : 4) /* tokens that are multiplied together, as many as registers do for */
+#define TOGETHER (LANES == 16 ? 4 : 2) /* states that go through a tile together, likewise */
 #define STEPS(t) for (int t = 0; t < TILE; t++)
 
 #include "vectors.h"
@@ -30,6 +32,8 @@ typedef int32_t FN(vi) __attribute__((vector_size(LANES * 4)));
 #undef LOAD
 #undef STORE
 #undef PARTS
+#undef VECTORS
+#undef ROWS
 #undef TOGETHER
 #undef STEPS
 #undef SUFFIX

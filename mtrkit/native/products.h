@@ -1,26 +1,32 @@
 /* Products of tokens with weights, and sums in a fixed order. */
 
-/* Matrix product of up to `rows` tokens with `count` channels and LANES columns of w. Each token's sum stays in a
- * register, so that a product costs one load; the tokens past the end are the first one again. */
+/* Matrix product of up to `rows` tokens with `count` channels and BLOCK columns of w. Each token's sums stay in registers,
+ * so that a column is loaded once for all tokens; those past the end are the first one again. */
 INLINE void FN(multiply_rows)(int rows, walk tokens, int64_t from, int64_t steps, int64_t count, const float *w,
                               float *out, int64_t stride) {
-    const float *row[LANES];
-    vf sum[LANES];
+    const float *row[ROWS];
+    vf sum[ROWS][VECTORS];
     for (int i = 0; i < rows; i++) {
         row[i] = tokens.p + (from + (i < steps ? i : 0)) * tokens.t;
-        sum[i] = FN(splat)(0.0f);
+        for (int k = 0; k < VECTORS; k++) sum[i][k] = FN(splat)(0.0f);
     }
-    for (int64_t e = 0; e < count; e++)
-        for (int i = 0; i < rows; i++) sum[i] += LOAD(w + e * BLOCK) * row[i][e];
+    for (int64_t e = 0; e < count; e++) {
+        vf column[VECTORS];
+        for (int k = 0; k < VECTORS; k++) column[k] = LOAD(w + e * BLOCK + k * LANES);
+        for (int i = 0; i < rows; i++)
+            for (int k = 0; k < VECTORS; k++) sum[i][k] += column[k] * row[i][e];
+    }
     for (int i = 0; i < rows; i++)
-        if (i < steps) STORE(out + i * stride, sum[i]);
+        for (int k = 0; i < steps && k < VECTORS; k++) STORE(out + i * stride + k * LANES, sum[i][k]);
 }
 
-/* LANES tokens at once, or the few at the end. */
+/* The same for `steps` tokens from `from` on. */
 INLINE void FN(multiply)(walk tokens, int64_t from, int64_t steps, int64_t count, const float *w, float *out,
                          int64_t stride) {
-    if (steps > LANES / 2) FN(multiply_rows)(LANES, tokens, from, steps, count, w, out, stride);
-    else FN(multiply_rows)(LANES / 2, tokens, from, steps, count, w, out, stride);
+    for (; steps > 0; steps -= ROWS, from += ROWS, out += ROWS * stride) {
+        if (steps > ROWS / 2) FN(multiply_rows)(ROWS, tokens, from, steps, count, w, out, stride);
+        else FN(multiply_rows)(ROWS / 2, tokens, from, steps, count, w, out, stride);
+    }
 }
 
 static TARGET void FN(sum_task)(const void *job, int64_t task, float *scratch) {

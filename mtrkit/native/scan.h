@@ -227,8 +227,7 @@ static TARGET void FN(scan_forward_task)(const void *job, int64_t task, float *s
         fetch(wu, from + TILE, L), fetch(wd, from + TILE, L), fetch(wz, from + TILE, L), fetch(wy, from + TILE, L);
         const float *u = tile_in(wu, from, steps, at.width, spare_u, &su);
         const float *d = j->rank ? spare_d : tile_in(wd, from, steps, at.width, spare_d, &sd);
-        if (j->rank) PARTS(v) for (int64_t t = 0; t < steps; t += LANES)
-            FN(multiply)(wf, from + t, steps - t, j->rank, weight + v, spare_d + t * BLOCK + v, BLOCK);
+        if (j->rank) FN(multiply)(wf, from, steps, j->rank, weight, spare_d, BLOCK);
         const float *z = wz.p == NULL ? NULL : tile_in(wz, from, steps, at.width, spare_z, &sz);
         if (j->checkpoints != NULL)
             memcpy(j->checkpoints + (at.block * tiles + tile) * N * BLOCK, h, (size_t)(N * BLOCK) * sizeof(float));

@@ -44,8 +44,7 @@ static TARGET void FN(match_task)(const void *job, int64_t b, float *scratch) {
         int64_t steps = j->sources - first < BLOCK ? j->sources - first : BLOCK;
         for (int64_t i = 0; i < steps; i++) FN(unit)(rows + src[first + i] * K, K, tile + i * K, 1);
         for (int64_t c = 0; c < columns; c += BLOCK)
-            for (int64_t from = 0; from < steps; from += LANES) PARTS(v)
-                FN(multiply)(tokens, from, steps - from, K, packed + c * K + v, scores + from * columns + c + v, columns);
+            FN(multiply)(tokens, 0, steps, K, packed + c * K, scores + c, columns);
         for (int64_t i = 0; i < steps; i++)
             j->found[b * j->sources + first + i] = dst[FN(first_best)(scores + i * columns, j->targets)];
     }
