@@ -5,24 +5,33 @@ of a block is kept for as long as the block is the same.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mtrkit.models.unchanged import Unchanged
-from mtrkit.scan import BlockWeights, Chain, PlacedBlock, fused, place_block
+from mtrkit.scan import Appended, BlockWeights, Chain, PlacedBlock, fused, place_block
 from mtrkit.scan.fastpath import can_chain, fits_operator, runs_own_code
 from mtrkit.types import BlockEnd, ReducedStream, Signals
 
 Step = Callable[[nn.Module, Tensor, Any], tuple[Tensor, Any]]
 
 
+class _Known(NamedTuple):
+    """What was found of a block; ``placed`` if it can be kept, as no weight had to be converted."""
+
+    block: nn.Module
+    unchanged: Unchanged
+    weights: BlockWeights
+    placed: PlacedBlock | None
+
+
 class Stretches:
     """Runs a model's blocks, and keeps what was found of each for as long as it is the same."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[nn.Module, Unchanged, PlacedBlock]] = {}
+        self._known: dict[int, _Known] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of a model has its own blocks."""
@@ -63,17 +72,13 @@ class Stretches:
                 break
             reads, runs = ([], None) if end is None else (fused.in_order(end.reads), end.runs)
             mixer, total = fused.append_placed(chain, hidden, _inner(given), weights, reads, runs)
-            at, hidden, given = at + len(weights), mixer.out, total
-            if end is None:
-                continue
-            found = (
-                None
-                if end.append is None
-                else end.append(chain, mixer.out, total, Signals(delta_mean=mixer.delta_mean))
-            )
+            at += len(weights)
+            found = _go_on(chain, mixer, total, end)
             if found is None:
                 chain.run()
                 out, *signals = mixer.results(reads)
+                if end is None:
+                    return out, total, at
                 return *end.follow(out, total, fused.signals_by_name(reads, signals)), at
             hidden, given = found
         if at == begin:
@@ -88,7 +93,7 @@ class Stretches:
         weights: list[PlacedBlock] = []
         end: BlockEnd | None = None
         for index in range(at, len(blocks)):
-            own, patch = self._placed(index, blocks[index]), blocks[index].__dict__.get("forward")
+            own, patch = self._placed(index, blocks[index], hidden.dtype), blocks[index].__dict__.get("forward")
             found = None if own is None or patch is None else _ahead(patch, hidden, given)
             if own is None or (found is None and (patch is not None or isinstance(given, ReducedStream))):
                 break
@@ -98,20 +103,34 @@ class Stretches:
                 break
         return weights, end
 
-    def _placed(self, index: int, block: nn.Module) -> PlacedBlock | None:
-        """What the library needs of a block that does nothing else; ``None`` if it does, or not in float32."""
+    def _placed(self, index: int, block: nn.Module, dtype: torch.dtype) -> PlacedBlock | None:
+        """What the library needs of a block that does nothing else; ``None`` if it does, or not in this dtype."""
         known = self._known.pop(index, None)
-        if known is not None and known[0] is block and known[1].holds():
-            self._known[index] = known
-            return known[2]
-        own: Any = getattr(type(block), "weights", None)
-        found: BlockWeights | None = own(block) if own is not None and runs_own_code(block) else None
-        if found is None or not fits_operator(found.mixer, torch.float32):
+        if known is None or known.block is not block or not known.unchanged.holds():
+            known = _look_at(block)
+        if known is None or not fits_operator(known.weights.mixer, dtype):
             return None
-        placed = place_block(found, torch.float32)
-        if placed.norm is found.norm and not placed.mixer.made:
-            self._known[index] = block, Unchanged(block), placed
+        placed = known.placed or place_block(known.weights, dtype)
+        if placed.norm is known.weights.norm and not placed.mixer.made:
+            known = known._replace(placed=placed)
+        self._known[index] = known
         return placed
+
+
+def _look_at(block: nn.Module) -> _Known | None:
+    """What can be kept of a block that does nothing else."""
+    own: Any = getattr(type(block), "weights", None)
+    found: BlockWeights | None = own(block) if own is not None and runs_own_code(block) else None
+    return None if found is None else _Known(block, Unchanged(block), found, None)
+
+
+def _go_on(chain: Chain, mixer: Appended, total: Tensor, end: BlockEnd | None) -> tuple[Tensor, Any] | None:
+    """What the next blocks of the chain are given; ``None``: it has to run first, in 16 bits to be rounded."""
+    if mixer.dtype is not torch.float32:
+        return None
+    if end is None:
+        return mixer.out, total
+    return None if end.append is None else end.append(chain, mixer.out, total, Signals(delta_mean=mixer.delta_mean))
 
 
 def _inner(given: Any) -> Any:

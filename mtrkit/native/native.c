@@ -99,7 +99,8 @@ typedef struct {
 /* The root-mean-square norm of the sum of x and residual, row by row; all (rows, columns), contiguous. */
 typedef struct {
     int64_t rows, columns;
-    int64_t half; /* whether x is bfloat16 */
+    int64_t half;     /* whether x is bfloat16 */
+    int64_t rounding; /* TO_NOTHING, or to what a float32 x is rounded before it is added */
     double eps;
     void *x;
     float *residual, *weight, *sum, *normed;
@@ -221,6 +222,8 @@ enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, 
        FOLLOW, ROUND, ADD, MIXER };
 
 enum { HALF_BY_INSTRUCTION = 2 };
+
+enum { TO_NOTHING, TO_BFLOAT16, TO_FLOAT16 };
 
 /* Columns that one task packs: a whole number of blocks, more of them if they are short. */
 static int64_t pack_span(const pack_job *j) {
@@ -483,6 +486,29 @@ static inline float widened(uint16_t x) {
     float wide;
     memcpy(&wide, &bits, sizeof wide);
     return wide;
+}
+
+/* To the nearest, of two as near the even one; NaN stays NaN. */
+static inline uint16_t narrowed(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
+}
+
+/* The float16 nearest to x, as a float: 11 bits, or multiples of 2^-24, which are the steps of floats at 0.5. */
+static inline float as_float16(float x) {
+    uint32_t bits, sign, magnitude;
+    memcpy(&bits, &x, sizeof bits);
+    sign = bits & 0x80000000, magnitude = bits & 0x7fffffff;
+    uint32_t rounded = (magnitude + 0xfff + (magnitude >> 13 & 1)) & ~0x1fffu;
+    float small = (fabsf(x) + 0.5f) - 0.5f;
+    if (magnitude < 0x38800000) memcpy(&rounded, &small, sizeof rounded);
+    if (rounded > 0x477fe000) rounded = 0x7f800000;
+    if (magnitude > 0x7f800000) rounded = 0x7fc00000;
+    rounded |= sign;
+    memcpy(&x, &rounded, sizeof x);
+    return x;
 }
 
 /* Compilers without a shuffle of two vectors (GCC before 12) pack number by number. */

@@ -10,14 +10,15 @@ INLINE void FN(widen)(const uint16_t *src, int64_t count, float *dst) {
     for (int64_t i = 0; i < count; i++) dst[i] = widened(src[i]);
 }
 
-/* To the nearest, of two as near the even one; NaN stays NaN. */
 INLINE void FN(narrow)(const float *src, int64_t count, uint16_t *dst) {
-    for (int64_t i = 0; i < count; i++) {
-        uint32_t bits;
-        memcpy(&bits, src + i, sizeof bits);
-        uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-        dst[i] = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
-    }
+    for (int64_t i = 0; i < count; i++) dst[i] = narrowed(src[i]);
+}
+
+INLINE void FN(round_to)(int64_t format, const float *src, int64_t count, float *dst) {
+    if (format == TO_BFLOAT16)
+        for (int64_t i = 0; i < count; i++) dst[i] = widened(narrowed(src[i]));
+    else
+        for (int64_t i = 0; i < count; i++) dst[i] = as_float16(src[i]);
 }
 
 INLINE vf FN(choose)(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }

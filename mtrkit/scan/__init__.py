@@ -1,7 +1,7 @@
 """Selective scan, causal convolution and the mixer, with backends that say why they can or cannot run."""
 
 from mtrkit.native.chain import Chain
-from mtrkit.native.mixer import PlacedBlock, place_block
+from mtrkit.native.mixer import Appended, PlacedBlock, place_block
 from mtrkit.native.weights import BlockWeights, DirectionWeights, MixerWeights
 from mtrkit.scan.backend import BackendStatus
 from mtrkit.scan.dispatch import (
@@ -20,6 +20,7 @@ from mtrkit.scan.steps import DirectionLayers, MixerLayers, Parts
 from mtrkit.types import Signals
 
 __all__ = [
+    "Appended",
     "BackendStatus",
     "BlockWeights",
     "Chain",

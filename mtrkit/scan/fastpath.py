@@ -23,7 +23,7 @@ M = TypeVar("M", bound=type[nn.Module])
 
 # As they were when mtrkit was imported, but for those that another package had replaced by then.
 _OWN_FORWARD: dict[type[nn.Module], Any] = {
-    cls: cls.forward for cls in (nn.Linear, nn.Conv1d) if cls.forward.__module__ == cls.__module__
+    cls: cls.forward for cls in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) if cls.forward.__module__ == cls.__module__
 }
 
 MIXED = (torch.float32, torch.bfloat16, torch.float16)  # dtypes of tokens that whole mixers and norms take
@@ -92,13 +92,15 @@ def fits_operator(weights: object, dtype: torch.dtype) -> TypeGuard[MixerWeights
 
 
 def can_chain(x: Tensor, residual: object) -> bool:
-    """Whether several blocks may be one call: float32, as between blocks 16 bits are rounded, and nothing that sees it.
+    """Whether several blocks may be one call: the residual is float32, and nothing sees what is between them.
 
-    Each of their mixers is asked for by :func:`fits_operator`.
+    Each of their mixers is asked for by :func:`fits_operator`. The first of all blocks, which has no residual yet, can
+    be among them in float32.
     """
-    if not no_tracing(x) or x.dtype is not torch.float32 or x.shape[-1] % BLOCK:
+    if not no_tracing(x) or x.dtype not in MIXED or x.shape[-1] % BLOCK:
         return False
-    plain = residual is None or (isinstance(residual, Tensor) and residual.dtype is torch.float32)
+    begins = residual is None and x.dtype is torch.float32
+    plain = begins or (isinstance(residual, Tensor) and residual.dtype is torch.float32)
     return plain and for_inference(x) and inference_kernels(x) == NATIVE
 
 

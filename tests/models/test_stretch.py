@@ -295,9 +295,34 @@ def test_other_backends_give_the_same_answer():
     torch.testing.assert_close(answers(model), slow, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_in_other_precisions_blocks_are_single(calls, dtype):
-    model = make().to(dtype)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", [None, "mtr", "runs", "rmeeto"])
+def test_in_16_bits_they_are_those_of_single_blocks_too(calls, method, dtype):
+    def reduced():
+        model = make().to(dtype)
+        return model if method is None else mtrkit.apply_reduction(model, method, **LAYERS)
+
     with torch.inference_mode():
-        model(torch.randn(1, 3, 32, 32, dtype=dtype))
+        found = reduced()(images().to(dtype))
+        assert max(calls) >= 2 * 3  # but for the first block, and between the places that reduce
+        calls.clear()
+        assert torch.equal(found, one_by_one(reduced())(images().to(dtype))) and max(calls) <= 3  # with the means of Δ
+
+
+def test_weights_of_16_bits_that_change_in_place_count(calls):
+    model = make().bfloat16()
+    with torch.inference_mode():
+        before = model(images().bfloat16())
+        for name, weight in model.named_parameters():
+            if name.endswith(("norm.weight", "A_log", "x_proj.weight")):
+                weight.data.mul_(1.5)
+        after = model(images().bfloat16())
+        assert not torch.equal(before, after) and max(calls) > 2
+        assert torch.equal(after, one_by_one(model)(images().bfloat16()))
+
+
+def test_in_float64_blocks_are_single(calls):
+    model = make().double()
+    with torch.inference_mode():
+        model(torch.randn(1, 3, 32, 32, dtype=torch.float64))
     assert not calls or max(calls) <= 2

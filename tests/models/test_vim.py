@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 import mtrkit
 from mtrkit.models import VisionMamba, create_model
-from mtrkit.models.layers import DropPath, RMSNorm
+from mtrkit.models.layers import DropPath, PatchEmbed, RMSNorm
+from mtrkit.models.videomamba import ClipEmbed
 from tests.models.plain_vim import plain_vim
 from tests.models.shared import IMAGES, real_images, tiny
 
@@ -282,3 +283,21 @@ def test_blocks_run_in_one_call_unless_somebody_looks_between():
         seen.clear()
     block.norm.forward = lambda x, residual: (look(block.norm), type(block.norm).forward(block.norm, x, residual))[1]
     assert torch.equal(model(images), expected) and seen == ["RMSNorm"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["image", "clip"])
+def test_patches_of_16_bits_are_the_rounded_ones_of_float32(kind, dtype):
+    """On a CPU: torch's convolution takes 20 times as long if there are no instructions for it."""
+    embed = PatchEmbed(8, 4, embed_dim=24) if kind == "image" else ClipEmbed(8, 4, embed_dim=24, num_frames=2)
+    embed, x = embed.to(dtype), torch.randn(2, *embed.input_size).to(dtype)
+    exact = copy.deepcopy(embed).float()(x.float())
+    assert torch.equal(embed(x), exact.to(dtype))
+    (gradient,) = torch.autograd.grad(embed(x).float().sum(), embed.proj.weight)
+    (expected,) = torch.autograd.grad(embed.proj(x).float().sum(), embed.proj.weight)
+    torch.testing.assert_close(gradient, expected, rtol=0.02, atol=0.05)
+    seen = []
+    embed.proj.register_forward_hook(lambda layer, given, out: seen.append(out) or 2 * out)
+    assert torch.equal(embed(x), 2 * seen[0].flatten(2).transpose(1, 2))
+    with pytest.raises(RuntimeError, match="type"):
+        embed.float()(x)
