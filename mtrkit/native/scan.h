@@ -278,12 +278,12 @@ INLINE void FN(states_back)(int count, int64_t n, int v, int64_t steps, const fl
         a[k] = LOAD(A + o), a2[k] = a[k] * LOG2E;
         state[k] = LOAD(h + o), carry[k] = LOAD(dh + o), grad_a[k] = LOAD(dA + o);
     }
-    B += n, C += n, dB += n * TILE * BLOCK + v, dC += n * TILE * BLOCK + v;
+    B += n, C += n, dB += n * TILE * LANES, dC += n * TILE * LANES;
     for (int64_t t = 0; t < steps; t++) {
         int64_t o = t * BLOCK + v;
         vf dt = LOAD(s.dt + o), du = LOAD(s.du + o), gate = LOAD(s.gate + o), y = LOAD(s.y + o);
         for (int k = 0; k < count; k++) {
-            float *to_C = dC + (k * TILE + t) * BLOCK;
+            float *to_C = dC + (k * TILE + t) * LANES;
             decay[k][t] = FN(exp2)(dt * a2[k]);
             before[k][t] = state[k];
             state[k] = decay[k][t] * state[k] + du * B[t * B_stride + k];
@@ -297,7 +297,7 @@ INLINE void FN(states_back)(int count, int64_t n, int v, int64_t steps, const fl
         vf dt = LOAD(s.dt + o), du = LOAD(s.du + o), gate = LOAD(s.gate + o);
         vf ddu = LOAD(s.ddu + o), ddt = LOAD(s.ddt + o);
         for (int k = 0; k < count; k++) {
-            float *to_B = dB + (k * TILE + t) * BLOCK;
+            float *to_B = dB + (k * TILE + t) * LANES;
             carry[k] += gate * C[t * C_stride + k];
             STORE(to_B, LOAD(to_B) + carry[k] * du);
             ddu += carry[k] * B[t * B_stride + k];
@@ -342,13 +342,13 @@ INLINE void FN(runs_back)(int64_t n, int v, int64_t steps, const int64_t *length
     vf a = LOAD(A + n * BLOCK + v), a2 = a * LOG2E, state = LOAD(h + n * BLOCK + v);
     vf carry = LOAD(dh + n * BLOCK + v), grad_a = LOAD(dA + n * BLOCK + v), sum;
     FN(run_slopes) slopes[TILE];
-    B += n, C += n, dB += n * TILE * BLOCK + v, dC += n * TILE * BLOCK + v;
+    B += n, C += n, dB += n * TILE * LANES, dC += n * TILE * LANES;
     for (int64_t t = 0; t < steps; t++) {
         int64_t o = t * BLOCK + v;
         slopes[t] = FN(run_through)(FN(exp2)(LOAD(s.dt + o) * a2), LOAD(s.du + o) * B[t * B_stride], lengths[t], &state, &sum);
         sum *= share[t];
         STORE(s.y + o, LOAD(s.y + o) + sum * C[t * C_stride]);
-        STORE(dC + t * BLOCK, LOAD(dC + t * BLOCK) + LOAD(s.gate + o) * sum);
+        STORE(dC + t * LANES, LOAD(dC + t * LANES) + LOAD(s.gate + o) * sum);
     }
     for (int64_t t = steps - 1; t >= 0; t--) {
         int64_t o = t * BLOCK + v;
@@ -357,7 +357,7 @@ INLINE void FN(runs_back)(int64_t n, int v, int64_t steps, const int64_t *length
         vf taken = each * r->sum_b + carry * r->last_b;
         vf through = (each * r->sum_a + carry * r->last_a) * r->decay;
         carry = each * r->sum_h + carry * r->last_h;
-        STORE(dB + t * BLOCK, LOAD(dB + t * BLOCK) + taken * LOAD(s.du + o));
+        STORE(dB + t * LANES, LOAD(dB + t * LANES) + taken * LOAD(s.du + o));
         STORE(s.ddu + o, LOAD(s.ddu + o) + taken * B[t * B_stride]);
         STORE(s.ddt + o, LOAD(s.ddt + o) + through * a);
         grad_a += through * LOAD(s.dt + o);
@@ -367,7 +367,7 @@ INLINE void FN(runs_back)(int64_t n, int v, int64_t steps, const int64_t *length
 }
 
 /* Gradients of the recurrence over one tile. Runs the states forward from the checkpoint, then everything
- * backward; `dh` carries the gradient of the state from later tiles, dB and dC are summed per lane over blocks. */
+ * backward; `dh` carries the gradient of the state from later tiles, dB and dC are summed per lane over vectors. */
 INLINE void FN(advance_back)(int64_t states, int64_t steps, const int64_t *lengths, const float *A, const float *h, float *dh, float *dA,
                         FN(tile) s, const float *B, int64_t B_stride, const float *C, int64_t C_stride, float *dB,
                         float *dC) {
@@ -465,13 +465,13 @@ static TARGET void FN(backward_tile)(const scan_job *j, const block_grads *m, in
     if (z != NULL) tile_flush(m->dz, from, steps, width, spare_dz);
 }
 
-/* Sum the lanes of (states, TILE, BLOCK) into the column of dB or dC that `dst` points at. */
+/* Sum the lanes of (states, TILE, LANES) into the column of dB or dC that `dst` points at. */
 INLINE void FN(fold)(const float *src, int64_t states, int64_t steps, float *dst, int64_t stride) {
     for (int64_t n = 0; n < states; n++)
         for (int64_t t = 0; t < steps; t++) {
-            const float *p = src + (n * TILE + t) * BLOCK;
-            float sum[4];
-            for (int c = 0; c < 4; c++) sum[c] = (p[c] + p[c + 4]) + (p[c + 8] + p[c + 12]);
+            const float *p = src + (n * TILE + t) * LANES;
+            float sum[4] = {p[0], p[1], p[2], p[3]};
+            for (int lane = 4; lane < LANES; lane++) sum[lane % 4] += p[lane];
             dst[t * stride + n] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
         }
 }
@@ -484,7 +484,7 @@ static TARGET void FN(scan_backward_task)(const void *job, int64_t task, float *
     block_grads members[TEAM_BLOCKS];
     for (int64_t i = 0; i < count; i++, scratch += (3 * N + 4) * BLOCK)
         members[i] = FN(start_block)(j, FN(locate)(j, b, g, first + i), scratch);
-    float *dB = scratch, *dC = dB + TILE * N * BLOCK, *memory = dC + TILE * N * BLOCK;
+    float *dB = scratch, *dC = dB + TILE * N * LANES, *memory = dC + TILE * N * LANES;
     float *spare_B = memory + 13 * TILE * BLOCK, *spare_C = spare_B + TILE * N;
     walk wB = walk_rows(j->B, b, g, L, j->reverse), wC = walk_rows(j->C, b, g, L, j->reverse);
     float *to = j->dBC + task * L * 2 * N + (j->reverse ? (L - 1) * 2 * N : 0);
@@ -492,7 +492,7 @@ static TARGET void FN(scan_backward_task)(const void *job, int64_t task, float *
     for (int64_t tile = tiles - 1; tile >= 0; tile--) {
         int64_t from = tile * TILE, steps = L - from < TILE ? L - from : TILE, sB, sC;
         const float *B = rows_in(wB, from, steps, N, spare_B, &sB), *C = rows_in(wC, from, steps, N, spare_C, &sC);
-        memset(dB, 0, (size_t)(2 * TILE * N * BLOCK) * sizeof(float));
+        memset(dB, 0, (size_t)(2 * TILE * N * LANES) * sizeof(float));
         for (int64_t i = 0; i < count; i++) FN(backward_tile)(j, &members[i], tile, B, sB, C, sC, dB, dC, memory);
         FN(fold)(dB, N, steps, to + from * stride, stride);
         FN(fold)(dC, N, steps, to + from * stride + N, stride);
