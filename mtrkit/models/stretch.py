@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrkit.models.unchanged import Unchanged
-from mtrkit.scan import Appended, BlockWeights, Chain, PlacedBlock, fused, place_block
+from mtrkit.scan import BlockWeights, Chain, PlacedBlock, fused, narrow, place_block
 from mtrkit.scan.fastpath import can_chain, fits_operator, runs_own_code
 from mtrkit.types import BlockEnd, ReducedStream, Signals
 
@@ -65,35 +65,40 @@ class Stretches:
         """From block ``at`` on as far as one call goes, and where that ends; ``None`` if it would not begin."""
         if not can_chain(hidden, _inner(given)):
             return None
-        chain, begin = Chain(), at
+        chain, begin, dtype = Chain(), at, hidden.dtype
         while at < len(blocks):
-            weights, end = self._stretch(blocks, at, hidden, given)
+            weights, end = self._stretch(blocks, at, hidden, given, dtype)
             if not weights:
                 break
             reads, runs = ([], None) if end is None else (fused.in_order(end.reads), end.runs)
-            mixer, total = fused.append_placed(chain, hidden, _inner(given), weights, reads, runs)
-            at += len(weights)
-            found = _go_on(chain, mixer, total, end)
+            mixer, total = fused.append_placed(chain, hidden, _inner(given), weights, reads, runs, dtype)
+            at, hidden, given = at + len(weights), mixer.out, total
+            if end is None:
+                continue
+            found = (
+                None
+                if end.append is None
+                else end.append(chain, mixer.out, total, Signals(delta_mean=mixer.delta_mean))
+            )
             if found is None:
                 chain.run()
                 out, *signals = mixer.results(reads)
-                if end is None:
-                    return out, total, at
                 return *end.follow(out, total, fused.signals_by_name(reads, signals)), at
             hidden, given = found
+            narrow(chain, hidden, dtype)
         if at == begin:
             return None
         chain.run()
-        return hidden, given, at
+        return hidden.to(dtype), given, at
 
     def _stretch(
-        self, blocks: list[nn.Module], at: int, hidden: Tensor, given: Any
+        self, blocks: list[nn.Module], at: int, hidden: Tensor, given: Any, dtype: torch.dtype
     ) -> tuple[list[PlacedBlock], BlockEnd | None]:
         """The blocks from ``at`` on between which nothing has to be seen, and what the last of them asks."""
         weights: list[PlacedBlock] = []
         end: BlockEnd | None = None
         for index in range(at, len(blocks)):
-            own, patch = self._placed(index, blocks[index], hidden.dtype), blocks[index].__dict__.get("forward")
+            own, patch = self._placed(index, blocks[index], dtype), blocks[index].__dict__.get("forward")
             found = None if own is None or patch is None else _ahead(patch, hidden, given)
             if own is None or (found is None and (patch is not None or isinstance(given, ReducedStream))):
                 break
@@ -122,15 +127,6 @@ def _look_at(block: nn.Module) -> _Known | None:
     own: Any = getattr(type(block), "weights", None)
     found: BlockWeights | None = own(block) if own is not None and runs_own_code(block) else None
     return None if found is None else _Known(block, Unchanged(block), found, None)
-
-
-def _go_on(chain: Chain, mixer: Appended, total: Tensor, end: BlockEnd | None) -> tuple[Tensor, Any] | None:
-    """What the next blocks of the chain are given; ``None``: it has to run first, in 16 bits to be rounded."""
-    if mixer.dtype is not torch.float32:
-        return None
-    if end is None:
-        return mixer.out, total
-    return None if end.append is None else end.append(chain, mixer.out, total, Signals(delta_mean=mixer.delta_mean))
 
 
 def _inner(given: Any) -> Any:

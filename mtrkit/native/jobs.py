@@ -22,7 +22,7 @@ SCAN = struct.Struct(f"{len(SCAN_SIZES)}q{4 * len(SCAN_VIEWS)}q{4 * len(SCAN_ROW
 CONV = struct.Struct("6q16q4q")
 PROJECT = struct.Struct("6q16q4q2q4q3q")  # a convolution's, then the product's
 PACK = struct.Struct("5qd2q")
-NORM = struct.Struct("4qd5q")
+NORM = struct.Struct("3qd5q")
 MIXER = struct.Struct("12qd11q14qq")  # of mixer.h
 MATCH = struct.Struct("10q")
 COSINES = struct.Struct("9q")
@@ -35,13 +35,14 @@ LINKS = struct.Struct("8q")
 FOLLOW = struct.Struct("7q")
 ROUND = struct.Struct("3q")
 ADD = struct.Struct("4q")
+NARROW = struct.Struct("3q")
 SUM = struct.Struct("3qd2q")
 SOFTPLUS = struct.Struct("3q8qq")
 
 # In the order in which mtr_layout of native.c gives the sizes of its structs.
 LAYOUT = (
     *(HEADER, SCAN, CONV, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, SPLIT),
-    *(BY_TURNS, NEIGHBORS, LINKS, FOLLOW, ROUND, ADD, MIXER),
+    *(BY_TURNS, NEIGHBORS, LINKS, FOLLOW, ROUND, ADD, NARROW, MIXER),
 )
 
 NO_VIEW = (0, 0, 0, 0)

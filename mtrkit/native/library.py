@@ -26,7 +26,7 @@ TILE = 16  # time steps handled together in C; states are checkpointed once per 
 TEAM_BLOCKS = 4  # channel blocks whose gradients of B and C are summed in one task
 SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS = range(6)  # kinds of jobs
 PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, SPLIT = range(6, 14)
-BY_TURNS, NEIGHBORS, LINKS, FOLLOW, ROUND, ADD, MIXER = range(14, 21)
+BY_TURNS, NEIGHBORS, LINKS, FOLLOW, ROUND, ADD, NARROW, MIXER = range(14, 22)
 
 _LAYOUT = [TILE, BLOCK, TEAM_BLOCKS, *(fields.size for fields in jobs.LAYOUT)]
 

@@ -26,7 +26,6 @@ from mtrkit.native.workspace import workspace
 _CACHED = 1 << 19  # floats between the steps, per thread
 _TASKS = 8  # per thread and step
 _BY_INSTRUCTION = 2  # HALF_BY_INSTRUCTION of native.c
-_ROUNDING = {torch.bfloat16: 1, torch.float16: 2}  # TO_BFLOAT16 and TO_FLOAT16
 _PLACES = 11 + 2 * len(DirectionWeights._fields)  # addresses in a mixer's job
 
 
@@ -149,7 +148,7 @@ def add_and_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     dtype, x, residual, weight = x.dtype, _as_summand(x), dense(residual), dense(weight)
     normed, total = torch.empty_like(residual), torch.empty_like(residual)
     with Chain() as chain:
-        _append_norm(chain, x, residual, weight, eps, (normed, total))
+        _append_norm(chain, x, residual, weight, eps, normed, total)
     return normed.to(dtype), total
 
 
@@ -160,53 +159,48 @@ def append_blocks(
     blocks: Sequence[PlacedBlock],
     reads: Sequence[str] = (),
     lengths: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Appended, Tensor]:
     """Several blocks as jobs of a chain: norm of the sum, then mixer, whose output the next block adds to the sum.
 
     Args:
         chain: What they are added to.
         x: (B, L, D), to be added before the first norm.
-        residual: (B, L, D) float32, what it is added to; ``None``, for x of float32: nothing.
-        blocks: Their weights; what goes from one to the next is rounded to the dtype of x.
+        residual: (B, L, D) float32, what it is added to; ``None``: nothing.
+        blocks: Their weights.
         reads: As of :func:`mix`, of the last mixer.
         lengths: As of :func:`mix`, of all mixers.
+        dtype: Of the tokens outside of the chain, to which what mixers give is rounded. Default: that of x.
 
     Returns:
         The last mixer, and the sum before its norm.
     """
-    dtype, last = x.dtype, None
+    dtype, last = dtype or x.dtype, None
     if residual is None:  # the bits are those of a first block that runs alone
-        normed = dense(F.rms_norm(x, x.shape[-1:], blocks[0].norm, blocks[0].eps))
+        normed = dense(F.rms_norm(x.float(), x.shape[-1:], blocks[0].norm, blocks[0].eps).to(dtype))
         total = chain.memory("total", x.shape).copy_(x)
     else:
         x, residual = _as_summand(x), dense(residual)
         normed, total = (chain.memory(name, residual.shape) for name in ("normed", "total"))
     for index, block in enumerate(blocks):
         if residual is not None:
-            rounding = _ROUNDING.get(dtype, 0) if index else 0
-            _append_norm(chain, x, residual, block.norm, block.eps, (normed, total), rounding)
+            _append_norm(chain, x, residual, block.norm, block.eps, normed, total)
         last = _append(chain, normed, block.mixer, reads if index == len(blocks) - 1 else (), lengths, dtype, last)
+        token_jobs.narrow(chain, last.out, dtype)
         x, residual = last.out, total
     assert last is not None
     return last, total
 
 
 def _append_norm(
-    chain: Chain,
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    eps: float,
-    out: tuple[Tensor, Tensor],
-    rounding: int = 0,
+    chain: Chain, x: Tensor, residual: Tensor, weight: Tensor, eps: float, normed: Tensor, total: Tensor
 ) -> None:
-    """The job that writes norm and sum to ``out``; all are dense."""
-    normed, total = out
+    """The job that writes the norm and the sum; all are dense."""
     if residual.shape != x.shape or weight.shape != x.shape[-1:]:
         given = f"residual {tuple(residual.shape)}, weight of the norm {tuple(weight.shape)}"
         raise InputError(f"shapes do not fit: hidden states {tuple(x.shape)}, {given}")
     rows, tensors = x.numel() // max(1, x.shape[-1]), (x, residual, weight, total, normed)
-    job = NORM.pack(rows, x.shape[-1], x.dtype is torch.bfloat16, rounding, eps, *map(address, tensors))
+    job = NORM.pack(rows, x.shape[-1], x.dtype is torch.bfloat16, eps, *map(address, tensors))
     chain.add(lib.NORM, job, *tensors)
 
 

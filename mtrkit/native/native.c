@@ -30,7 +30,7 @@ __declspec(dllimport) int __stdcall SwitchToThread(void);
 #define TEAM_BLOCKS 4 /* channel blocks whose contributions to dB and dC are summed inside one task */
 #define SUM_SPAN 256  /* columns that one task of a sum adds up */
 #define CONV_SPAN 64  /* tokens that one task of a convolution takes, which has to look back */
-#define ADD_SPAN 8192 /* numbers that one task of a sum takes */
+#define ADD_SPAN 8192 /* numbers that one task of a sum, or of a rounding, takes */
 #define PACK_SPAN 4096 /* numbers that one task packs, if it packs more than a block of columns */
 #define NORM_SPAN 32  /* rows that one task of a norm takes */
 #define SPINS 4096    /* looks at the others' progress before a waiting thread yields its processor */
@@ -99,8 +99,7 @@ typedef struct {
 /* The root-mean-square norm of the sum of x and residual, row by row; all (rows, columns), contiguous. */
 typedef struct {
     int64_t rows, columns;
-    int64_t half;     /* whether x is bfloat16 */
-    int64_t rounding; /* TO_NOTHING, or to what a float32 x is rounded before it is added */
+    int64_t half; /* whether x is bfloat16 */
     double eps;
     void *x;
     float *residual, *weight, *sum, *normed;
@@ -181,6 +180,13 @@ typedef struct {
     float *a, *b, *sum;
 } add_job;
 
+/* Numbers that are rounded to those of 16 bits, and stay floats. */
+typedef struct {
+    int64_t count;
+    int64_t brain; /* whether to bfloat16; otherwise to float16 */
+    float *x;
+} narrow_job;
+
 /* The tokens that stay, numbered in their order in the sequence if `ordered`; those that merge get their target's
  * number, all others -1. */
 typedef struct {
@@ -219,11 +225,9 @@ typedef struct {
 } header;
 
 enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, SPLIT, BY_TURNS, NEIGHBORS, LINKS,
-       FOLLOW, ROUND, ADD, MIXER };
+       FOLLOW, ROUND, ADD, NARROW, MIXER };
 
 enum { HALF_BY_INSTRUCTION = 2 };
-
-enum { TO_NOTHING, TO_BFLOAT16, TO_FLOAT16 };
 
 /* Columns that one task packs: a whole number of blocks, more of them if they are short. */
 static int64_t pack_span(const pack_job *j) {
@@ -620,7 +624,7 @@ EXPORT void mtr_layout(int64_t *sizes) {
                            sizeof(sum_job), sizeof(softplus_job), sizeof(project_job), sizeof(pack_job),
                            sizeof(norm_job), sizeof(match_job), sizeof(cosines_job), sizeof(slots_job), sizeof(merge_job), sizeof(split_job),
                            sizeof(by_turns_job), sizeof(neighbors_job), sizeof(links_job), sizeof(follow_job),
-                           sizeof(round_job), sizeof(add_job), sizeof(mixer_job)};
+                           sizeof(round_job), sizeof(add_job), sizeof(narrow_job), sizeof(mixer_job)};
     memcpy(sizes, own, sizeof own);
 }
 
@@ -724,6 +728,11 @@ static work_size add_size(const void *job) {
     return (work_size){ceil_div(j->count, ADD_SPAN), 0};
 }
 
+static work_size narrow_size(const void *job) {
+    const narrow_job *j = job;
+    return (work_size){ceil_div(j->count, ADD_SPAN), 0};
+}
+
 static work_size sum_size(const void *job) {
     const sum_job *j = job;
     return (work_size){j->outer * ceil_div(j->inner, SUM_SPAN), 0};
@@ -761,6 +770,7 @@ static const job_kind kinds[] = {
     [FOLLOW] = {{follow_task, follow_task, follow_task}, follow_size},
     [ROUND] = {{round_task, round_task, round_task}, round_size},
     [ADD] = {LEVELS(add), add_size},
+    [NARROW] = {LEVELS(narrow), narrow_size},
 };
 
 typedef struct {

@@ -36,8 +36,7 @@ static TARGET void FN(norm_task)(const void *job, int64_t task, float *scratch) 
     for (int64_t row = first; row < last; row++) {
         float *sum = j->sum + row * K, *normed = j->normed + row * K;
         if (j->half) FN(widen)((const uint16_t *)j->x + row * K, K, normed);
-        if (j->rounding) FN(round_to)(j->rounding, (const float *)j->x + row * K, K, normed);
-        const float *x = j->half || j->rounding ? normed : (const float *)j->x + row * K;
+        const float *x = j->half ? normed : (const float *)j->x + row * K;
         for (int64_t i = 0; i < K; i++) sum[i] = x[i] + j->residual[row * K + i];
         float scale = 1.0f / sqrtf(FN(add_squares)(sum, K) / (float)K + (float)j->eps);
         for (int64_t i = 0; i < K; i++) normed[i] = sum[i] * scale * j->weight[i];
@@ -49,4 +48,14 @@ static TARGET void FN(add_task)(const void *job, int64_t task, float *scratch) {
     int64_t from = task * ADD_SPAN, to = from + ADD_SPAN < j->count ? from + ADD_SPAN : j->count;
     (void)scratch;
     for (int64_t i = from; i < to; i++) j->sum[i] = j->a[i] + j->b[i];
+}
+
+static TARGET void FN(narrow_task)(const void *job, int64_t task, float *scratch) {
+    const narrow_job *j = job;
+    int64_t from = task * ADD_SPAN, to = from + ADD_SPAN < j->count ? from + ADD_SPAN : j->count;
+    (void)scratch;
+    if (j->brain)
+        for (int64_t i = from; i < to; i++) j->x[i] = widened(narrowed(j->x[i]));
+    else
+        for (int64_t i = from; i < to; i++) j->x[i] = as_float16(j->x[i]);
 }

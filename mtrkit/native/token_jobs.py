@@ -135,6 +135,12 @@ def add(chain: Chain, a: Tensor, b: Tensor) -> Tensor:
     return found
 
 
+def narrow(chain: Chain, x: Tensor, dtype: torch.dtype) -> None:
+    """Round numbers in their place to those of another dtype; only 16 bits change them."""
+    if dtype in (torch.bfloat16, torch.float16):
+        chain.add(library.NARROW, jobs.NARROW.pack(x.numel(), dtype is torch.bfloat16, address(x)), x)
+
+
 def mean(chain: Chain, x: Tensor, divisor: float) -> Tensor:
     """(B, n, L) to the sums (B, L) over the middle, divided."""
     found = x.new_empty((x.shape[0], x.shape[2]))

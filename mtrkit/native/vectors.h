@@ -14,13 +14,6 @@ INLINE void FN(narrow)(const float *src, int64_t count, uint16_t *dst) {
     for (int64_t i = 0; i < count; i++) dst[i] = narrowed(src[i]);
 }
 
-INLINE void FN(round_to)(int64_t format, const float *src, int64_t count, float *dst) {
-    if (format == TO_BFLOAT16)
-        for (int64_t i = 0; i < count; i++) dst[i] = widened(narrowed(src[i]));
-    else
-        for (int64_t i = 0; i < count; i++) dst[i] = as_float16(src[i]);
-}
-
 INLINE vf FN(choose)(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 
 /* 2^x to about 1e-7 relative. The polynomial is exactly 1 at 0, so a state that should not decay does not drift.

@@ -1,7 +1,8 @@
 """Selective scan, causal convolution and the mixer, with backends that say why they can or cannot run."""
 
 from mtrkit.native.chain import Chain
-from mtrkit.native.mixer import Appended, PlacedBlock, place_block
+from mtrkit.native.mixer import PlacedBlock, place_block
+from mtrkit.native.token_jobs import narrow
 from mtrkit.native.weights import BlockWeights, DirectionWeights, MixerWeights
 from mtrkit.scan.backend import BackendStatus
 from mtrkit.scan.dispatch import (
@@ -20,7 +21,6 @@ from mtrkit.scan.steps import DirectionLayers, MixerLayers, Parts
 from mtrkit.types import Signals
 
 __all__ = [
-    "Appended",
     "BackendStatus",
     "BlockWeights",
     "Chain",
@@ -39,6 +39,7 @@ __all__ = [
     "length_last",
     "mixer_forward",
     "mixer_parts",
+    "narrow",
     "place_block",
     "scan_backends",
     "selective_scan",

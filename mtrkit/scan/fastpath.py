@@ -94,13 +94,11 @@ def fits_operator(weights: object, dtype: torch.dtype) -> TypeGuard[MixerWeights
 def can_chain(x: Tensor, residual: object) -> bool:
     """Whether several blocks may be one call: the residual is float32, and nothing sees what is between them.
 
-    Each of their mixers is asked for by :func:`fits_operator`. The first of all blocks, which has no residual yet, can
-    be among them in float32.
+    Each of their mixers is asked for by :func:`fits_operator`.
     """
     if not no_tracing(x) or x.dtype not in MIXED or x.shape[-1] % BLOCK:
         return False
-    begins = residual is None and x.dtype is torch.float32
-    plain = begins or (isinstance(residual, Tensor) and residual.dtype is torch.float32)
+    plain = residual is None or (isinstance(residual, Tensor) and residual.dtype is torch.float32)
     return plain and for_inference(x) and inference_kernels(x) == NATIVE
 
 

@@ -145,7 +145,7 @@ def run_block(
         out, *found = _mix(normed, block.mixer, names, runs)
         return out, total, signals_by_name(names, found)
     with Chain() as chain:
-        mixer, total = append_placed(chain, x, residual, [native.place_block(block, x.dtype)], names, runs)
+        mixer, total = append_placed(chain, x, residual, [native.place_block(block, x.dtype)], names, runs, x.dtype)
     out, *found = mixer.results(names)
     return out, total, signals_by_name(names, found)
 
@@ -157,9 +157,13 @@ def append_placed(
     blocks: Sequence[native.PlacedBlock],
     names: Sequence[str],
     runs: Runs | None,
+    dtype: torch.dtype,
 ) -> tuple[native.Appended, Tensor]:
-    """One :func:`run_block` after the other as jobs of a chain; the signals of these names are those of the last."""
-    return native.append_blocks(chain, x, residual, blocks, names, None if runs is None else runs.lengths)
+    """One :func:`run_block` after the other as jobs of a chain; the signals of these names are those of the last.
+
+    In the chain tokens are float32, with the values that they would have in ``dtype``.
+    """
+    return native.append_blocks(chain, x, residual, blocks, names, None if runs is None else runs.lengths, dtype)
 
 
 def signals_by_name(names: Sequence[str], found: Sequence[Tensor]) -> Signals:
