@@ -115,9 +115,11 @@ class Stretches:
             known = _look_at(block)
         if known is None or not fits_operator(known.weights.mixer, dtype):
             return None
-        placed = known.placed or place_block(known.weights, dtype)
-        if placed.norm is known.weights.norm and not placed.mixer.made:
-            known = known._replace(placed=placed)
+        placed = known.placed
+        if placed is None:
+            placed = place_block(known.weights, dtype)
+            if placed.norm is known.weights.norm and not placed.mixer.made:
+                known = known._replace(placed=placed)
         self._known[index] = known
         return placed
 

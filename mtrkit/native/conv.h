@@ -164,8 +164,8 @@ static TARGET void FN(conv_backward_task)(const void *job, int64_t task, float *
     memcpy(j->sums + task * (K + 1) * BLOCK, sums, (size_t)((K + 1) * BLOCK) * sizeof(float));
 }
 
-/* Columns outside, tokens inside: a block of the weight is read from the nearest cache but the first time. */
-/* Tokens `first` to before `last` times the blocks `begin` to before `end` of columns. */
+/* Tokens `first` to before `last` times the blocks `begin` to before `end` of columns. Columns are outside, tokens inside:
+ * a block of the weight comes from the nearest cache but the first time. */
 INLINE void FN(multiply_span)(const project_job *q, walk tokens, walk out, int64_t first, int64_t last, int64_t begin,
                               int64_t end) {
     int64_t K = q->conv.channels;

@@ -183,7 +183,7 @@ typedef struct {
 /* Numbers that are rounded to those of 16 bits, and stay floats. */
 typedef struct {
     int64_t count;
-    int64_t brain; /* whether to bfloat16; otherwise to float16 */
+    int64_t to_bfloat16; /* otherwise to float16 */
     float *x;
 } narrow_job;
 
@@ -640,7 +640,8 @@ static work_size scan_forward_size(const void *job) {
 
 static work_size scan_backward_size(const void *job) {
     const scan_job *j = job;
-    int64_t gradients = TEAM_BLOCKS * (3 * j->states + 4) * BLOCK, tiles = 2 * TILE * j->states * (BLOCK + 1);
+    int64_t gradients = TEAM_BLOCKS * (3 * j->states + 4) * BLOCK;
+    int64_t tiles = 2 * TILE * j->states * (BLOCK + 1); /* fewer where a vector is less than a block */
     return (work_size){j->batch * j->groups * teams_per_group(j), gradients + tiles + 13 * TILE * BLOCK};
 }
 

@@ -54,7 +54,7 @@ static TARGET void FN(narrow_task)(const void *job, int64_t task, float *scratch
     const narrow_job *j = job;
     int64_t from = task * ADD_SPAN, to = from + ADD_SPAN < j->count ? from + ADD_SPAN : j->count;
     (void)scratch;
-    if (j->brain)
+    if (j->to_bfloat16)
         for (int64_t i = from; i < to; i++) j->x[i] = widened(narrowed(j->x[i]));
     else
         for (int64_t i = from; i < to; i++) j->x[i] = as_float16(j->x[i]);

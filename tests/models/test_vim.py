@@ -288,7 +288,7 @@ def test_blocks_run_in_one_call_unless_somebody_looks_between():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["image", "clip"])
 def test_patches_of_16_bits_are_the_rounded_ones_of_float32(kind, dtype):
-    """On a CPU: torch's convolution takes 20 times as long if there are no instructions for it."""
+    """On a CPU, where torch's own convolution is slow without instructions for 16 bits."""
     embed = PatchEmbed(8, 4, embed_dim=24) if kind == "image" else ClipEmbed(8, 4, embed_dim=24, num_frames=2)
     embed, x = embed.to(dtype), torch.randn(2, *embed.input_size).to(dtype)
     exact = copy.deepcopy(embed).float()(x.float())
