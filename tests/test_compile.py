@@ -23,6 +23,7 @@ def model(request):
     return mtrkit.apply_reduction(model, request.param, ratio=0.2, layers=[1, 2])
 
 
+@pytest.mark.usefixtures("traced")
 def test_fullgraph(model):
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     assert torch.equal(run(compiled), run(model))
@@ -31,6 +32,7 @@ def test_fullgraph(model):
     assert torch.equal(run(compiled, IMAGES[:3]), run(model, IMAGES[:3]))
 
 
+@pytest.mark.usefixtures("traced")
 def test_a_compiled_model_notices_patch_and_removal():
     torch._dynamo.reset()
     model = FAMILIES["vim"]()

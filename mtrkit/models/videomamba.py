@@ -75,13 +75,12 @@ class ClipEmbed(PatchEmbed):
     @property
     def num_patches(self) -> int:
         """M, patches of all frames."""
-        return self.num_steps * super().num_patches
+        return self.num_steps * self.grid_size[0] * self.grid_size[1]
 
     @property
     def input_size(self) -> tuple[int, ...]:
         """Channels, frames, height and width of a clip."""
-        channels, *size = super().input_size
-        return (channels, self.num_frames, *size)
+        return (self.in_chans, self.num_frames, *self.img_size)
 
     def _check_size(self, shape: tuple[int, ...]) -> None:
         super()._check_size(shape)

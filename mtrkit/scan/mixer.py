@@ -146,8 +146,10 @@ def _compiled_weights(layers: Any) -> Parts:
         DirectionWeights(conv.weight, conv.bias, x.weight, dt.weight, dt.bias, A_log, D)
         for conv, x, dt, A_log, D in layers.directions
     )
-    first, last = layers.in_proj, layers.out_proj
-    return MixerWeights(first.weight, first.bias, last.weight, last.bias, directions, layers.halve)
+    outer = (layers.in_proj.weight, layers.in_proj.bias, layers.out_proj.weight, layers.out_proj.bias)
+    if not plain_tensors(outer) or not all(map(plain_tensors, directions)):
+        return layers
+    return MixerWeights(*outer, directions, layers.halve)
 
 
 def _pieces(hidden: Tensor, parts: Parts) -> int:
