@@ -25,6 +25,7 @@ from mtrkit.measure.throughput import forward_pass, interleave, summarise
 from mtrkit.measure.weights import weights_digest
 
 Advance = Callable[[int], object]  # called with the number of images that are done since the last call
+_TIMED_BY = ("batch_size", "timed_beside", "device", "threads", "scan_reason")  # what a speed depends on
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def measure(
 ) -> Iterator[Row]:
     """Yield one row per candidate: from the results if it is there, else measured and added to them.
 
-    A row that was timed otherwise, with another batch size, number of threads, processor or neighbour, is timed again.
+    A row that was timed otherwise, with another batch size, number of threads, processor, set of instructions or
+    neighbour, is timed again.
 
     If several processes measure, each classifies its share of the images, and every one of them gets the answers for
     all; the main process alone times, while the others wait.
@@ -199,7 +201,7 @@ def _answers(predicted: Tensor, images: ImageSet) -> Row:
 def _is_timed_so(row: Row, evaluation: Evaluation, reference: Reference, device: torch.device) -> bool:
     """Whether a row's speed is what would be measured now; from a CSV file all is text."""
     now = {"batch_size": evaluation.timed_inputs, "timed_beside": reference.evaluation.model} | describe_machine(device)
-    return all(str(row.get(name)) == str(now[name]) for name in ("batch_size", "timed_beside", "device", "threads"))
+    return all(str(row.get(name)) == str(now[name]) for name in _TIMED_BY)
 
 
 def _speed(evaluation: Evaluation, candidate: Candidate, reference: Reference) -> Row:

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 
 import mtrkit
-from mtrkit.scan import backend_for
+from mtrkit.scan import backend_for, scan_backends
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:
-    """Processor, versions, threads, scan backend, commit and time, as plain data."""
+    """Processor, versions, threads, scan backend and its instructions, commit and time, as plain data."""
+    scan = backend_for(device)
     metadata: dict[str, str | int] = {
         "device": device_name(device),
         "system": f"{platform.system()} {platform.machine()}",
@@ -24,7 +25,8 @@ def describe_machine(device: torch.device) -> dict[str, str | int]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "mtrkit": mtrkit.__version__,
-        "scan": backend_for(device),
+        "scan": scan,
+        "scan_reason": next(backend.reason for backend in scan_backends() if backend.name == scan),
         "commit": _commit(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

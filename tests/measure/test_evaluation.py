@@ -51,3 +51,16 @@ def test_calibrations_of_one_method_at_one_ratio_have_names_of_their_own():
     ]
     assert calibrated_names(found) == ["runs, calibrated (aaaaaa)", "runs, calibrated (bbbbbb)"]
     assert calibrated_names(found[:1]) == ["runs, calibrated"]
+
+
+@pytest.mark.parametrize("field", ["batch_size", "timed_beside", "device", "threads", "scan_reason"])
+def test_a_row_that_was_timed_otherwise_is_timed_again(field):
+    """The accuracy stays; a speed by other instructions, on a processor of the same name, stood beside new ones."""
+    model = mtrkit.create_model("vim_micro_patch4_32").eval()
+    images, preprocess = open_images("bundled").spread(2), preprocess_for(model.pretrained_cfg)
+    evaluation = Evaluation("vim", "random", images, preprocess, Precision("float32"), 2, 1, 1, "")
+    results, few = Results(None), candidates(model, [MethodChoice("mtr", "mtr", {})], [0.3])[:1]
+    (row,) = measure(evaluation, model, few, results)
+    results.add(row | {field: "another", "images_per_second": 0.0})
+    (again,) = measure(evaluation, model, few, results)
+    assert again["images_per_second"] > 0 and again[field] == row[field] and again["right"] == row["right"]
