@@ -22,12 +22,6 @@ def _repeatable():
 
 
 @pytest.fixture
-def traced(monkeypatch):
-    """Compilers look into the blocks, as they do on a GPU, instead of taking them for one operator."""
-    monkeypatch.setattr("mtrkit.scan.opaque._fits", lambda tokens: False)
-
-
-@pytest.fixture
 def photos(tmp_path):
     """A folder per class with two images each."""
     from PIL import Image

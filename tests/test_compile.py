@@ -7,6 +7,7 @@ import torch
 
 import mtrkit
 from mtrkit.errors import UnsupportedModelError
+from mtrkit.models import VideoMamba
 from tests.helpers.families import FAMILIES
 from tests.standins.hustvl_vim import VisionMamba
 from tests.test_matrix import IMAGES, run
@@ -23,7 +24,6 @@ def model(request):
     return mtrkit.apply_reduction(model, request.param, ratio=0.2, layers=[1, 2])
 
 
-@pytest.mark.usefixtures("traced")
 def test_fullgraph(model):
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     assert torch.equal(run(compiled), run(model))
@@ -32,7 +32,6 @@ def test_fullgraph(model):
     assert torch.equal(run(compiled, IMAGES[:3]), run(model, IMAGES[:3]))
 
 
-@pytest.mark.usefixtures("traced")
 def test_a_compiled_model_notices_patch_and_removal():
     torch._dynamo.reset()
     model = FAMILIES["vim"]()
@@ -128,3 +127,49 @@ def test_a_changed_model_is_not_exported(strict):
     delete(model)
     with pytest.raises((UnsupportedModelError, torch._dynamo.exc.Unsupported), match="have changed since"):
         torch.export.export(model, (IMAGES,), strict=strict)
+
+
+@torch.no_grad()
+def test_clips_compile_in_one_graph():
+    """The compiler does not follow a property of a parent class."""
+    torch._dynamo.reset()
+    sizes = {"img_size": 12, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_classes": 5, "num_frames": 2}
+    model = VideoMamba(**sizes).eval()
+    clips = torch.randn(2, 3, 2, 12, 12)
+    assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(clips), model(clips))
+
+
+@torch.no_grad()
+def test_quantised_weights_compile():
+    """Their layers are called; the operator of a whole mixer does not take them."""
+    quantization = pytest.importorskip("torchao.quantization")
+    torch._dynamo.reset()
+    model = mtrkit.VisionMamba(img_size=12, patch_size=4, embed_dim=16, depth=2, num_classes=5).eval()
+    config = quantization.Int8WeightOnlyConfig()
+    quantization.quantize_(model, config, filter_fn=lambda module, name: name.endswith("in_proj"))
+    images = torch.randn(2, 3, 12, 12)
+    found = torch.compile(model, backend="eager", fullgraph=True)(images)
+    torch.testing.assert_close(found, model(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@torch.no_grad()
+def test_a_program_runs_whole_mixers(strict):
+    model = mtrkit.VisionMamba(img_size=12, patch_size=4, embed_dim=16, depth=2, num_classes=5).eval()
+    program = torch.export.export(model, (torch.randn(2, 3, 12, 12),), strict=strict)
+    assert str(program.graph).count("mtrkit.mixer.default") == 2
+
+
+@torch.no_grad()
+def test_a_compiled_function_may_switch_the_reduction_off():
+    torch._dynamo.reset()
+    model = mtrkit.apply_reduction(FAMILIES["vim"](), "mtr", ratio=0.3)
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def dense(images):
+        with mtrkit.reduction_disabled(model):
+            return model(images)
+
+    with mtrkit.reduction_disabled(model):
+        wanted = model(IMAGES)
+    assert torch.equal(dense(IMAGES), wanted) and not torch.equal(wanted, model(IMAGES))

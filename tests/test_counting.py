@@ -10,7 +10,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import mtrkit
-from mtrkit.errors import InputError
 from mtrkit.scan.flops import FORMULAS
 from tests.helpers.families import FAMILIES
 from tests.standins import hustvl_vim
@@ -115,15 +114,3 @@ def test_scans_that_do_not_run_are_not_counted():
         all_scans = counted(lambda: mixer_forward(hidden, parts))
         some = counted(lambda: mixer_forward(hidden, parts, gating=gating))
     assert some < 0.5 * all_scans
-
-
-@pytest.mark.filterwarnings("ignore")  # torch's own compilers warn about themselves
-def test_a_compiled_model_is_counted_as_it_is_or_not_at_all():
-    """Torch does not compile while it counts; if it did, the operator that stands for all blocks would say so."""
-    model = built("vim", "mtr")
-    compiled = torch.compile(model, backend="eager")
-    with torch.no_grad():
-        compiled(IMAGES)
-        assert counted(lambda: compiled(IMAGES)) == counted(lambda: model(IMAGES)) > 0
-        with pytest.raises(InputError, match="cannot be counted"):
-            counted(lambda: torch.ops.mtrkit.run_blocks(torch.zeros(1, 3, 32, device="meta"), model._number, []))

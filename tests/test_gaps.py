@@ -105,7 +105,6 @@ def test_alignment_needs_a_scan():
         mtrkit.apply_reduction(FAMILIES["timm_vit"](), "hsa", indicator="X", state="decay")
 
 
-@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("removed_delta", ["bias", "last"])
 def test_alignment_compiles_without_a_break(removed_delta):
     model = FAMILIES["vim"]()

@@ -26,7 +26,6 @@ from mtrkit.models.stretch import Stretches
 from mtrkit.ops import check_stream, nothing_dropped, stream_tokens, take
 from mtrkit.scan import BlockWeights, MixerWeights, fused, mixer_parts
 from mtrkit.scan.fastpath import are_plain, can_mix, known_forward, no_tracing, plain_tensors
-from mtrkit.scan.opaque import OpaqueBlocks, through_blocks
 from mtrkit.types import MixerCall, ReducedStream
 
 Pool = Literal["token", "avg", ""]
@@ -98,7 +97,7 @@ class Block(nn.Module):
         return BlockWeights(weight, norm.eps, parts) if isinstance(parts, MixerWeights) else None
 
 
-class VisionMamba(OpaqueBlocks):
+class VisionMamba(nn.Module):
     """Vim, with the methods of timm's models.
 
     Args:
@@ -251,12 +250,10 @@ class VisionMamba(OpaqueBlocks):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to all normalised tokens (B, L, D), the class token at :attr:`class_index`."""
-        return through_blocks(self, self._embed(x))
-
-    def run_blocks(self, tokens: Tensor) -> Tensor:
-        """The tokens (B, L, D) that enter the first block to all that leave the last one, normalised."""
-        hidden, residual = self._stretches.run(self.layers, tokens, None, self._run)
-        return self._finish(hidden, residual, tokens.shape[1])
+        hidden = self._embed(x)
+        num_tokens = hidden.shape[1]
+        hidden, residual = self._stretches.run(self.layers, hidden, None, self._run)
+        return self._finish(hidden, residual, num_tokens)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool the tokens of :meth:`forward_features` and classify.

@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 
-from mtrkit.errors import InputError
 from mtrkit.importing import when_imported
-from mtrkit.scan import fused, opaque, operators, run_operators  # noqa: F401  (they define what is counted)
+from mtrkit.scan import fused, operators, run_operators  # noqa: F401  (they define what is counted)
 
 Shape = Any  # a tensor's shape; None for an argument that is not given
 Formula = Callable[..., int]
@@ -101,11 +100,6 @@ def _scan_runs_backward(grad_y: Shape, *arguments: Any) -> int:
     return 2 * _scan_runs(*tensors, lengths, positions)
 
 
-def _run_blocks(*_: Any) -> int:
-    """What runs in it is not seen from outside."""
-    raise InputError("the FLOPs of a compiled model cannot be counted; count those of the model that was compiled")
-
-
 FORMULAS: Mapping[str, Formula] = {
     "selective_scan": _scan,
     "selective_scan_backward": _backward(_scan, 2),
@@ -119,7 +113,6 @@ FORMULAS: Mapping[str, Formula] = {
     "add_rms_norm": _nothing,
     "delta_softplus": _nothing,
     "recurrence": _recurrence,
-    "run_blocks": _run_blocks,
     "nearest": _nearest,
     "cosines": _cosines,
 }

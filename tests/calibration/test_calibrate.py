@@ -137,7 +137,6 @@ def test_holds_in_other_dtypes_and_under_adapters():
     torch.testing.assert_close(run(adapted, IMAGES.double()), run(double, IMAGES.double()))
 
 
-@pytest.mark.usefixtures("traced")
 def test_compiles_and_exports_whole():
     model, calibration = tiny()
     mtrkit.apply_reduction(model, calibration=always_corrected(calibration, model))

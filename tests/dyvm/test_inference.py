@@ -164,7 +164,6 @@ def test_what_is_beside_the_model_moves_with_it():
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own compilers warn about themselves
-@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("family", ["vim", "vim_mean"])
 @torch.no_grad()
 def test_compiled_and_exported(family):

@@ -243,7 +243,6 @@ def test_blocks_that_were_taken_out_are_freed():
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own compilers warn about themselves
-@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("layers", [[2, 3], [3], [2]])
 @pytest.mark.parametrize("method", ["mtr", "runs"])
 def test_what_compiles_dense_is_reduced_afterwards(method, layers):

@@ -238,7 +238,6 @@ def test_copies_and_pickles_give_the_same_bits():
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own compilers warn about themselves
-@pytest.mark.usefixtures("traced")
 @torch.no_grad()
 def test_compile_and_export():
     model = tiny()
