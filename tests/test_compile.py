@@ -173,3 +173,14 @@ def test_a_compiled_function_may_switch_the_reduction_off():
     with mtrkit.reduction_disabled(model):
         wanted = model(IMAGES)
     assert torch.equal(dense(IMAGES), wanted) and not torch.equal(wanted, model(IMAGES))
+
+
+def test_a_forward_derivative_inside_of_a_compiled_function():
+    """It was zero: the scan's operator has no forward derivative, and a compiler loses what comes through it."""
+    torch._dynamo.reset()
+    model = mtrkit.VisionMamba(img_size=12, patch_size=4, embed_dim=16, depth=2, num_classes=5).eval()
+    images, direction = torch.randn(2, 2, 3, 12, 12)
+    run = lambda x, v: torch.func.jvp(model, (x,), (v,))[1]  # noqa: E731
+    wanted = run(images, direction)
+    assert wanted.abs().max() > 0
+    torch.testing.assert_close(torch.compile(run, backend="aot_eager")(images, direction), wanted)

@@ -137,9 +137,16 @@ def under_transform() -> bool:
 
     They take operators apart, and silently lose what goes through one that they know only from outside.
     """
-    if torch.compiler.is_compiling():
-        return False
+    return _transform_is_open() if torch.compiler.is_compiling() else _transforms()
+
+
+def _transforms() -> bool:
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+@constant_result  # a compiler opens a transform that it traces, so that it can be asked for
+def _transform_is_open() -> bool:
+    return _transforms()
 
 
 def standard_only() -> bool:
