@@ -31,7 +31,7 @@ from mtrkit.patch import (
     reductions_in,
     uninstall,
 )
-from mtrkit.scan import backend_for, scan_backends, writes_runs_out
+from mtrkit.scan import backend_for, backend_reason, writes_runs_out
 from mtrkit.schedule import (
     Directions,
     FlopsReport,
@@ -530,7 +530,7 @@ def _scan_backend(host: nn.Module, keeps_time: bool) -> str:
         name = backend_for(parameter.device) if parameter is not None else "reference"
     except MtrkitError as error:
         return str(error)
-    reason = next((status.reason for status in scan_backends() if status.name == name), "")
+    reason = backend_reason(name)
     found = f"{name} ({reason})" if reason else name
     written = keeps_time and writes_runs_out(name)
     return f"{found}; tokens that last several positions are written out for it" if written else found

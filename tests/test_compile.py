@@ -129,12 +129,18 @@ def test_a_changed_model_is_not_exported(strict):
         torch.export.export(model, (IMAGES,), strict=strict)
 
 
+SMALL = {"img_size": 12, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_classes": 5}
+
+
+def small():
+    return mtrkit.VisionMamba(**SMALL).eval()
+
+
 @torch.no_grad()
 def test_clips_compile_in_one_graph():
     """The compiler does not follow a property of a parent class."""
     torch._dynamo.reset()
-    sizes = {"img_size": 12, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_classes": 5, "num_frames": 2}
-    model = VideoMamba(**sizes).eval()
+    model = VideoMamba(**SMALL, num_frames=2).eval()
     clips = torch.randn(2, 3, 2, 12, 12)
     assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(clips), model(clips))
 
@@ -144,7 +150,7 @@ def test_quantised_weights_compile():
     """Their layers are called; the operator of a whole mixer does not take them."""
     quantization = pytest.importorskip("torchao.quantization")
     torch._dynamo.reset()
-    model = mtrkit.VisionMamba(img_size=12, patch_size=4, embed_dim=16, depth=2, num_classes=5).eval()
+    model = small()
     config = quantization.Int8WeightOnlyConfig()
     quantization.quantize_(model, config, filter_fn=lambda module, name: name.endswith("in_proj"))
     images = torch.randn(2, 3, 12, 12)
@@ -155,7 +161,7 @@ def test_quantised_weights_compile():
 @pytest.mark.parametrize("strict", [False, True])
 @torch.no_grad()
 def test_a_program_runs_whole_mixers(strict):
-    model = mtrkit.VisionMamba(img_size=12, patch_size=4, embed_dim=16, depth=2, num_classes=5).eval()
+    model = small()
     program = torch.export.export(model, (torch.randn(2, 3, 12, 12),), strict=strict)
     assert str(program.graph).count("mtrkit.mixer.default") == 2
 
@@ -178,7 +184,7 @@ def test_a_compiled_function_may_switch_the_reduction_off():
 def test_a_forward_derivative_inside_of_a_compiled_function():
     """It was zero: the scan's operator has no forward derivative, and a compiler loses what comes through it."""
     torch._dynamo.reset()
-    model = mtrkit.VisionMamba(img_size=12, patch_size=4, embed_dim=16, depth=2, num_classes=5).eval()
+    model = small()
     images, direction = torch.randn(2, 2, 3, 12, 12)
     run = lambda x, v: torch.func.jvp(model, (x,), (v,))[1]  # noqa: E731
     wanted = run(images, direction)

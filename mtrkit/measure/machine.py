@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import mtrkit
-from mtrkit.scan import backend_for, scan_backends
+from mtrkit.scan import backend_for, backend_reason
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:
@@ -26,7 +26,7 @@ def describe_machine(device: torch.device) -> dict[str, str | int]:
         "torch": torch.__version__,
         "mtrkit": mtrkit.__version__,
         "scan": scan,
-        "scan_reason": next(backend.reason for backend in scan_backends() if backend.name == scan),
+        "scan_reason": backend_reason(scan),
         "commit": _commit(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

@@ -7,6 +7,7 @@ from mtrkit.native.weights import BlockWeights, DirectionWeights, MixerWeights
 from mtrkit.scan.backend import BackendStatus
 from mtrkit.scan.dispatch import (
     backend_for,
+    backend_reason,
     can_look,
     length_last,
     scan_backends,
@@ -32,6 +33,7 @@ __all__ = [
     "PlacedBlock",
     "Signals",
     "backend_for",
+    "backend_reason",
     "can_look",
     "causal_conv1d",
     "direction_layers",

@@ -78,6 +78,11 @@ def backend_of(device_type: str, dtype: torch.dtype = torch.float32) -> str:
     return _choose(_forced, device_type, dtype)
 
 
+def backend_reason(name: str) -> str:
+    """Why a backend can run here, and by what, or why it cannot."""
+    return _named(name).status()[1]
+
+
 def slow_scan(device: torch.device | str) -> str:
     """What to do if float32 tensors on a device are scanned by torch operations; empty if a kernel does it."""
     kind = torch.device(device).type
@@ -132,21 +137,13 @@ def choose_backend(requested: str, x: Tensor) -> Backend:
     return _named(_choose(name, x.device.type, x.dtype))
 
 
+@constant_result  # a compiler opens a transform that it traces, so it can be asked for
 def under_transform() -> bool:
     """Whether ``torch.func`` or forward-mode differentiation is at work.
 
     They take operators apart, and silently lose what goes through one that they know only from outside.
     """
-    return _transform_is_open() if torch.compiler.is_compiling() else _transforms()
-
-
-def _transforms() -> bool:
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
-
-
-@constant_result  # a compiler opens a transform that it traces, so that it can be asked for
-def _transform_is_open() -> bool:
-    return _transforms()
 
 
 def standard_only() -> bool:
