@@ -10,6 +10,7 @@ PACKAGE = ROOT / "mtrkit"
 FLOORS = {
     "errors": 0,
     "importing": 0,
+    "hub": 1,
     "types": 1,
     "plugins": 1,
     "registry": 2,

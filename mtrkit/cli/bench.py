@@ -24,7 +24,7 @@ from mtrkit.cli.parsing import positive
 from mtrkit.errors import OptionError
 from mtrkit.measure import Precision, describe_machine, forward_pass, input_size_of, interleave, peak_memory, summarise
 from mtrkit.measure.candidates import DENSE, RANDOM, Candidate, candidates
-from mtrkit.measure.memory import Pass
+from mtrkit.measure.memory import RunPass
 from mtrkit.measure.progress import progress
 from mtrkit.measure.report import amount_heading, milliseconds_of, number, only_ratios, rate_of
 from mtrkit.measure.results import KEY, Results, Row, configuration_key
@@ -154,7 +154,7 @@ def _held(model: nn.Module, x: torch.Tensor) -> int:
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers(), x))
 
 
-def _prepare(candidate: Candidate, x: torch.Tensor, precision: Precision, compiled: bool) -> Pass:
+def _prepare(candidate: Candidate, x: torch.Tensor, precision: Precision, compiled: bool) -> RunPass:
     model: Callable[..., object] = candidate.model
     if compiled:
         if candidate.name == DENSE:

@@ -38,7 +38,7 @@ from mtrkit.measure import (
     summarise,
 )
 from mtrkit.measure.candidates import DENSE, Candidate, candidates
-from mtrkit.measure.images import BUNDLED
+from mtrkit.measure.images import OWN_IMAGES
 from mtrkit.measure.progress import progress
 from mtrkit.measure.report import accuracy_of, milliseconds_of, rate_of, speedup_of
 from mtrkit.measure.results import Row
@@ -82,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     model = create_model(MODEL, "pretrained").eval()
-    images, preprocess = open_images(BUNDLED).spread(args.limit), preprocess_for(getattr(model, "pretrained_cfg", {}))
+    images = open_images(OWN_IMAGES).spread(args.limit)
+    preprocess = preprocess_for(getattr(model, "pretrained_cfg", {}))
     found = candidates(model, [args.method], ratios(args))
     if len(found) == 1:
         raise OptionError("--ratio 0 reduces nothing, so there is nothing to show; give a ratio above 0")

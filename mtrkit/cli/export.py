@@ -18,7 +18,7 @@ from mtrkit.cli.parsing import positive
 from mtrkit.errors import InputError
 from mtrkit.exporting import export
 from mtrkit.measure import batches, open_images, takes_clips
-from mtrkit.measure.images import BUNDLED
+from mtrkit.measure.images import OWN_IMAGES
 
 EPILOG = """examples:
   mtrkit export vim_tiny_patch16_224 --checkpoint vim_t.pth --ratio 0.3 --out vim_t_30.onnx
@@ -59,4 +59,4 @@ def _input(args: argparse.Namespace, model: nn.Module) -> Tensor:
         return read_input(args.input, args, model)[1][None]
     if takes_clips(model):
         raise InputError(f"{args.model} takes clips; give a video as --input, on which the file is compared")
-    return torch.cat(list(batches(open_images(BUNDLED).spread(2), preprocess_from(args, model), 2)))
+    return torch.cat(list(batches(open_images(OWN_IMAGES).spread(2), preprocess_from(args, model), 2)))

@@ -20,6 +20,7 @@ from mtrkit.cli.options import add_data, add_model, add_reduction, add_threads, 
 from mtrkit.cli.parsing import positive, whole
 from mtrkit.errors import OptionError
 from mtrkit.measure import open_data
+from mtrkit.methods.dyvm import DYVM
 
 if TYPE_CHECKING:
     from mtrkit.finetune import Recipe
@@ -65,7 +66,6 @@ HELP = {
     "precision": "float32 ('no'), or autocast to 'bf16' or 'fp16'",
     "seed": "of everything that is drawn",
 }
-DYVM = "dyvm"  # is trained in a form of its own
 _TYPES: dict[str, Any] = {"auto_augment": str, "opt": str, "precision": str, "teacher": str}
 _SWITCHES = ("ema_warmup",)
 _COUNTS = ("batch_size", "accumulate", "repeats", "seed")
@@ -143,21 +143,22 @@ def _to_train(args: argparse.Namespace, recipe: "Recipe") -> tuple[Any, Any]:
     if _trains_choices(args):
         options = options_of(args, args.method)
         if recipe.distill:
-            raise OptionError(f"{DYVM}'s loss has a teacher of its own; leave out --distill and --teacher")
+            raise OptionError(f"{DYVM.name}'s loss has a teacher of its own; leave out --distill and --teacher")
         if args.ratio is not None or args.r is not None:
-            raise OptionError(f"{DYVM} says how much by keep and block_target; leave out --ratio and --r")
+            raise OptionError(f"{DYVM.name} says how much by keep and block_target; leave out --ratio and --r")
         teacher = copy.deepcopy(model)
         try:
             return DyVMTraining(model, **options), DyVMObjective(teacher)
         except TypeError as error:
-            raise OptionError(f"{DYVM} takes keep, block_target, layers and noise, or checkpoint ({error})") from error
+            expected = f"{DYVM.name} takes keep, block_target, layers and noise, or checkpoint"
+            raise OptionError(f"{expected} ({error})") from error
     reduce_if_asked(model, args.method, args)
     return model, CrossEntropy.for_model(model, recipe)
 
 
 def _trains_choices(args: argparse.Namespace) -> bool:
     """Whether DyVM's predictors and selectors are trained; with a checkpoint they choose as they did."""
-    return args.method.name == DYVM and "checkpoint" not in args.method.options
+    return args.method.name == DYVM.name and "checkpoint" not in args.method.options
 
 
 def _prepare(args: argparse.Namespace) -> tuple[Any, "Recipe", Any]:

@@ -12,7 +12,7 @@ from mtrkit.cli.parsing import positive
 from mtrkit.data import bundled_images
 from mtrkit.errors import InputError
 from mtrkit.measure import INTERPOLATIONS, Preprocess, input_size_of, preprocess_of, read_image, read_timed_clip
-from mtrkit.measure.images import BUNDLED
+from mtrkit.measure.images import OWN_IMAGES
 from mtrkit.measure.kinds import FOR_IMAGES, image_for_clips, video_for_images
 
 
@@ -93,7 +93,7 @@ def read_input(path: str | Path, args: argparse.Namespace, model: nn.Module) -> 
 
 def is_bundled(path: str | Path) -> bool:
     """Whether ``bundled:7`` or another number stands for an image that comes with the package."""
-    return str(path).startswith(f"{BUNDLED}:")
+    return str(path).startswith(f"{OWN_IMAGES}:")
 
 
 def name_of(path: str | Path) -> str:
@@ -112,5 +112,7 @@ def _bundled(path: str | Path) -> Image.Image:
 def _number(path: str | Path) -> int:
     number, count = str(path).partition(":")[2], len(bundled_images().labels)
     if not number.isdecimal() or int(number) >= count:
-        raise InputError(f"{path} names no image that comes with mtrkit; give {BUNDLED}:0 to {BUNDLED}:{count - 1}")
+        raise InputError(
+            f"{path} names no image that comes with mtrkit; give {OWN_IMAGES}:0 to {OWN_IMAGES}:{count - 1}"
+        )
     return int(number)

@@ -13,7 +13,7 @@ from mtrkit.cli.options import amount, options_of, ratios
 from mtrkit.errors import CheckpointError, InputError
 from mtrkit.measure import open_data, takes_clips
 from mtrkit.measure.candidates import MethodChoice, candidates
-from mtrkit.measure.images import BUNDLED
+from mtrkit.measure.images import OWN_IMAGES
 from mtrkit.measure.shards import find_shards, is_shards
 from mtrkit.methods.dyvm import DYVM
 from mtrkit.models import create_model, load_weights
@@ -81,10 +81,10 @@ def check_checkpoint(checkpoint: str | None, name: str) -> None:
 def check_files(args: argparse.Namespace) -> None:
     """Raise if data, an image, a video or a calibration that is named is not there."""
     given = vars(args)
-    data = given.get("data", BUNDLED)
-    if data != BUNDLED and not Path(data).exists():
+    data = given.get("data", OWN_IMAGES)
+    if data != OWN_IMAGES and not Path(data).exists():
         if not is_shards(data):
-            raise InputError(f"{data} is not a folder or file that is there; give one as --data, or {BUNDLED!r}")
+            raise InputError(f"{data} is not a folder or file that is there; give one as --data, or {OWN_IMAGES!r}")
         find_shards(data)
     for path in given_inputs(args):
         if not Path(path).is_file():

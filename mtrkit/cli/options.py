@@ -10,7 +10,7 @@ import torch
 from mtrkit.cli.parsing import Layers, checkpoint, device, input_size, layers, method, option, positive, threshold
 from mtrkit.errors import OptionError
 from mtrkit.measure.candidates import MethodChoice, own_amount
-from mtrkit.measure.images import BUNDLED
+from mtrkit.measure.images import OWN_IMAGES
 from mtrkit.measure.precision import PRECISIONS
 
 
@@ -45,8 +45,8 @@ def add_data(parser: argparse.ArgumentParser, use: str = "") -> None:
     """--data, for what ``use`` says."""
     help = (
         f"{use}a folder of images per class; WebDataset shards, which are a folder of .tar files or a pattern such as "
-        f"train-{{0000..0063}}.tar; or {BUNDLED!r}. For a model of clips: a folder of videos per class, or a list with "
-        "a line `path label` for each video"
+        f"train-{{0000..0063}}.tar; or {OWN_IMAGES!r}. For a model of clips: a folder of videos per class, or a list "
+        "with a line `path label` for each video"
     )
     parser.add_argument("--data", required=True, metavar="DATA", help=help)
 

@@ -8,7 +8,7 @@ from mtrkit.measure.accuracy import Accuracy, batches, check_classes, predict, s
 from mtrkit.measure.clips import ClipPreprocess, open_clips
 from mtrkit.measure.images import ImageSet, image_folder, read_image
 from mtrkit.measure.machine import describe_machine, device_name, version_of
-from mtrkit.measure.memory import Pass, keep_freed_memory, peak_memory
+from mtrkit.measure.memory import RunPass, keep_freed_memory, peak_memory
 from mtrkit.measure.parity import Parity, check_backend
 from mtrkit.measure.precision import PRECISIONS, Precision
 from mtrkit.measure.preprocess import INTERPOLATIONS, Preprocess, preprocess_for
@@ -27,9 +27,9 @@ __all__ = [
     "Difference",
     "ImageSet",
     "Parity",
-    "Pass",
     "Precision",
     "Preprocess",
+    "RunPass",
     "Timing",
     "batches",
     "check_backend",

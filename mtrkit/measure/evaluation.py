@@ -16,7 +16,7 @@ from mtrkit.measure.accuracy import batches, check_classes, images_per_batch, pr
 from mtrkit.measure.candidates import DENSE, Candidate
 from mtrkit.measure.images import ImageSet
 from mtrkit.measure.machine import describe_machine
-from mtrkit.measure.memory import Pass
+from mtrkit.measure.memory import RunPass
 from mtrkit.measure.precision import Precision
 from mtrkit.measure.preprocess import Preprocess
 from mtrkit.measure.processes import ONE, Processes
@@ -56,7 +56,7 @@ class Evaluation:
     command: str
     processes: Processes = ONE
 
-    def timed_pass(self, model: nn.Module) -> Pass:
+    def timed_pass(self, model: nn.Module) -> RunPass:
         """A function that runs a model on the first batch, in memory."""
         first = next(batches(self.images, self.preprocess, self.batch_size))[: self.batch_size]
         return forward_pass(model, first.to(next(model.parameters()).device, self.precision.weights), self.precision)

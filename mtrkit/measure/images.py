@@ -16,7 +16,7 @@ from mtrkit.errors import FrameWarning, InputError
 from mtrkit.measure.kinds import FOR_CLIPS, FOR_IMAGES, IMAGES, VIDEOS, has_files, suffix_of, video_for_images
 from mtrkit.measure.pixels import as_rgb
 
-BUNDLED = "bundled"
+OWN_IMAGES = "bundled"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ def labelled_folder(
     root = Path(root)
     if not root.is_dir():
         listed = "; lists are of videos, for models of clips" if suffix_of(root) in (".csv", ".txt") else ""
-        raise InputError(f"{root} is not a folder; give one with a folder of {what} per class, or {BUNDLED!r}{listed}")
+        raise InputError(
+            f"{root} is not a folder; give one with a folder of {what} per class, or {OWN_IMAGES!r}{listed}"
+        )
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     files = [(label, *found) for label, folder in enumerate(folders) for found in _files_below(folder, suffixes)]
     if not files:

@@ -10,7 +10,7 @@ from itertools import accumulate
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-Pass = Callable[[], object]
+RunPass = Callable[[], object]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEPT = 1 << 30  # bytes
@@ -31,7 +31,7 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
 
 
-def peak_memory(run: Pass, device: torch.device, held: int = 0) -> int | None:
+def peak_memory(run: RunPass, device: torch.device, held: int = 0) -> int | None:
     """Largest number of bytes that torch holds during one call; ``None`` on devices other than GPUs and CPUs.
 
     Args:
@@ -48,7 +48,7 @@ def peak_memory(run: Pass, device: torch.device, held: int = 0) -> int | None:
     return held + _peak_on_cpu(run) if device.type == "cpu" else None
 
 
-def _peak_on_cpu(run: Pass) -> int:
+def _peak_on_cpu(run: RunPass) -> int:
     """Bytes that a call takes beyond what there was before, at most.
 
     In a thread of its own, as each one keeps its workspace (:mod:`mtrkit.native.workspace`): a pass with a smaller one

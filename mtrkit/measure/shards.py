@@ -19,7 +19,7 @@ from PIL import Image
 from mtrkit.errors import InputError
 from mtrkit.measure.images import ImageSet, class_names, decode, digest_of
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+_IMAGE_PARTS = (".jpg", ".jpeg", ".png", ".webp")
 LABELS = (".cls", ".json")
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -50,7 +50,7 @@ def image_shards(source: str | Path) -> ImageSet:
     shards = find_shards(source)
     members = [member for shard in shards for member in _members(shard)]
     if not members:
-        raise InputError(f"{source} has no images; expected keys with one of {', '.join(IMAGES)}")
+        raise InputError(f"{source} has no images; expected keys with one of {', '.join(_IMAGE_PARTS)}")
     classes = class_names(shards[0].parent, [member.label for member in members])
     for member in members:
         if not 0 <= member.label < len(classes):
@@ -160,11 +160,11 @@ def _files(tar: tarfile.TarFile, shard: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def _image(parts: dict[str, tarfile.TarInfo], where: str) -> tarfile.TarInfo:
-    images = [parts[suffix] for suffix in IMAGES if suffix in parts]
+    images = [parts[suffix] for suffix in _IMAGE_PARTS if suffix in parts]
     if len(images) != 1:
         raise InputError(
             f"{where} has {len(images)} images, not one, among {', '.join(part.name for part in parts.values())}; "
-            f"expected one of {', '.join(IMAGES)}"
+            f"expected one of {', '.join(_IMAGE_PARTS)}"
         )
     return images[0]
 

@@ -9,7 +9,7 @@ from torch import nn
 from mtrkit.adapters import find_host
 from mtrkit.errors import InputError, OptionError, UnsupportedModelError
 from mtrkit.measure.clips import Average, ClipPreprocess, open_clips
-from mtrkit.measure.images import BUNDLED, ImageSet, bundled_set, image_folder
+from mtrkit.measure.images import OWN_IMAGES, ImageSet, bundled_set, image_folder
 from mtrkit.measure.kinds import FOR_IMAGES
 from mtrkit.measure.preprocess import Preprocess, preprocess_for
 from mtrkit.measure.shards import image_shards, is_shards
@@ -25,7 +25,7 @@ def open_images(source: str | Path) -> ImageSet:
     Raises:
         InputError: No images were found, or the shards are damaged.
     """
-    if str(source) == BUNDLED:
+    if str(source) == OWN_IMAGES:
         return bundled_set()
     return image_shards(source) if is_shards(source) else image_folder(source)
 
@@ -38,7 +38,7 @@ def open_data(source: str | Path, model: nn.Module) -> ImageSet:
     """
     if not takes_clips(model):
         return open_images(source)
-    if str(source) == BUNDLED:
+    if str(source) == OWN_IMAGES:
         raise InputError(f"the bundled data are images, and the model takes clips; {FOR_IMAGES}")
     return open_clips(source)
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtrkit.measure.memory import Pass, keep_freed_memory
+from mtrkit.measure.memory import RunPass, keep_freed_memory
 from mtrkit.measure.precision import Precision
 
 
-def forward_pass(model: Callable[[Tensor], object], x: Tensor, precision: Precision) -> Pass:
+def forward_pass(model: Callable[[Tensor], object], x: Tensor, precision: Precision) -> RunPass:
     """A function that runs the model on one batch, already where and what it has to be."""
 
     @torch.inference_mode()
@@ -29,7 +29,7 @@ def forward_pass(model: Callable[[Tensor], object], x: Tensor, precision: Precis
 
 
 def interleave(
-    passes: Mapping[str, Pass], device: torch.device, *, rounds: int, seconds: float
+    passes: Mapping[str, RunPass], device: torch.device, *, rounds: int, seconds: float
 ) -> Iterator[dict[str, float]]:
     """Yield, per round, how many seconds one call of each function takes.
 
@@ -77,7 +77,7 @@ def summarise(rounds: Sequence[Mapping[str, float]], name: str, dense: str, batc
     )
 
 
-def _warm_up(run: Pass, device: torch.device, seconds: float) -> int:
+def _warm_up(run: RunPass, device: torch.device, seconds: float) -> int:
     """Run until caches, kernels and clocks have settled; return how many calls fill ``seconds``."""
     run()
     repeats, taken = 1, _time(run, device, 1)
@@ -87,12 +87,12 @@ def _warm_up(run: Pass, device: torch.device, seconds: float) -> int:
     return repeats
 
 
-def _time(run: Pass, device: torch.device, repeats: int) -> float:
+def _time(run: RunPass, device: torch.device, repeats: int) -> float:
     """Seconds per call."""
     return (_time_cuda if device.type == "cuda" else _time_clock)(run, device, repeats) / repeats
 
 
-def _time_cuda(run: Pass, device: torch.device, repeats: int) -> float:
+def _time_cuda(run: RunPass, device: torch.device, repeats: int) -> float:
     with torch.cuda.device(device):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
@@ -104,7 +104,7 @@ def _time_cuda(run: Pass, device: torch.device, repeats: int) -> float:
         return begin.elapsed_time(end) / 1000
 
 
-def _time_clock(run: Pass, device: torch.device, repeats: int) -> float:
+def _time_clock(run: RunPass, device: torch.device, repeats: int) -> float:
     begin = time.perf_counter()
     for _ in range(repeats):
         run()

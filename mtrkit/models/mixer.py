@@ -1,19 +1,16 @@
 """The two-direction Mamba mixer as a module: parameters under the official names, computed by mtrkit.scan.
 
-Source: Gu and Dao, "Mamba" (arXiv:2312.00752), section 3.6 for the initial values; Zhu et al., "Vision
-Mamba" (arXiv:2401.09417), algorithm 1 for the two directions.
+Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), algorithm 1.
 """
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from mtrkit.scan import mixer_forward, mixer_parts
 from mtrkit.scan.fastpath import known_forward
+from mtrkit.scan.start import start_decay, start_dt, start_skip
 from mtrkit.types import MixerCall
-
-DT_RANGE = (1e-3, 0.1)  # of the time steps Δ at the start of training
 
 
 @known_forward
@@ -62,26 +59,12 @@ class MambaMixer(nn.Module):
         return nn.Linear(self.d_inner, self.dt_rank + 2 * self.d_state, bias=False)
 
     def _dt_proj(self) -> nn.Linear:
-        """Δ starts log-uniform in ``DT_RANGE``, of which the bias is the inverse softplus."""
         projection = nn.Linear(self.dt_rank, self.d_inner)
-        bound = self.dt_rank**-0.5
-        low, high = map(math.log, DT_RANGE)
-        dt = torch.exp(low + (high - low) * torch.rand(self.d_inner))
-        with torch.no_grad():
-            projection.weight.uniform_(-bound, bound)
-            projection.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        start_dt(projection)
         return projection
 
     def _decay(self) -> nn.Parameter:
-        rates = torch.arange(1, self.d_state + 1, dtype=torch.float32)
-        return _undecayed(torch.log(rates).repeat(self.d_inner, 1))
+        return start_decay(self.d_inner, self.d_state)
 
     def _skip(self) -> nn.Parameter:
-        return _undecayed(torch.ones(self.d_inner))
-
-
-def _undecayed(values: Tensor) -> nn.Parameter:
-    """A parameter with the mark by which Mamba training code leaves it out of weight decay."""
-    parameter = nn.Parameter(values)
-    parameter._no_weight_decay = True  # type: ignore[attr-defined]
-    return parameter
+        return start_skip(self.d_inner)

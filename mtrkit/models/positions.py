@@ -27,7 +27,7 @@ def insert_at(x: Tensor, row: Tensor, index: int) -> Tensor:
     return torch.cat([x[:, :index], row, x[:, index:]], dim=1)
 
 
-def without(x: Tensor, index: int) -> Tensor:
+def remove_at(x: Tensor, index: int) -> Tensor:
     """Take token ``index`` out of x (B, L, D)."""
     return torch.cat([x[:, :index], x[:, index + 1 :]], dim=1)
 
@@ -70,7 +70,7 @@ def resize_positions(table: Tensor, old: Grid, new: Grid, place: ClassToken) -> 
     if old == new:
         return table
     index = class_index(place, old[0] * old[1])
-    patches = table if index is None else without(table, index)
+    patches = table if index is None else remove_at(table, index)
     image = patches.float().reshape(1, *old, -1).permute(0, 3, 1, 2)
     image = F.interpolate(image, size=new, mode="bicubic", align_corners=False, antialias=True)
     patches = image.flatten(2).transpose(1, 2).to(table.dtype)

@@ -21,7 +21,7 @@ from mtrkit.models.fitting import Fit, fit_weights
 from mtrkit.models.layers import DropPath, PatchEmbed, RMSNorm, Size, init_weights, norm_layer
 from mtrkit.models.loading import family_of, load_checkpoint
 from mtrkit.models.mixer import MambaMixer
-from mtrkit.models.positions import ClassToken, class_index, insert_at, resize_positions, without
+from mtrkit.models.positions import ClassToken, class_index, insert_at, remove_at, resize_positions
 from mtrkit.models.stretch import Stretches
 from mtrkit.ops import check_stream, nothing_dropped, stream_tokens, take
 from mtrkit.scan import BlockWeights, MixerWeights, fused, mixer_parts
@@ -321,7 +321,7 @@ class VisionMamba(nn.Module):
     def _apart(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L, D) to the patches (B, M, D) and the special tokens (B, S, D)."""
         index = class_index(self.class_token, tokens.shape[1] - 1)
-        return (tokens, tokens[:, :0]) if index is None else (without(tokens, index), tokens[:, index : index + 1])
+        return (tokens, tokens[:, :0]) if index is None else (remove_at(tokens, index), tokens[:, index : index + 1])
 
     def _shaped(self, tokens: Tensor, grid: tuple[int, ...] | None, with_class: bool) -> Any:
         """The patches, as a map of that grid if it is given, and the special tokens."""

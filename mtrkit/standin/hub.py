@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from mtrkit.errors import CheckpointError, StandInError
+from mtrkit.errors import CheckpointError
+from mtrkit.hub import download
 
 CONFIG, WEIGHTS = "config.json", "pytorch_model.bin"
 Name = str | os.PathLike[str]
@@ -38,26 +39,15 @@ def load_state_dict_hf(
     return {name: value.to(device=device, dtype=dtype) for name, value in weights.items()}
 
 
-def _path(model_name: Name, file: str) -> str:
+def _path(model_name: Name, file: str) -> Path:
     """Where the file lies, fetched if need be.
 
     Raises:
-        CheckpointError: The folder has no such file, or it cannot be fetched.
-        StandInError: It is not a folder, and huggingface_hub is not installed.
+        CheckpointError: The folder has no such file, or it is not a folder and the file cannot be fetched.
     """
-    if Path(model_name).is_dir():
-        found = Path(model_name) / file
-        if not found.is_file():
-            raise CheckpointError(f"{model_name} has no {file}")
-        return str(found)
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError as error:
-        raise StandInError(f"{model_name} is not a folder; install huggingface_hub to fetch it") from error
-    try:
-        return str(hf_hub_download(str(model_name), file))
-    except Exception as error:  # offline, unknown, full disk: the hub has an exception for each
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise CheckpointError(
-            f"{model_name} is not a folder, and its {file} cannot be fetched from the hub: {reason}"
-        ) from error
+    if not Path(model_name).is_dir():
+        return download(str(model_name), file)
+    found = Path(model_name) / file
+    if not found.is_file():
+        raise CheckpointError(f"{model_name} has no {file}")
+    return found

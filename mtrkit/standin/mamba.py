@@ -1,7 +1,4 @@
-"""``mamba_ssm.Mamba`` on our mixer: its constructor, its parameters and their names, whole sequences and generation.
-
-Source: Gu and Dao, "Mamba" (arXiv:2312.00752), section 3.6 for the initial values.
-"""
+"""``mamba_ssm.Mamba`` on our mixer: its constructor, its parameters and their names, whole sequences and generation."""
 
 import math
 from typing import Any
@@ -12,6 +9,7 @@ from torch import Tensor, nn
 from mtrkit.errors import InputError, OptionError
 from mtrkit.scan import mixer_forward, mixer_parts, selective_scan
 from mtrkit.scan.fastpath import known_forward
+from mtrkit.scan.start import start_decay, start_dt, start_skip
 from mtrkit.standin.conv import causal_conv1d_update, convolve, last_inputs
 from mtrkit.standin.state import selective_state_update
 
@@ -65,6 +63,8 @@ class Mamba(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if dt_init not in ("random", "constant"):
+            raise OptionError(f"dt_init={dt_init!r}; expected 'random' or 'constant'")
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
         self.d_inner = int(expand * d_model)
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
@@ -76,10 +76,9 @@ class Mamba(nn.Module):
         self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner, padding=padding, bias=conv_bias, **place)
         self.x_proj = nn.Linear(inner, self.dt_rank + 2 * d_state, bias=False, **place)
         self.dt_proj = nn.Linear(self.dt_rank, inner, **place)
-        self._init_dt(dt_init, dt_scale, (dt_min, dt_max), dt_init_floor)
-        rates = torch.arange(1, d_state + 1, dtype=torch.float32, device=device)
-        self.A_log = _undecayed(torch.log(rates).repeat(inner, 1))
-        self.D = _undecayed(torch.ones(inner, device=device))
+        start_dt(self.dt_proj, (dt_min, dt_max), dt_init_floor, dt_scale, constant=dt_init == "constant")
+        self.dt_proj.bias._no_reinit = True  # type: ignore[attr-defined]  # training code leaves such a bias as it is
+        self.A_log, self.D = start_decay(inner, d_state, device), start_skip(inner, device)
         self.out_proj = nn.Linear(inner, d_model, bias=bias, **place)
 
     def forward(self, hidden_states: Tensor, inference_params: Any = None, **kwargs: Any) -> Tensor:
@@ -153,23 +152,3 @@ class Mamba(nn.Module):
 
     def _decay(self) -> Tensor:
         return -torch.exp(self.A_log.float())
-
-    def _init_dt(self, kind: str, scale: float, limits: tuple[float, float], floor: float) -> None:
-        """Δ starts log-uniform between the limits; the bias is its inverse softplus."""
-        bound = self.dt_rank**-0.5 * scale
-        if kind not in ("random", "constant"):
-            raise OptionError(f"dt_init={kind!r}; expected 'random' or 'constant'")
-        low, high = map(math.log, limits)
-        weight, bias = self.dt_proj.weight, self.dt_proj.bias
-        dt = torch.exp(low + (high - low) * torch.rand_like(bias)).clamp(min=floor)
-        with torch.no_grad():
-            weight.uniform_(-bound, bound) if kind == "random" else weight.fill_(bound)
-            bias.copy_(dt + torch.log(-torch.expm1(-dt)))
-        bias._no_reinit = True  # type: ignore[attr-defined]  # training code leaves such a bias as it is
-
-
-def _undecayed(values: Tensor) -> nn.Parameter:
-    """A parameter with the mark by which Mamba training code leaves it out of weight decay."""
-    parameter = nn.Parameter(values)
-    parameter._no_weight_decay = True  # type: ignore[attr-defined]
-    return parameter

@@ -28,7 +28,7 @@ class Cell(NamedTuple):
     caption: str
 
 
-class Row(NamedTuple):
+class Panels(NamedTuple):
     """Panels side by side, with a line above them."""
 
     heading: str
@@ -66,12 +66,12 @@ def animate_reduction(
     legend = _legend_of(passes, grid, map, len(inputs))
     heads = [rows[0].heading for rows in blocks]
     return [
-        _arrange([Row(head, rows[t].cells) for head, rows in zip(heads, blocks, strict=True)], legend, title)
+        _arrange([Panels(head, rows[t].cells) for head, rows in zip(heads, blocks, strict=True)], legend, title)
         for t in range(len(inputs[0].frames))
     ]
 
 
-def _rows(inputs: Sequence[Shown], passes: Sequence[Pass], grid: PatchGrid, map: Map) -> list[list[Row]]:
+def _rows(inputs: Sequence[Shown], passes: Sequence[Pass], grid: PatchGrid, map: Map) -> list[list[Panels]]:
     """For each input and pass, the rows of its frames."""
     check_traces(inputs, passes)
     found = []
@@ -93,7 +93,7 @@ def _heading(shown: Shown, each: Pass, sample: int, first: bool) -> str:
 
 def _frames(
     shown: Shown, views: Sequence[StageView], grid: PatchGrid, map: Map, heading: str, with_input: bool
-) -> list[Row]:
+) -> list[Panels]:
     grids, rows = frame_grids(grid, len(shown.frames)), []
     groups = merged_groups(grids, views[-1].slot)
     panel = _PANEL if len(grids) == 1 else _FRAME
@@ -106,7 +106,7 @@ def _frames(
             cells += [Cell(draw_roles(image, here, view), _block(view, map)) for view in views]
             end = draw_groups(image, here, views[-1].slot, groups)
             cells.append(Cell(end, f"the {views[-1].after} tokens at the end"))
-        rows.append(Row(heading if t == 0 else "", cells))
+        rows.append(Panels(heading if t == 0 else "", cells))
     return rows
 
 
@@ -141,7 +141,7 @@ def _legend_of(passes: Sequence[Pass], grid: PatchGrid, map: Map, samples: int) 
     return [*named, *(["group"] if "source" in occur else [])]
 
 
-def _arrange(rows: Sequence[Row], legend: Sequence[str], title: str) -> Image.Image:
+def _arrange(rows: Sequence[Panels], legend: Sequence[str], title: str) -> Image.Image:
     pictures = [cell.picture for row in rows for cell in row.cells if cell.picture is not None]
     width, height = pictures[0].size
     columns = max(len(row.cells) for row in rows)

@@ -1,0 +1,22 @@
+"""Fetch files from the Hugging Face Hub."""
+
+from pathlib import Path
+
+from mtrkit.errors import CheckpointError
+
+
+def download(repo: str, file: str) -> Path:
+    """Fetch one file from the Hugging Face Hub, or find it in the local cache; return where it lies."""
+    by_hand = f"or download {file} from https://huggingface.co/{repo} by hand and pass its path"
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise CheckpointError(
+            f"{repo} is on the Hugging Face Hub, and huggingface-hub is not installed: "
+            f"pip install huggingface-hub, {by_hand}"
+        ) from error
+    try:
+        return Path(hf_hub_download(repo, file))
+    except Exception as error:  # offline, unknown repository, full disk: the Hub has an exception for each
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{file} cannot be fetched from {repo} ({reason}); try again, {by_hand}") from error
