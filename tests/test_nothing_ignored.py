@@ -136,6 +136,19 @@ def test_function_modes_see_every_layer(method):
     assert not torch.allclose(found, model(IMAGES), **CLOSE)
 
 
+@pytest.mark.parametrize("before", [False, True])
+@torch.no_grad()
+def test_function_modes_see_every_layer_of_a_compiled_model(before):
+    torch._dynamo.reset()
+    model = mtrkit.apply_reduction(vim(), "mtr")
+    compiled = torch.compile(model, backend="aot_eager")  # backend="eager" runs the graph inside of the mode once more
+    if before:
+        compiled(IMAGES)
+    with Scaled():
+        torch.testing.assert_close(compiled(IMAGES), model(IMAGES), **CLOSE)
+    torch.testing.assert_close(compiled(IMAGES), model(IMAGES), **CLOSE)
+
+
 class LouderWeight(torch.Tensor):
     """A weight that multiplies by more than it says."""
 

@@ -81,7 +81,7 @@ def can_mix(weights: object, hidden: Tensor) -> TypeGuard[MixerWeights]:
     """Whether a whole mixer may be one operator: weights without outer biases, and :func:`for_inference`."""
     if not fits_operator(weights, hidden.dtype):
         return False
-    return for_inference(hidden) and (torch.compiler.is_compiling() or not _functions_are_watched())
+    return for_inference(hidden) and not _functions_are_watched()
 
 
 def fits_operator(weights: object, dtype: torch.dtype) -> TypeGuard[MixerWeights]:
@@ -107,7 +107,9 @@ def _functions_are_watched() -> bool:
     count = torch._C._len_torch_function_stack()
     if not count:
         return False
-    modes = (type(torch._C._get_function_stack_at(i)) for i in range(count))
+    modes = [type(torch._C._get_function_stack_at(i)) for i in range(count)]
+    if torch.compiler.is_compiling():  # tracers have modes of their own, which only look
+        return any(not mode.__module__.startswith("torch.") for mode in modes)
     # A DeviceContext only chooses where new tensors are made; by name, as importing it takes time.
     return any(mode.__name__ != "DeviceContext" for mode in modes)
 
