@@ -10,7 +10,7 @@ from mtrkit.adapters import find_adapter
 from mtrkit.errors import OptionError, UnsupportedModelError
 from mtrkit.models.videomamba import VideoMamba
 from mtrkit.ops import count_lengths, open_stream, reduce_stream, token_map
-from mtrkit.patch.engine import RECORD
+from mtrkit.patch import RECORD
 from mtrkit.types import MixerCall, Runs
 from tests.helpers.families import FAMILIES
 from tests.standins import official

@@ -8,7 +8,7 @@ import torch
 import mtrkit
 from mtrkit.errors import MtrkitError, StreamError, UnsupportedModelError
 from mtrkit.ops import open_stream, stream_tokens
-from mtrkit.patch import engine
+from mtrkit.patch import RECORD, Journal
 from tests.helpers.families import FAMILIES
 from tests.test_matrix import IMAGES, fingerprint, run
 
@@ -46,7 +46,7 @@ def test_switching_in_the_middle_of_a_pass_changes_nothing(begins_reduced):
     with mtrkit.reduction_disabled(model):
         dense = run(model)
     wanted = run(model) if begins_reduced else dense
-    reduction = vars(model)[engine.RECORD]
+    reduction = vars(model)[RECORD]
     middle = max(reduction.plan.layers)  # a block behind the first reducing one
     reduction.disabled = 0 if begins_reduced else 1
     handle = model.layers[middle].register_forward_pre_hook(
@@ -67,7 +67,7 @@ def test_an_interrupted_patch_leaves_the_model_as_it_was(monkeypatch, after, pat
     if patched:
         mtrkit.apply_reduction(model, "mtr", ratio=0.2)
     before, marks, info = run(model), fingerprint(model), str(mtrkit.reduction_info(model))
-    calls, put = [], engine.Journal.set
+    calls, put = [], Journal.set
 
     def interrupted(journal, module, name, value):
         calls.append(name)
@@ -76,7 +76,7 @@ def test_an_interrupted_patch_leaves_the_model_as_it_was(monkeypatch, after, pat
         put(journal, module, name, value)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(engine.Journal, "set", interrupted)
+        patch.setattr(Journal, "set", interrupted)
         mtrkit.apply_reduction(model, "hsa", ratio=0.4)
     assert torch.equal(run(model), before)
     assert fingerprint(model) == marks and str(mtrkit.reduction_info(model)) == info

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import mtrkit
 from mtrkit.adapters import find_adapter
 from mtrkit.errors import UnsupportedModelError
-from mtrkit.patch.engine import ReadableMixer
+from mtrkit.patch.mixers import ReadableMixer
 from mtrkit.types import MixerCall
 from tests.helpers.families import FAMILIES
 

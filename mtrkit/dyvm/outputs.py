@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from mtrkit.adapters import find_host
 from mtrkit.api import reduction_disabled
-from mtrkit.ops import stream_tokens
-from mtrkit.patch.engine import columns_without
+from mtrkit.ops import columns_without, stream_tokens
 from mtrkit.types import ReducedStream
 
 

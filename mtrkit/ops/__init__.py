@@ -35,7 +35,7 @@ from mtrkit.ops.stream import (
     restore_sum,
     stream_tokens,
 )
-from mtrkit.ops.tensors import comparable, take
+from mtrkit.ops.tensors import columns, columns_without, comparable, take
 from mtrkit.ops.weigh import successive_weights
 
 __all__ = [
@@ -47,6 +47,8 @@ __all__ = [
     "channel_score",
     "check_stream",
     "class_score",
+    "columns",
+    "columns_without",
     "comparable",
     "correct_stream",
     "count_gaps",

@@ -1,4 +1,4 @@
-"""Steps on tensors that several operators take: pick rows, compare and multiply precisely."""
+"""Steps on tensors that several operators take: pick rows and columns, compare and multiply precisely."""
 
 import torch
 from torch import Tensor
@@ -30,3 +30,16 @@ def precise_product(a: Tensor, b: Tensor) -> Tensor:
         return a @ b
     with torch.autocast(a.device.type, enabled=False):
         return a @ b
+
+
+def columns(slot: Tensor, positions: tuple[int, ...]) -> Tensor:
+    """(B, S) slots of the tokens at ``positions``, without moving an index list to the device."""
+    if not positions:
+        return slot[:, :0]
+    return torch.stack([slot[:, position] for position in positions], dim=1)
+
+
+def columns_without(slot: Tensor, positions: tuple[int, ...]) -> Tensor:
+    """(B, L − S, ...): slots, or anything else, of all tokens but those at ``positions``, which rise."""
+    starts, ends = (0, *(position + 1 for position in positions)), (*positions, slot.shape[1])
+    return torch.cat([slot[:, start:end] for start, end in zip(starts, ends, strict=True)], dim=1)

@@ -1,10 +1,11 @@
 """Bring adapter, method and schedule together in a model's forward pass, and take them out again."""
 
 from mtrkit.patch.calibration import Calibration, fingerprint
-from mtrkit.patch.engine import RECORD, Reduction, install, reductions_in, uninstall
 from mtrkit.patch.info import ReductionInfo
+from mtrkit.patch.installation import install, uninstall
 from mtrkit.patch.journal import Journal
 from mtrkit.patch.plan import Plan
+from mtrkit.patch.reduction import RECORD, Reduction, reductions_in
 from mtrkit.patch.trace import Trace, TraceStage
 from mtrkit.patch.trained import DyVMCheckpoint, prepare_trained, trained_parts
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mtrkit.methods.dyvm import DyVM
-from mtrkit.ops import hold_special, in_sequence, reduce_stream, take, token_map
-from mtrkit.patch.engine import TwoTensorBlock, columns, columns_without
+from mtrkit.ops import columns, columns_without, hold_special, in_sequence, reduce_stream, take, token_map
+from mtrkit.patch.two_tensor import TwoTensorBlock
 from mtrkit.types import GatedPass, Gating, MixerCall, ReducedStream, Signals
 
 

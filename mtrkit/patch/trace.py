@@ -126,7 +126,7 @@ class Trace:
         return [torch.nonzero(slot == token).flatten().tolist() for token in range(int(slot.max()) + 1)]
 
     def record(self, index: int, state: BlockState, decision: Decision, stream: ReducedStream) -> None:
-        """Record one reduction; the engine calls it after the block with this index from 0, also if nothing leaves."""
+        """Record one reduction; it is called after the block with this index from 0, also if nothing leaves."""
         if index <= self._asked:  # a pass goes from block to block
             self._begin = len(self.stages)
         self._asked, self._shape = index, (stream.slot.shape[0], stream.slot.shape[1])

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from mtrkit.adapters import Adapter, find_host, shape_of
 from mtrkit.errors import CheckpointError, OptionError, UnsupportedModelError
 from mtrkit.methods.dyvm import DYVM, DyVM, DyVMConfig, TrainedDecision, predictor_flops
-from mtrkit.patch.engine import Reduction, reductions_in
 from mtrkit.patch.gated import GatedBlock
 from mtrkit.patch.plan import Plan
+from mtrkit.patch.reduction import Reduction, reductions_in
 
 _KEY = "mtrkit_dyvm"  # of the entry in the file's metadata
 _SETTINGS = ("dim", "inner", "depth", "layers", "keep", "block_target")

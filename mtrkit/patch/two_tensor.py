@@ -1,0 +1,134 @@
+"""A block that passes on hidden states and residual, as those of Vim do."""
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from mtrkit.errors import InputError
+from mtrkit.ops import (
+    count_gaps,
+    nothing_dropped,
+    open_stream,
+    reduce_in_chain,
+    reduce_stream,
+    remember_dropped,
+    restore_stream,
+    special_slots,
+    sum_gaps,
+)
+from mtrkit.patch.block import PatchedBlock
+from mtrkit.scan import Chain
+from mtrkit.types import BlockEnd, BlockState, Gaps, MixerCall, ReducedStream, Signals
+
+
+class TwoTensorBlock(PatchedBlock):
+    """``forward`` of a block that passes on hidden states and residual: the stream travels in place of the latter."""
+
+    def __call__(self, hidden_states: Tensor, residual: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Run the block on the stream, reduce if this is the place, restore the sequence after the last."""
+        reduced, stream = self._enter(hidden_states, residual)
+        if not reduced:
+            return self.hidden(hidden_states, residual, *args, **kwargs)
+        call = self._asked(hidden_states, stream)
+        args, kwargs = self._handed(call, args, kwargs)
+        hidden, inner = self.hidden(hidden_states, residual if stream is None else stream.residual, *args, **kwargs)
+        return self._follow(stream, hidden, inner, self._signals(call))
+
+    def ahead(self, tokens: Tensor, given: Any) -> BlockEnd | None:
+        """What the block does behind its mixer, for a model that runs several as one call; ``None``: call the block.
+
+        Args:
+            tokens: Of the shape that the block would be given.
+            given: Beside them: what the first of these blocks is given.
+        """
+        if self.previous is not None or self.needs_readable:
+            return None
+        reduced, stream = self._enter(tokens, given)
+        if not reduced:
+            return BlockEnd(frozenset(), None, False, _as_it_is)
+        call = self._asked(tokens, stream)
+        if call.size is not None or call.gating is not None or call.gaps is not None:
+            return None
+        end = BlockEnd(call.reads, call.runs, self.reduces or self.last, partial(self._follow, stream))
+        return end._replace(append=partial(self._append, stream)) if self._may_append(call) else end
+
+    def _may_append(self, call: MixerCall) -> bool:
+        """Whether all steps behind the block can be jobs of a chain: nothing needs values before it runs."""
+        reduction = self.reduction
+        looks = reduction.observers or self.last or self.threshold is not None or reduction.plan.shape.frames > 1
+        plain = reduction.config.alignment == "carry" and reduction.config.lengths in ("one", "sizes")
+        return self.reduces and not looks and plain and call.reads <= {"delta_mean"}
+
+    def _append(
+        self, stream: ReducedStream | None, chain: Chain, hidden: Tensor, inner: Tensor, signals: Signals
+    ) -> tuple[Tensor, ReducedStream] | None:
+        """:meth:`_follow` as jobs of a chain: the tensors have no values until it runs. ``None``: call that instead."""
+        stream = open_stream(inner) if stream is None else stream.updated(residual=inner)
+        began_with, append = stream.slot.shape[1], self.reduction.method.append
+        num_kept = self.reduction.plan.num_kept(self.index, began_with)
+        if append is None or num_kept >= hidden.shape[1] or not nothing_dropped(stream.stages):
+            return None
+        special = special_slots(chain, stream, self.reduction.special_at(began_with))
+        state = BlockState(hidden, inner, stream.size, special, signals, self.index + 1)
+        to = append(chain, state, num_kept, self.reduction.config)
+        if to is None:
+            return None
+        return reduce_in_chain(chain, hidden, stream, to, self.reduction.config.lengths == "sizes")
+
+    def _asked(self, tokens: Tensor, stream: ReducedStream | None) -> MixerCall:
+        """What is handed to the mixer, with what its scan passes over."""
+        call = self._call_mixer(tokens, stream)
+        call.gaps = None if stream is None else self._gaps(stream)
+        return call
+
+    def _follow(self, stream: ReducedStream | None, hidden: Tensor, inner: Tensor, signals: Signals) -> Any:
+        """What the next block is given, from this one's mixer output, the sum before its norm, and the signals."""
+        stream = open_stream(inner) if stream is None else stream.updated(residual=inner)
+        hidden, stream = self._end(hidden, signals, stream)
+        stream = self._correct(hidden, stream)
+        for recorder in self.reduction.recorders if self.last else ():
+            recorder(hidden, stream)
+        return restore_stream(hidden, stream) if self.restores else (hidden, stream)
+
+    def _handed(
+        self, call: MixerCall, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The block's arguments, with the call in the one that it hands to its mixer, if the mixer has to know."""
+        name = self.reduction.adapter.call_argument
+        if name is None:
+            return args, kwargs
+        if (args and args[0] is not None) or kwargs.get(name) is not None:
+            raise InputError(
+                f"{name} was given, but a reduced model needs the whole sequence in one pass; call it without, or "
+                "inside mtrkit.reduction_disabled(model)"
+            )
+        handed = {name: call} if call.says_something else {}
+        return args[1:], {**kwargs, **handed}
+
+    def _end(self, hidden: Tensor, signals: Signals, stream: ReducedStream) -> tuple[Tensor, ReducedStream]:
+        """What happens to the tokens behind the block."""
+        return self._reduce(hidden, signals, stream) if self.reduces else (hidden, stream)
+
+    def _reduce(self, hidden: Tensor, signals: Signals, stream: ReducedStream) -> tuple[Tensor, ReducedStream]:
+        decision = self._decide(hidden, stream.residual, signals, stream)
+        if decision is None:
+            return hidden, stream
+        if self.reduction.config.alignment == "last" and signals.delta is not None:
+            directions = self.reduction.adapter.directions
+            dropped = remember_dropped(stream, decision.token_map.slot, signals.delta, directions)
+            stream = stream.updated(dropped_delta=dropped)
+        hidden, stream = reduce_stream(hidden, stream, decision.token_map, decision.hidden_map)
+        return hidden, self._keep_time(stream)
+
+    def _gaps(self, stream: ReducedStream) -> Gaps | None:
+        """What the block's scan passes over."""
+        alignment = self.reduction.config.alignment
+        if alignment == "carry" or not stream.stages:
+            return None
+        return count_gaps(stream) if alignment == "bias" else sum_gaps(stream)
+
+
+def _as_it_is(hidden: Tensor, inner: Tensor, signals: Signals) -> tuple[Tensor, Tensor]:
+    del signals
+    return hidden, inner
