@@ -1,33 +1,33 @@
 """The public verbs: apply, remove, disable, describe, trace and count."""
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from mtrkit.adapters import ADAPTERS, Adapter, find_host, shape_of
+from mtrkit.adapters import ADAPTERS, find_host, shape_of
 from mtrkit.adapters.grid import PatchGrid, patch_grid
-from mtrkit.errors import InputError, MtrkitError, OptionError, SmallModelWarning, UnsupportedModelError
-from mtrkit.methods import METHODS, Method, MethodConfig
+from mtrkit.errors import InputError, MtrkitError, SmallModelWarning, UnsupportedModelError
+from mtrkit.methods import METHODS
 from mtrkit.methods.dyvm import DYVM
 from mtrkit.patch import (
     RECORD,
+    Amount,
     Calibration,
     DyVMCheckpoint,
-    Plan,
     Reduction,
     ReductionInfo,
     Trace,
     install,
-    prepare_trained,
+    placed,
+    prepare,
+    prepare_calibrated,
+    prepare_from_checkpoint,
     reductions_in,
     uninstall,
 )
@@ -38,11 +38,8 @@ from mtrkit.schedule import (
     MambaShape,
     ModelShape,
     Placement,
-    ReductionCost,
-    TransformerShape,
     check_schedule,
     model_flops,
-    resolve_layers,
 )
 
 M = TypeVar("M", bound=nn.Module)
@@ -115,13 +112,13 @@ def apply_reduction(
     given: dict[str, object] = {**amount._asdict(), "layers": layers, **options}
     if method == DYVM.name or checkpoint is not None:
         given = {**given, "calibration": calibration}
-        reduction = _trained(model, host, adapter, method, checkpoint, input_size, given)
+        reduction = prepare_from_checkpoint(model, host, adapter, method, checkpoint, input_size, given)
     elif calibration is None:
         method = "mtr" if method is None else method
-        reduction = _prepare(model, host, adapter, method, amount, input_size, layers, options)
+        reduction = prepare(model, host, adapter, method, amount, input_size, layers, options)
     else:
         given = {"method": method, "input_size": input_size, **given}
-        reduction = _calibrated(model, host, adapter, calibration, given)
+        reduction = prepare_calibrated(model, host, adapter, calibration, given)
     install(host, reduction)
     if reduction.plan.layers and reduction.trained is None:
         _warn_if_small(reduction.plan.shape, reduction.method.name)
@@ -288,7 +285,7 @@ def count_flops(
     if reduction is None or not reduction.active:
         return model_flops(shape, directions=directions)
     schedule = [reduction.plan.num_kept(index, shape.tokens) for index in range(shape.depth)]
-    return _counted(reduction, _placed(shape, reduction.config), schedule, directions)
+    return _counted(reduction, placed(shape, reduction.config), schedule, directions)
 
 
 def _counted(reduction: Reduction, shape: ModelShape, schedule: Sequence[int], directions: Directions) -> FlopsReport:
@@ -309,148 +306,6 @@ def list_adapters() -> list[str]:
     return ADAPTERS.names()
 
 
-class Amount(NamedTuple):
-    """How much to remove, as the user says it."""
-
-    ratio: float | None = None
-    tokens: Sequence[int] | None = None
-    r: int | None = None
-    threshold: float | Sequence[float] | None = None
-
-    def check(self, layers: Sequence[int] | Placement | None) -> None:
-        """Raise :class:`OptionError` if it is said twice."""
-        if self.tokens is not None and (self.r is not None or layers is not None):
-            raise OptionError("tokens says what every block keeps; give it without r and without layers")
-        given = [name for name, value in self._asdict().items() if value is not None]
-        if len(given) > 1:
-            raise OptionError(f"{given[0]} and {given[1]} both say how many tokens leave; give one")
-
-    @property
-    def wanted_ratio(self) -> float | None:
-        """Share of the FLOPs, 0.3 if nothing is said; ``None`` if something else is."""
-        if not (self.tokens is None and self.r is None and self.threshold is None):
-            return None
-        return 0.3 if self.ratio is None else self.ratio
-
-    @property
-    def removes(self) -> bool:
-        """Whether anything may leave."""
-        return self.wanted_ratio != 0
-
-
-def _prepare(
-    model: nn.Module,
-    host: nn.Module,
-    adapter: Adapter,
-    method: str,
-    amount: "Amount",
-    input_size: tuple[int, ...] | None,
-    layers: Sequence[int] | Placement | None,
-    options: dict[str, object],
-) -> Reduction:
-    """Decide everything before anything is changed."""
-    amount.check(layers)
-    for block in adapter.blocks(host):
-        adapter.check_layers(adapter.mixer(block))
-    chosen = METHODS.get(method)
-    config = chosen.configure(options, adapter.attention_blocks)
-    _check_signals(chosen.name, config.reads, adapter)
-    _check_blocks(chosen.name, config, adapter)
-    if amount.threshold is not None and not config.counts_links:
-        raise OptionError(
-            f"method {chosen.name!r} with these options does not remove tokens by how similar they are to another, so "
-            "threshold= says nothing; give ratio=, or a method such as 'runs', 'rmeeto' or 'tome'"
-        )
-    size = tuple(input_size) if input_size is not None else adapter.input_size(host)
-    shape = _placed(shape_of(model, host, adapter, size), config)
-    plan = _plan(shape, chosen, config, adapter.any_length, amount, layers)
-    return Reduction(chosen, config, adapter, size, adapter.special_at(host), plan, host)
-
-
-def _calibrated(
-    model: nn.Module,
-    host: nn.Module,
-    adapter: Adapter,
-    calibration: Calibration | str | Path,
-    given: dict[str, object],
-) -> Reduction:
-    """What a calibration says; ``given`` is what the user says beside it."""
-    found = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
-    own = vars(found) | found.options
-    beside = [f"{name}={value!r}" for name, value in given.items() if value is not None and value != own.get(name)]
-    if beside:
-        raise OptionError(
-            f"a calibration of {found.method!r} at ratio {found.ratio:g} and {', '.join(beside)} were given; give one"
-        )
-    found.check(host, adapter)
-    amount = Amount(tokens=found.tokens)
-    reduction = _prepare(model, host, adapter, found.method, amount, found.input_size, None, found.options)
-    reduction.correction = found.correction
-    return reduction
-
-
-def _trained(
-    model: nn.Module,
-    host: nn.Module,
-    adapter: Adapter,
-    method: str | None,
-    checkpoint: DyVMCheckpoint | str | Path | None,
-    input_size: tuple[int, ...] | None,
-    given: dict[str, object],
-) -> Reduction:
-    """What a trained checkpoint says; ``given`` is what the user says beside it."""
-    if checkpoint is None:
-        raise OptionError("method 'dyvm' is trained for one model: give checkpoint=… of mtrkit.dyvm, or its file")
-    if method not in (None, DYVM.name):
-        raise OptionError(f"method {method!r} is not trained and takes no checkpoint; leave one of the two out")
-    beside = [f"{name}={value!r}" for name, value in given.items() if value is not None]
-    if beside:
-        raise OptionError(
-            f"a checkpoint of 'dyvm' and {', '.join(beside)} were given; it says itself where and how much is reduced"
-        )
-    found = checkpoint if isinstance(checkpoint, DyVMCheckpoint) else DyVMCheckpoint.load(checkpoint)
-    found.check(host, adapter)
-    return prepare_trained(model, host, adapter, found.frozen_parts(host), input_size)
-
-
-def _plan(
-    shape: ModelShape,
-    method: Method,
-    config: MethodConfig,
-    any_length: bool,
-    amount: "Amount",
-    layers: Sequence[int] | Placement | None,
-) -> Plan:
-    """Where and how much to reduce; without an amount, nowhere."""
-    layers, (_, tokens, r, threshold) = method.layers if layers is None else layers, amount
-    places = resolve_layers(layers, shape.depth, shape.last_layer) if tokens is None else _shrinking(tokens, shape)
-    cost: ReductionCost = partial(config.flops, widths=shape.widths)
-    return Plan(
-        shape=shape,
-        layers=places if amount.removes else (),
-        cost=cost,
-        max_share=method.max_share,
-        ratio=amount.wanted_ratio,
-        r=r,
-        tokens=None if tokens is None else tuple(tokens),
-        thresholds=None if threshold is None else _each(threshold, places),
-        any_length=any_length,
-    )
-
-
-def _each(threshold: float | Sequence[float], layers: tuple[int, ...]) -> tuple[float, ...]:
-    """The threshold of each layer."""
-    if isinstance(threshold, int | float) and not isinstance(threshold, bool):
-        found = (float(threshold),) * len(layers)
-    elif isinstance(threshold, str) or not isinstance(threshold, Sequence):
-        raise OptionError(f"threshold must be a number, or a list with one for each layer, not {threshold!r}")
-    else:
-        found = tuple(map(float, threshold))
-    if len(found) != len(layers) or any(math.isnan(value) for value in found):
-        raise OptionError(f"threshold must have one number for each of the layers {list(layers)}, not {threshold!r}")
-    return found
-
-
 def _warn_if_small(shape: ModelShape, method: str) -> None:
     if isinstance(shape, MambaShape) and shape.dim <= _SMALL and not shape.keeps_time:
         warnings.warn(
@@ -459,68 +314,6 @@ def _warn_if_small(shape: ModelShape, method: str) -> None:
             SmallModelWarning,
             stacklevel=3,
         )
-
-
-def _check_signals(method: str, reads: frozenset[str], adapter: Adapter) -> None:
-    missing = sorted(reads - adapter.signals)
-    if missing:
-        raise UnsupportedModelError(
-            f"method {method!r} with these options reads {', '.join(missing)}, which models of {adapter.name!r} do "
-            f"not have (they have: {', '.join(sorted(adapter.signals)) or 'features only'}); choose another option "
-            f"or method, such as mtrkit.apply_reduction(model, {_working(adapter)!r})"
-        )
-
-
-def _working(adapter: Adapter) -> str:
-    """A method that runs as it is on a family which lacks signals; ``"tome"`` and ``"rmeeto"`` read features only."""
-
-    def runs(method: Method) -> bool:
-        config = method.configure({}, adapter.attention_blocks)
-        return config.reads <= adapter.signals and (config.lengths == "one" or adapter.keeps_time)
-
-    return next(name for name in ("tome", *METHODS.names()) if runs(METHODS.get(name)))
-
-
-def _check_blocks(method: str, config: MethodConfig, adapter: Adapter) -> None:
-    """Raise :class:`UnsupportedModelError` if the options need another kind of blocks than the family has."""
-    if config.alignment != "carry" and adapter.call_argument is None:
-        raise UnsupportedModelError(
-            f"method {method!r} with these options needs gap-aware scans, which {adapter.name!r} models do not "
-            "support; choose other options or another method"
-        )
-    if config.lengths != "one" and not adapter.keeps_time:
-        raise UnsupportedModelError(
-            f"lengths={config.lengths!r} needs blocks that count positions by convolution and scan, which mtrkit runs "
-            f"for families of plain Mamba stacks and not for {adapter.name!r}; give lengths='one'"
-        )
-    if config.lengths != "one" and config.alignment != "carry":
-        raise OptionError(
-            f"lengths={config.lengths!r} keeps time by itself, so scans must not decay over gaps as well; leave out "
-            "one of the two options"
-        )
-    asked = {f"place={config.place!r}": config.place, "proportional_attention": config.proportional_attention}
-    needed = " and ".join(option for option, value in asked.items() if value not in ("after_block", False))
-    if needed and not adapter.attention_blocks:
-        raise UnsupportedModelError(
-            f"method {method!r} with {needed} needs blocks of attention and MLP, which {adapter.name!r} models do not "
-            "have; leave the option out"
-        )
-
-
-def _placed(shape: ModelShape, config: MethodConfig) -> ModelShape:
-    """The shape, with blocks that reduce where the options say, or keep time as they say."""
-    if isinstance(shape, TransformerShape):
-        return replace(shape, place=config.place)
-    if isinstance(shape, MambaShape):
-        return replace(shape, keeps_time=config.lengths != "one")
-    return shape
-
-
-def _shrinking(tokens: Sequence[int], shape: ModelShape) -> tuple[int, ...]:
-    """The blocks, counted from 1, after which an explicit schedule has fewer tokens than before."""
-    left = check_schedule(tokens, shape)
-    entering = [shape.tokens, *left[:-1]]
-    return tuple(i + 1 for i, (n, m) in enumerate(zip(entering, left, strict=True)) if m < n)
 
 
 def _scan_backend(host: nn.Module, keeps_time: bool) -> str:

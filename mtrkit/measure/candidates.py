@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from mtrkit.api import Amount, apply_reduction, count_flops, reduction_info
+from mtrkit.api import apply_reduction, count_flops, reduction_info
 from mtrkit.errors import OptionError
 from mtrkit.measure.weights import twin
-from mtrkit.patch import Calibration, ReductionInfo
+from mtrkit.patch import Amount, Calibration, ReductionInfo
 
 DENSE = "dense"
 _AMOUNTS = (*Amount._fields, "checkpoint")  # of what is trained, which says it itself
