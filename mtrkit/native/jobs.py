@@ -1,4 +1,4 @@
-"""How tensors are handed to the compiled library: the structs of native.c field by field, and what may go into them.
+"""How tensors are handed to the compiled library: the structs of jobs.h field by field, and what may go into them.
 
 C reads memory by address, so every tensor passes one of the functions below on its way. They settle what can be
 settled (another dtype, strides, a lazy negation) and refuse the rest.
@@ -39,7 +39,7 @@ NARROW = struct.Struct("3q")
 SUM = struct.Struct("3qd2q")
 SOFTPLUS = struct.Struct("3q8qq")
 
-# In the order in which mtr_layout of native.c gives the sizes of its structs.
+# In the order in which mtr_layout of jobs.h gives the sizes of its structs.
 LAYOUT = (
     *(HEADER, SCAN, CONV, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, SPLIT),
     *(BY_TURNS, NEIGHBORS, LINKS, FOLLOW, ROUND, ADD, NARROW, MIXER),

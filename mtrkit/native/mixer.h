@@ -1,4 +1,4 @@
-/* A mixer, from projection to projection, as a chain of jobs of native.c. */
+/* A mixer, from projection to projection, as a chain of the jobs of jobs.h. */
 
 typedef struct {
     float *conv_weight, *conv_bias; /* (inner, taps), and (inner) or absent */

@@ -25,7 +25,7 @@ from mtrkit.native.workspace import workspace
 
 _CACHED = 1 << 19  # floats between the steps, per thread
 _TASKS = 8  # per thread and step
-_BY_INSTRUCTION = 2  # HALF_BY_INSTRUCTION of native.c
+_BY_INSTRUCTION = 2  # HALF_BY_INSTRUCTION of jobs.h
 _PLACES = 11 + 2 * len(DirectionWeights._fields)  # addresses in a mixer's job
 
 
@@ -36,7 +36,7 @@ class PlacedMixer(NamedTuple):
     places: list[int]
     made: list[Tensor]  # in the place of weights that could not be read as they are
     halves: bool  # whether the big weights are read as bfloat16
-    products: int  # how these are multiplied, as in native.c
+    products: int  # how these are multiplied, as in jobs.h
     scale: float
 
 
@@ -132,7 +132,7 @@ def _append(
 
 
 def _halves(dtype: torch.dtype, weights: MixerWeights) -> tuple[frozenset[int], int]:
-    """Which weights the library reads as bfloat16, by their ids, and how it multiplies them, as in native.c."""
+    """Which weights the library reads as bfloat16, by their ids, and how it multiplies them, as in jobs.h."""
     if dtype is not torch.bfloat16:
         return frozenset(), 0
     big = (weights.in_proj, weights.out_proj, *(way.x_proj for way in weights.directions))
