@@ -14,7 +14,7 @@ epochs at a low rate. Any method and ratio can be the reducer. The same program 
 from mtrkit.finetune.estimate import Estimate, estimate
 from mtrkit.finetune.objective import CrossEntropy, Objective
 from mtrkit.finetune.recipe import Recipe
-from mtrkit.finetune.run import Result
+from mtrkit.finetune.result import Result
 from mtrkit.finetune.trainer import retrain
 
 __all__ = ["CrossEntropy", "Estimate", "Objective", "Recipe", "Result", "estimate", "retrain"]

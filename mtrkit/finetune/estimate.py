@@ -11,9 +11,9 @@ from torch import nn
 
 from mtrkit.api import count_flops, reduction_info
 from mtrkit.finetune.draws import Draws, check_cut
+from mtrkit.finetune.engine import accelerator_for
 from mtrkit.finetune.objective import CrossEntropy, Objective
 from mtrkit.finetune.recipe import Recipe
-from mtrkit.finetune.run import accelerator_for
 from mtrkit.finetune.trainer import augmentation, check_images
 from mtrkit.measure import ImageSet, input_size_of, peak_memory, twin
 

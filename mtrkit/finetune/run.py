@@ -6,33 +6,29 @@ import pickle
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from timm.data import Mixup
-from timm.optim import create_optimizer_v2
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from mtrkit.api import reduction_info
 from mtrkit.dyvm import DyVMTraining
-from mtrkit.errors import CheckpointError, InputError, OptionError
+from mtrkit.errors import CheckpointError, InputError
 from mtrkit.finetune.chance import seeded
 from mtrkit.finetune.curve import Curve
 from mtrkit.finetune.draws import BatchPlan, Draws, check_cut
+from mtrkit.finetune.engine import average_of, optimizer_for, spread
 from mtrkit.finetune.folder import RunFolder
+from mtrkit.finetune.identity import identity_of
+from mtrkit.finetune.mixing import mixing
 from mtrkit.finetune.modes import evaluating
 from mtrkit.finetune.objective import Objective
 from mtrkit.finetune.recipe import Recipe
-from mtrkit.measure import Accuracy, ImageSet, Preprocess, describe_machine, predict, score, weights_digest
+from mtrkit.finetune.result import Result
+from mtrkit.measure import Accuracy, ImageSet, Preprocess, describe_machine, predict, score
 from mtrkit.measure.processes import Processes
 from mtrkit.measure.progress import progress
 from mtrkit.models import VisionMamba, checkpoint_metadata, write_metadata
@@ -40,33 +36,6 @@ from mtrkit.patch import DyVMCheckpoint, trained_parts
 
 _UNREADABLE = (OSError, SafetensorError, pickle.UnpicklingError)
 _UNWRITABLE = (OSError, SafetensorError, RuntimeError)  # torch makes a full disk a RuntimeError
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run came to.
-
-    Attributes:
-        steps: Steps of the optimiser.
-        loss: Mean of the training loss over the last hundred steps at most.
-        accuracy: Of the weights that were saved, on the held-out images; ``None`` without these.
-        skipped: Draws whose image could not be read and was passed over.
-        weights: The file with the weights; the model has them too.
-        seconds: Of this process's loop; not those before an interruption.
-    """
-
-    steps: int
-    loss: float
-    accuracy: Accuracy | None
-    skipped: int
-    weights: Path
-    seconds: float
-
-    def __str__(self) -> str:
-        accuracy = "" if self.accuracy is None else f", held-out accuracy {self.accuracy} on {self.accuracy.n}"
-        skipped = f", {self.skipped} unreadable images passed over" if self.skipped else ""
-        took = f"{self.seconds / 60:.1f} minutes"
-        return f"{self.steps} steps, loss {self.loss:.4f}{accuracy}{skipped}, {took}\nweights: {self.weights}"
 
 
 class Run:
@@ -88,11 +57,11 @@ class Run:
         self.step, self.steps = 0, max(1, round(recipe.epochs * draws.steps_per_epoch))
         self.skipped, self.recent = 0, []  # type: int, list[float]
         self.classes = len(draws.images.classes)
-        self.mix = _mixing(recipe, self.classes)
-        self.identity = self._identity()
-        optimizer = _optimizer(model, recipe)
-        self.model, self.optimizer = _prepare(accelerator, model, optimizer)
-        self.ema = _average(self.bare, recipe)
+        self.mix = mixing(recipe, self.classes)
+        self.identity = identity_of(self.bare, draws, recipe, objective, preprocess)
+        optimizer = optimizer_for(model, recipe)
+        self.model, self.optimizer = spread(accelerator, model, optimizer)
+        self.ema = average_of(self.bare, recipe)
         accelerator.register_for_checkpointing(self)
 
     def state_dict(self) -> dict[str, Any]:
@@ -281,31 +250,6 @@ class Run:
                 "same call again"
             ) from error
 
-    def _identity(self) -> dict[str, Any]:
-        """What decides the result."""
-        info, images = reduction_info(self.bare), self.draws.images
-        teacher = getattr(self.objective, "teacher", None)
-        return {
-            "model": type(self.bare).__name__,
-            "weights": weights_digest(self.bare),
-            "reduction": None if info is None else str(info).partition("\n")[0] + f"; tokens {info.tokens}",
-            "objective": type(self.objective).__name__,
-            "loss_weights": [getattr(self.objective, name, None) for name in ("token_weight", "block_weight")],
-            "teacher": None if teacher is None else weights_digest(teacher),
-            "recipe": self.recipe.as_dict(),
-            "images": images.digest,
-            "skip_unreadable": self.draws.skip_unreadable,
-            "preprocess": str(self.preprocess),
-            "drop_path": _drop_path(self.bare),
-            "noise": self.bare.parts.noise if isinstance(self.bare, DyVMTraining) else None,
-        }
-
-
-def _drop_path(model: nn.Module) -> float:
-    """The greatest rate of stochastic depth, of our models or timm's."""
-    paths = [vars(module) for module in model.modules() if type(module).__name__ == "DropPath"]
-    return max((path.get("rate", path.get("drop_prob")) or 0.0 for path in paths), default=0.0)
-
 
 def _alone(value: Tensor) -> Tensor:
     """A copy on the CPU that shares nothing: a file of safetensors cannot hold tensors that do."""
@@ -323,67 +267,6 @@ def _without_traceback(loader: Iterable[Any]) -> Iterator[Any]:
 def _own_name(name: str) -> str:
     """A weight's name in the model, without what torch.compile puts in front."""
     return name.replace("_orig_mod.", "")
-
-
-def accelerator_for(recipe: Recipe, cpu: bool = False) -> Accelerator:
-    """An accelerator for the recipe's precision, also if an earlier one of this process had another."""
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != recipe.precision:
-        AcceleratorState._reset_state()
-    return Accelerator(cpu=cpu, mixed_precision=recipe.precision)
-
-
-def _average(model: nn.Module, recipe: Recipe) -> ModelEmaV3 | None:
-    return None if recipe.ema is None else ModelEmaV3(model, decay=recipe.ema, use_warmup=recipe.ema_warmup)
-
-
-def _prepare(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
-    """Both as Accelerate spreads them over the machine, without the marks that it would leave on the user's model.
-
-    Among these is a ``forward`` under autocast: every later pass of the model would run in 16 bits.
-    """
-    own = model.__dict__.get("forward")
-    prepared = accelerator.prepare(model.train(), optimizer)
-    for mark in ("forward", "_original_forward", "_is_accelerate_prepared"):
-        model.__dict__.pop(mark, None)
-    if own is not None:
-        model.__dict__["forward"] = own
-    return prepared
-
-
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    rest: dict[str, Any] = {}
-    if "muon" in recipe.opt:  # which is for matrices between hidden features
-        rest = {"fallback_list": ("head",), "fallback_no_weight_decay": True}
-    try:
-        return create_optimizer_v2(model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, **rest)
-    except (AssertionError, ValueError) as error:
-        raise OptionError(
-            f"opt={recipe.opt!r} is not an optimiser of this timm; see timm.optim.list_optimizers()"
-        ) from error
-
-
-def _mixing(recipe: Recipe, classes: int) -> Any:
-    """Labels to targets, and images mixed in pairs if the recipe says so."""
-    if recipe.mixes:
-        mixup = Mixup(
-            mixup_alpha=recipe.mixup,
-            cutmix_alpha=recipe.cutmix,
-            label_smoothing=recipe.label_smoothing,
-            num_classes=classes,
-        )
-
-        def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            """timm's, which takes the last two of four dimensions for height and width: frames are as channels."""
-            flat, targets = mixup(images.flatten(1, -3), labels)
-            return flat.view_as(images), targets
-
-        return mix
-
-    def smooth(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        sharp = F.one_hot(labels, classes).float()
-        return images, sharp * (1 - recipe.label_smoothing) + recipe.label_smoothing / classes
-
-    return smooth
 
 
 def _describe(row: dict[str, Any]) -> str:

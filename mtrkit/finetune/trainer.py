@@ -11,11 +11,13 @@ from torch import nn
 from mtrkit.errors import InputError, OptionError
 from mtrkit.finetune.clips import AugmentClip
 from mtrkit.finetune.draws import Draws
+from mtrkit.finetune.engine import accelerator_for
 from mtrkit.finetune.folder import RunFolder
 from mtrkit.finetune.modes import evaluating
 from mtrkit.finetune.objective import CrossEntropy, Objective
 from mtrkit.finetune.recipe import Recipe
-from mtrkit.finetune.run import Result, Run, accelerator_for
+from mtrkit.finetune.result import Result
+from mtrkit.finetune.run import Run
 from mtrkit.measure import ClipPreprocess, ImageSet, Preprocess, check_classes, input_size_of, preprocess_of
 
 

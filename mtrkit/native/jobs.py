@@ -39,7 +39,7 @@ NARROW = struct.Struct("3q")
 SUM = struct.Struct("3qd2q")
 SOFTPLUS = struct.Struct("3q8qq")
 
-# In the order in which mtr_layout of jobs.h gives the sizes of its structs.
+# In the order in which mtr_layout of native.c gives the sizes of its structs.
 LAYOUT = (
     *(HEADER, SCAN, CONV, SUM, SOFTPLUS, PROJECT, PACK, NORM, MATCH, COSINES, SLOTS, MERGE, SPLIT),
     *(BY_TURNS, NEIGHBORS, LINKS, FOLLOW, ROUND, ADD, NARROW, MIXER),

@@ -17,7 +17,7 @@ from mtrkit.finetune import clips, retrain
 from mtrkit.finetune.chance import seeded
 from mtrkit.finetune.curve import read_curve
 from mtrkit.finetune.draws import BatchPlan, Draws
-from mtrkit.finetune.run import _mixing
+from mtrkit.finetune.mixing import mixing
 from mtrkit.finetune.trainer import augmentation
 from mtrkit.measure import open_clips, predict, preprocess_of, score
 from mtrkit.models import VideoMamba
@@ -85,7 +85,7 @@ def test_every_part_of_a_video_gives_a_frame_by_chance():
 @pytest.mark.parametrize("kind", [{"mixup": 0.8}, {"cutmix": 1.0}], ids=["mixup", "cutmix"])
 def test_mixing_takes_every_frame_as_an_image(kind):
     batch, labels = torch.randn(4, 3, 5, 16, 16), torch.tensor([0, 1, 1, 0])
-    mix = _mixing(recipe(**kind), 2)
+    mix = mixing(recipe(**kind), 2)
     with seeded(3):
         whole, targets = mix(batch.clone(), labels)
     for frame in range(5):

@@ -1,0 +1,52 @@
+"""What drives a run: Accelerate's hold on the machine, timm's optimiser and average of weights."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from mtrkit.errors import OptionError
+from mtrkit.finetune.recipe import Recipe
+
+
+def accelerator_for(recipe: Recipe, cpu: bool = False) -> Accelerator:
+    """An accelerator for the recipe's precision, also if an earlier one of this process had another."""
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != recipe.precision:
+        AcceleratorState._reset_state()
+    return Accelerator(cpu=cpu, mixed_precision=recipe.precision)
+
+
+def spread(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+    """Both as Accelerate spreads them over the machine, without the marks that it would leave on the user's model.
+
+    Among these is a ``forward`` under autocast: every later pass of the model would run in 16 bits.
+    """
+    own = model.__dict__.get("forward")
+    prepared = accelerator.prepare(model.train(), optimizer)
+    for mark in ("forward", "_original_forward", "_is_accelerate_prepared"):
+        model.__dict__.pop(mark, None)
+    if own is not None:
+        model.__dict__["forward"] = own
+    return prepared
+
+
+def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """timm's, over the weights that train."""
+    rest: dict[str, Any] = {}
+    if "muon" in recipe.opt:  # which is for matrices between hidden features
+        rest = {"fallback_list": ("head",), "fallback_no_weight_decay": True}
+    try:
+        return create_optimizer_v2(model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, **rest)
+    except (AssertionError, ValueError) as error:
+        raise OptionError(
+            f"opt={recipe.opt!r} is not an optimiser of this timm; see timm.optim.list_optimizers()"
+        ) from error
+
+
+def average_of(model: nn.Module, recipe: Recipe) -> ModelEmaV3 | None:
+    """The moving average of the weights, if the recipe wants one."""
+    return None if recipe.ema is None else ModelEmaV3(model, decay=recipe.ema, use_warmup=recipe.ema_warmup)
