@@ -20,6 +20,7 @@ typedef int32_t FN(vi) __attribute__((vector_size(LANES * 4)));
 #include "vectors.h"
 #include "products.h"
 #include "scan.h"
+#include "scan_back.h"
 #include "conv.h"
 #include "pointwise.h"
 #include "tokens.h"
