@@ -111,7 +111,7 @@ class SignalMambaAdapter(mtrkit.Adapter):
         return mixer_forward(hidden, weights, call.reads, call.gaps)
 
     def run_block(self, block, tokens, call):
-        return tokens + block.scanner(block.scale(tokens), call)  # the engine has made the mixer take the call
+        return tokens + block.scanner(block.scale(tokens), call)  # the patch has made the mixer take the call
 
     def special_at(self, model):
         return behind_all

@@ -23,8 +23,8 @@ from mtrkit.patch import (
     Reduction,
     ReductionInfo,
     Trace,
+    configured_shape,
     install,
-    placed,
     prepare,
     prepare_calibrated,
     prepare_from_checkpoint,
@@ -285,7 +285,7 @@ def count_flops(
     if reduction is None or not reduction.active:
         return model_flops(shape, directions=directions)
     schedule = [reduction.plan.num_kept(index, shape.tokens) for index in range(shape.depth)]
-    return _counted(reduction, placed(shape, reduction.config), schedule, directions)
+    return _counted(reduction, configured_shape(shape, reduction.config), schedule, directions)
 
 
 def _counted(reduction: Reduction, shape: ModelShape, schedule: Sequence[int], directions: Directions) -> FlopsReport:

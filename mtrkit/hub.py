@@ -5,9 +5,21 @@ from pathlib import Path
 from mtrkit.errors import CheckpointError
 
 
-def download(repo: str, file: str) -> Path:
-    """Fetch one file from the Hugging Face Hub, or find it in the local cache; return where it lies."""
-    by_hand = f"or download {file} from https://huggingface.co/{repo} by hand and pass its path"
+def download(repo: str, file: str, instead: str = "its path") -> Path:
+    """Fetch one file from the Hugging Face Hub, or find it in the local cache.
+
+    Args:
+        repo: ``org/name``.
+        file: Its path in there.
+        instead: What the caller takes in place of a name, for the message.
+
+    Returns:
+        Where it lies.
+
+    Raises:
+        CheckpointError: huggingface-hub is not installed, or it does not get the file.
+    """
+    by_hand = f"or download {file} from https://huggingface.co/{repo} by hand and pass {instead}"
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:

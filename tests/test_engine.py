@@ -1,4 +1,4 @@
-"""The engine against an independent loop, and the promises it makes about the sequence."""
+"""Reduced models against an independent loop, and the promises it makes about the sequence."""
 
 import pytest
 import torch

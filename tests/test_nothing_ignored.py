@@ -117,34 +117,40 @@ def test_weights_that_are_no_real_numbers_are_refused(dtype, name):
 
 
 class Scaled(TorchFunctionMode):
-    """Every linear layer gives a tenth more."""
+    """Some functions give a tenth less."""
+
+    def __init__(self, *functions):
+        super().__init__()
+        self.functions = functions
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        return out * 1.1 if function is F.linear else out
+        return out * 0.9 if function in self.functions else out
 
 
-@pytest.mark.parametrize("method", [None, "mtr"])
+@pytest.mark.parametrize("functions", [(F.linear,), (F.rms_norm, torch.rms_norm)])
+@pytest.mark.parametrize("method", [None, "runs"])
 @torch.no_grad()
-def test_function_modes_see_every_layer(method):
+def test_function_modes_see_every_layer(method, functions):
     model = vim()
     if method:
         mtrkit.apply_reduction(model, method)
-    with Scaled():
+    with Scaled(*functions):
         found, wanted = model(IMAGES), reference(model)
     torch.testing.assert_close(found, wanted, **CLOSE)
     assert not torch.allclose(found, model(IMAGES), **CLOSE)
 
 
+@pytest.mark.parametrize("functions", [(F.linear,), (F.rms_norm, torch.rms_norm)])
 @pytest.mark.parametrize("before", [False, True])
 @torch.no_grad()
-def test_function_modes_see_every_layer_of_a_compiled_model(before):
+def test_function_modes_see_every_layer_of_a_compiled_model(before, functions):
     torch._dynamo.reset()
     model = mtrkit.apply_reduction(vim(), "mtr")
     compiled = torch.compile(model, backend="aot_eager")  # backend="eager" runs the graph inside of the mode once more
     if before:
         compiled(IMAGES)
-    with Scaled():
+    with Scaled(*functions):
         torch.testing.assert_close(compiled(IMAGES), model(IMAGES), **CLOSE)
     torch.testing.assert_close(compiled(IMAGES), model(IMAGES), **CLOSE)
 

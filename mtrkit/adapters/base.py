@@ -1,4 +1,4 @@
-"""What an adapter is: all that the engine must know about one family of models."""
+"""What an adapter is: all that a patch must know about one family of models."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable

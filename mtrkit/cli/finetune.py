@@ -165,7 +165,7 @@ def _prepare(args: argparse.Namespace) -> tuple[Any, "Recipe", Any]:
     """Accelerator, recipe and the part of the package that needs the extra."""
     try:
         from mtrkit import finetune
-        from mtrkit.finetune.engine import accelerator_for
+        from mtrkit.finetune.drive import accelerator_for
     except ImportError as error:
         raise OptionError(
             f"{error.name} is missing; install what training needs: pip install 'mtrkit[train]'"

@@ -11,7 +11,7 @@ from torch import nn
 
 from mtrkit.api import count_flops, reduction_info
 from mtrkit.finetune.draws import Draws, check_cut
-from mtrkit.finetune.engine import accelerator_for
+from mtrkit.finetune.drive import accelerator_for
 from mtrkit.finetune.objective import CrossEntropy, Objective
 from mtrkit.finetune.recipe import Recipe
 from mtrkit.finetune.trainer import augmentation, check_images

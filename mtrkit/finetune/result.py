@@ -1,4 +1,4 @@
-"""What a run came to."""
+"""The result of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from mtrkit.measure import Accuracy
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to.
+    """What a run has trained.
 
     Attributes:
         steps: Steps of the optimiser.

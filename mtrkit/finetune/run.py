@@ -20,7 +20,7 @@ from mtrkit.errors import CheckpointError, InputError
 from mtrkit.finetune.chance import seeded
 from mtrkit.finetune.curve import Curve
 from mtrkit.finetune.draws import BatchPlan, Draws, check_cut
-from mtrkit.finetune.engine import average_of, optimizer_for, spread
+from mtrkit.finetune.drive import average_of, optimizer_for, prepare_with
 from mtrkit.finetune.folder import RunFolder
 from mtrkit.finetune.identity import identity_of
 from mtrkit.finetune.mixing import mixing
@@ -60,7 +60,7 @@ class Run:
         self.mix = mixing(recipe, self.classes)
         self.identity = identity_of(self.bare, draws, recipe, objective, preprocess)
         optimizer = optimizer_for(model, recipe)
-        self.model, self.optimizer = spread(accelerator, model, optimizer)
+        self.model, self.optimizer = prepare_with(accelerator, model, optimizer)
         self.ema = average_of(self.bare, recipe)
         accelerator.register_for_checkpointing(self)
 

@@ -11,7 +11,7 @@ from torch import nn
 from mtrkit.errors import InputError, OptionError
 from mtrkit.finetune.clips import AugmentClip
 from mtrkit.finetune.draws import Draws
-from mtrkit.finetune.engine import accelerator_for
+from mtrkit.finetune.drive import accelerator_for
 from mtrkit.finetune.folder import RunFolder
 from mtrkit.finetune.modes import evaluating
 from mtrkit.finetune.objective import CrossEntropy, Objective

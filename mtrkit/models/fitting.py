@@ -18,10 +18,10 @@ from mtrkit.models.positions import (
     class_index,
     grid_of,
     insert_at,
-    remove_at,
     resize_positions,
     square_grid,
 )
+from mtrkit.ops import columns_without
 
 State = dict[str, Tensor]
 _PATCHES = "patch_embed.proj.weight"
@@ -184,7 +184,7 @@ def _without_class(state: State, table: Tensor, model: Any, fit: Fit) -> State:
     if index is None:
         return state
     fit.notes.append(f"the class token was left out with its position, row {index} (taken as: in the {place})")
-    return {**rest, "pos_embed": remove_at(table, index)}
+    return {**rest, "pos_embed": columns_without(table, (index,))}
 
 
 def _with_class(state: State, table: Tensor, model: Any, fit: Fit) -> State:

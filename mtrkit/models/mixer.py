@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mtrkit.scan import mixer_forward, mixer_parts
 from mtrkit.scan.fastpath import known_forward
-from mtrkit.scan.start import start_decay, start_dt, start_skip
+from mtrkit.scan.initial import init_decay, init_dt, init_skip
 from mtrkit.types import MixerCall
 
 
@@ -36,8 +36,8 @@ class MambaMixer(nn.Module):
         self.conv1d, self.conv1d_b = self._conv(), self._conv()
         self.x_proj, self.x_proj_b = self._x_proj(), self._x_proj()
         self.dt_proj, self.dt_proj_b = self._dt_proj(), self._dt_proj()
-        self.A_log, self.A_b_log = self._decay(), self._decay()
-        self.D, self.D_b = self._skip(), self._skip()
+        self.A_log, self.A_b_log = (init_decay(self.d_inner, d_state) for _ in range(2))
+        self.D, self.D_b = (init_skip(self.d_inner) for _ in range(2))
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
 
     def forward(self, hidden_states: Tensor, call: MixerCall | None = None) -> Tensor:
@@ -60,11 +60,5 @@ class MambaMixer(nn.Module):
 
     def _dt_proj(self) -> nn.Linear:
         projection = nn.Linear(self.dt_rank, self.d_inner)
-        start_dt(projection)
+        init_dt(projection)
         return projection
-
-    def _decay(self) -> nn.Parameter:
-        return start_decay(self.d_inner, self.d_state)
-
-    def _skip(self) -> nn.Parameter:
-        return start_skip(self.d_inner)

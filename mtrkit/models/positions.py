@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtrkit.ops import columns_without
+
 ClassToken = Literal["middle", "front", "none"]
 Grid = tuple[int, int]
 
@@ -25,11 +27,6 @@ def class_index(place: ClassToken, num_patches: int) -> int | None:
 def insert_at(x: Tensor, row: Tensor, index: int) -> Tensor:
     """Put ``row`` (B, 1, D) into x (B, M, D) so that it becomes token ``index`` of (B, M + 1, D)."""
     return torch.cat([x[:, :index], row, x[:, index:]], dim=1)
-
-
-def remove_at(x: Tensor, index: int) -> Tensor:
-    """Take token ``index`` out of x (B, L, D)."""
-    return torch.cat([x[:, :index], x[:, index + 1 :]], dim=1)
 
 
 def grid_of(size: Grid, patch: Grid, stride: Grid) -> Grid:
@@ -70,7 +67,7 @@ def resize_positions(table: Tensor, old: Grid, new: Grid, place: ClassToken) -> 
     if old == new:
         return table
     index = class_index(place, old[0] * old[1])
-    patches = table if index is None else remove_at(table, index)
+    patches = table if index is None else columns_without(table, (index,))
     image = patches.float().reshape(1, *old, -1).permute(0, 3, 1, 2)
     image = F.interpolate(image, size=new, mode="bicubic", align_corners=False, antialias=True)
     patches = image.flatten(2).transpose(1, 2).to(table.dtype)

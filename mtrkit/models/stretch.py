@@ -75,15 +75,12 @@ class Stretches:
             at, hidden, given = at + len(weights), mixer.out, total
             if end is None:
                 continue
-            found = (
-                None
-                if end.append is None
-                else end.append(chain, mixer.out, total, Signals(delta_mean=mixer.delta_mean))
-            )
+            signals = Signals(delta_mean=mixer.delta_mean)
+            found = None if end.append is None else end.append(chain, mixer.out, total, signals)
             if found is None:
                 chain.run()
-                out, *signals = mixer.results(reads)
-                return *end.follow(out, total, fused.signals_by_name(reads, signals)), at
+                out, *values = mixer.results(reads)
+                return *end.follow(out, total, fused.signals_by_name(reads, values)), at
             hidden, given = found
             narrow(chain, hidden, dtype)
         if at == begin:

@@ -21,9 +21,10 @@ from mtrkit.models.fitting import Fit, fit_weights
 from mtrkit.models.layers import DropPath, PatchEmbed, RMSNorm, Size, init_weights, norm_layer
 from mtrkit.models.loading import family_of, load_checkpoint
 from mtrkit.models.mixer import MambaMixer
-from mtrkit.models.positions import ClassToken, class_index, insert_at, remove_at, resize_positions
+from mtrkit.models.positions import ClassToken, insert_at, resize_positions
+from mtrkit.models.positions import class_index as index_of_class
 from mtrkit.models.stretch import Stretches
-from mtrkit.ops import check_stream, nothing_dropped, stream_tokens, take
+from mtrkit.ops import check_stream, columns, columns_without, nothing_dropped, stream_tokens, take
 from mtrkit.scan import BlockWeights, MixerWeights, fused, mixer_parts
 from mtrkit.scan.fastpath import are_plain, can_mix, known_forward, no_tracing, plain_tensors
 from mtrkit.types import MixerCall, ReducedStream
@@ -58,7 +59,8 @@ class Block(nn.Module):
                 return together
             normed, residual = self._norm(self.drop_path(hidden_states), residual)
         normed = normed.to(hidden_states.dtype)
-        return self.mixer(normed) if call is None else self.mixer(normed, call), residual
+        out = self.mixer(normed) if call is None else self.mixer(normed, call)
+        return out, residual
 
     def _norm(self, hidden_states: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """The norm of the sum, and the sum; another class of norm takes the sum alone."""
@@ -80,8 +82,8 @@ class Block(nn.Module):
             return None
         if call is None:
             return fused.run_block(hidden_states, residual, weights)[:2]
-        *tokens, call.signals = fused.run_block(hidden_states, residual, weights, call.reads, call.runs)
-        return tokens[0], tokens[1]
+        out, residual, call.signals = fused.run_block(hidden_states, residual, weights, call.reads, call.runs)
+        return out, residual
 
     def weights(self) -> BlockWeights | None:
         """What decides what the block does, if nothing in it has hooks or does more; otherwise ``None``."""
@@ -206,17 +208,17 @@ class VisionMamba(nn.Module):
     @property
     def class_index(self) -> int | None:
         """Index of the class token in the sequence of an image of the built size; ``None`` without one."""
-        return class_index(self.class_token, self.patch_embed.num_patches)
+        return index_of_class(self.class_token, self.patch_embed.num_patches)
 
     def special_positions(self, num_tokens: int) -> tuple[int, ...]:
         """Indices, in order, of the tokens that are no patches in a sequence of L = ``num_tokens``, at any size."""
-        index = class_index(self.class_token, num_tokens - 1)
+        index = index_of_class(self.class_token, num_tokens - 1)
         return () if index is None else (index,)
 
     def _embed(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the tokens (B, L, D), class token and positions included."""
         tokens = self.patch_embed(x)
-        index = class_index(self.class_token, tokens.shape[1])
+        index = index_of_class(self.class_token, tokens.shape[1])
         if index is not None:
             tokens = insert_at(tokens, self.cls_token.expand(tokens.shape[0], -1, -1), index)
         return self.pos_drop(tokens + self._positions(x))
@@ -268,7 +270,7 @@ class VisionMamba(nn.Module):
     def _pool(self, tokens: Tensor) -> Tensor:
         """What the head sees."""
         if self.global_pool == "token":
-            return tokens[:, class_index(self.class_token, tokens.shape[1] - 1)]
+            return tokens[:, index_of_class(self.class_token, tokens.shape[1] - 1)]
         if self.global_pool == "avg":
             return self._apart(tokens)[0].mean(dim=1)
         return tokens
@@ -320,8 +322,9 @@ class VisionMamba(nn.Module):
 
     def _apart(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L, D) to the patches (B, M, D) and the special tokens (B, S, D)."""
-        index = class_index(self.class_token, tokens.shape[1] - 1)
-        return (tokens, tokens[:, :0]) if index is None else (remove_at(tokens, index), tokens[:, index : index + 1])
+        index = index_of_class(self.class_token, tokens.shape[1] - 1)
+        places = () if index is None else (index,)
+        return columns_without(tokens, places), columns(tokens, places)
 
     def _shaped(self, tokens: Tensor, grid: tuple[int, ...] | None, with_class: bool) -> Any:
         """The patches, as a map of that grid if it is given, and the special tokens."""
@@ -342,7 +345,11 @@ class VisionMamba(nn.Module):
         return wanted
 
     def reset_classifier(self, num_classes: int, global_pool: Pool | None = None) -> None:
-        """Put a new head in place, or none for 0 classes; ``global_pool`` stays unless it is given."""
+        """Put a new head in place, or none for 0 classes; ``global_pool`` stays unless it is given.
+
+        Raises:
+            OptionError: ``global_pool`` is not a way of pooling.
+        """
         pool = self.global_pool if global_pool is None else global_pool
         _check_choice("global_pool", pool, get_args(Pool))
         if pool == "token" and not self.num_class_tokens + self.num_registers:
@@ -400,8 +407,8 @@ class VisionMamba(nn.Module):
 
         Args:
             state: By the names of this model's parameters.
-            fit: How, with what the file says, and the list where is said what was done. Default: as for a training to
-                begin with.
+            fit: How, with what the file says, and the list that takes the notes on what was done. Default: as for a
+                training to begin with.
 
         Raises:
             CheckpointError: The weights are of a family that this class does not implement, or of another model.

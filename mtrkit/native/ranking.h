@@ -1,4 +1,4 @@
-/* Which tokens stay, and where they go: whole numbers and sorting, the same at every level. */
+/* Jobs without vectors, the same at every level: which tokens stay, and where they go. */
 
 /* A token and its score, with those that cannot be compared made the least. */
 typedef struct {
@@ -31,7 +31,7 @@ static void split_task(const void *job, int64_t b, float *scratch) {
     const split_job *j = job;
     int64_t L = j->length, between = L - j->specials - j->top - j->bottom;
     ranked *order = (ranked *)scratch;
-    int32_t *others = (int32_t *)(order + L), *group = others;
+    int32_t *others = (int32_t *)(order + L), *group = others; /* in their place, as order has copied them by then */
     int64_t count = find_others(j->special + b * j->specials, j->specials, L, others);
     if (count < 0) {
         *j->wrong = 1;

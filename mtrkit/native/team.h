@@ -1,4 +1,4 @@
-/* How the threads of a team share the tasks of a chain of jobs. */
+/* How large each kind of job is, what runs it, and how the threads of a team share the tasks of a chain of jobs. */
 
 #if defined(_WIN32)
 __declspec(dllimport) int __stdcall SwitchToThread(void);

@@ -32,14 +32,14 @@ def precise_product(a: Tensor, b: Tensor) -> Tensor:
         return a @ b
 
 
-def columns(slot: Tensor, positions: tuple[int, ...]) -> Tensor:
-    """(B, S) slots of the tokens at ``positions``, without moving an index list to the device."""
+def columns(x: Tensor, positions: tuple[int, ...]) -> Tensor:
+    """(B, S, ...): what x (B, L, ...) has at ``positions``, without moving an index list to the device."""
     if not positions:
-        return slot[:, :0]
-    return torch.stack([slot[:, position] for position in positions], dim=1)
+        return x[:, :0]
+    return torch.stack([x[:, position] for position in positions], dim=1)
 
 
-def columns_without(slot: Tensor, positions: tuple[int, ...]) -> Tensor:
-    """(B, L − S, ...): slots, or anything else, of all tokens but those at ``positions``, which rise."""
-    starts, ends = (0, *(position + 1 for position in positions)), (*positions, slot.shape[1])
-    return torch.cat([slot[:, start:end] for start, end in zip(starts, ends, strict=True)], dim=1)
+def columns_without(x: Tensor, positions: tuple[int, ...]) -> Tensor:
+    """(B, L − S, ...): what x (B, L, ...) has elsewhere than at ``positions``, which rise."""
+    starts, ends = (0, *(position + 1 for position in positions)), (*positions, x.shape[1])
+    return torch.cat([x[:, start:end] for start, end in zip(starts, ends, strict=True)], dim=1)

@@ -5,11 +5,16 @@ from mtrkit.patch.calibration import Calibration, fingerprint
 from mtrkit.patch.info import ReductionInfo
 from mtrkit.patch.installation import install, uninstall
 from mtrkit.patch.journal import Journal
-from mtrkit.patch.plan import Plan
-from mtrkit.patch.preparation import placed, prepare, prepare_calibrated, prepare_from_checkpoint
+from mtrkit.patch.preparation import (
+    configured_shape,
+    prepare,
+    prepare_calibrated,
+    prepare_from_checkpoint,
+    prepare_trained,
+)
 from mtrkit.patch.reduction import RECORD, Reduction, reductions_in
 from mtrkit.patch.trace import Trace, TraceStage
-from mtrkit.patch.trained import DyVMCheckpoint, prepare_trained, trained_parts
+from mtrkit.patch.trained import DyVMCheckpoint, trained_parts
 
 __all__ = [
     "RECORD",
@@ -17,14 +22,13 @@ __all__ = [
     "Calibration",
     "DyVMCheckpoint",
     "Journal",
-    "Plan",
     "Reduction",
     "ReductionInfo",
     "Trace",
     "TraceStage",
+    "configured_shape",
     "fingerprint",
     "install",
-    "placed",
     "prepare",
     "prepare_calibrated",
     "prepare_from_checkpoint",

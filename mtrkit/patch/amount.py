@@ -31,8 +31,13 @@ class Amount(NamedTuple):
             return None
         return 0.3 if self.ratio is None else self.ratio
 
+    @property
+    def removes(self) -> bool:
+        """Whether anything may leave."""
+        return self.wanted_ratio != 0
+
     def thresholds(self, layers: tuple[int, ...]) -> tuple[float, ...] | None:
-        """The threshold of each layer, if links are to be counted by it."""
+        """The threshold of each layer, or ``None`` if none is given; :class:`OptionError` if it does not fit these."""
         given = self.threshold
         if given is None:
             return None
@@ -45,8 +50,3 @@ class Amount(NamedTuple):
         if len(found) != len(layers) or any(math.isnan(value) for value in found):
             raise OptionError(f"threshold must have one number for each of the layers {list(layers)}, not {given!r}")
         return found
-
-    @property
-    def removes(self) -> bool:
-        """Whether anything may leave."""
-        return self.wanted_ratio != 0

@@ -85,7 +85,7 @@ class PatchedBlock(Patched):
                 "place; return stream._replace(residual=...), or call the model inside mtrkit.reduction_disabled(model)"
             )
 
-    def _call_mixer(self, tokens: Tensor, stream: ReducedStream | None) -> MixerCall:
+    def _mixer_call(self, tokens: Tensor, stream: ReducedStream | None) -> MixerCall:
         """What is handed to the mixer, which has to be one that was patched if it is to read the call."""
         del tokens
         if self.needs_readable and not is_readable(self.reduction.adapter.mixer(self.module)):
@@ -115,10 +115,10 @@ class PatchedBlock(Patched):
             num_kept, limit = self.reduction.plan.fewest(hidden.shape[1]), self._limit(hidden, self.threshold)
         if num_kept >= hidden.shape[1]:
             return None
-        special, frames = self.reduction.special_at(began_with), self.reduction.plan.shape.frames
-        frame = frame_of(stream, special, frames) if frames > 1 else None
-        slots = columns(stream.slot, special)
-        state = BlockState(hidden, residual, stream.size, slots, signals, self.index + 1, frame, limit)
+        frames = self.reduction.plan.shape.frames
+        frame = frame_of(stream, self.reduction.special_at(began_with), frames) if frames > 1 else None
+        special = self._special(stream)
+        state = BlockState(hidden, residual, stream.size, special, signals, self.index + 1, frame, limit)
         return self.reduction.decide(self.index, state, num_kept, stream)
 
     def _limit(self, hidden: Tensor, threshold: float) -> Limit:
@@ -136,6 +136,10 @@ class PatchedBlock(Patched):
 
         return Limit(threshold, watch if watchers else None)
 
+    def _special(self, stream: ReducedStream) -> Tensor:
+        """(B, S): where the special tokens are now."""
+        return columns(stream.slot, self.reduction.special_at(stream.slot.shape[1]))
+
     def _keep_time(self, stream: ReducedStream) -> ReducedStream:
         """The stream after a reduction, with how long its tokens last from now on."""
         special = self.reduction.special_at(stream.slot.shape[1])
@@ -145,5 +149,4 @@ class PatchedBlock(Patched):
         """The stream with the features corrected that the head reads, after the last block of a calibrated model."""
         if self.correction is None:
             return stream
-        special = self.reduction.special_at(stream.slot.shape[1])
-        return correct_stream(hidden, stream, self.correction, columns(stream.slot, special))
+        return correct_stream(hidden, stream, self.correction, self._special(stream))

@@ -13,8 +13,7 @@ class GuardedEntry(Patched):
     """The method through which calls enter, refusing those that a reduced model cannot serve."""
 
     def __init__(self, model: nn.Module, name: str, reduction: Reduction) -> None:
-        self.name = name
-        super().__init__(model)
+        super().__init__(model, name)
         self.reduction = reduction
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

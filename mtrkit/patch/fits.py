@@ -6,6 +6,7 @@ from mtrkit.methods import METHODS, Method, MethodConfig
 
 
 def check_signals(method: str, reads: frozenset[str], adapter: Adapter) -> None:
+    """Raise :class:`UnsupportedModelError` if the method reads what models of the family do not have."""
     missing = sorted(reads - adapter.signals)
     if missing:
         raise UnsupportedModelError(
@@ -26,7 +27,10 @@ def _working(adapter: Adapter) -> str:
 
 
 def check_blocks(method: str, config: MethodConfig, adapter: Adapter) -> None:
-    """Raise :class:`UnsupportedModelError` if the options need another kind of blocks than the family has."""
+    """Raise :class:`UnsupportedModelError` if the options need other blocks than the family has.
+
+    :class:`OptionError` if they exclude each other.
+    """
     if config.alignment != "carry" and adapter.call_argument is None:
         raise UnsupportedModelError(
             f"method {method!r} with these options needs gap-aware scans, which {adapter.name!r} models do not "

@@ -28,8 +28,8 @@ class GatedBlock(TwoTensorBlock):
     def _is_read(self) -> bool:
         return True
 
-    def _call_mixer(self, tokens: Tensor, stream: ReducedStream | None) -> MixerCall:
-        call = super()._call_mixer(tokens, stream)
+    def _mixer_call(self, tokens: Tensor, stream: ReducedStream | None) -> MixerCall:
+        call = super()._mixer_call(tokens, stream)
         select = self.parts.selector(self.index)
         mask = None if stream is None or stream.gated is None else stream.gated.mask
         if select is None and mask is None:

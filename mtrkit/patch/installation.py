@@ -5,6 +5,7 @@ from torch import nn
 from mtrkit.errors import UnsupportedModelError
 from mtrkit.patch.block import PatchedBlock
 from mtrkit.patch.entry import GuardedEntry
+from mtrkit.patch.gated import GatedBlock
 from mtrkit.patch.mixers import check_own_code, make_readable
 from mtrkit.patch.one_tensor import OneTensorBlock
 from mtrkit.patch.patched import Companion, Replication
@@ -35,17 +36,14 @@ def uninstall(reduction: Reduction) -> None:
 
 def _install(model: nn.Module, reduction: Reduction) -> None:
     journal, adapter = reduction.journal, reduction.adapter
-    kind = reduction.kind or (OneTensorBlock if adapter.single_stream else TwoTensorBlock)
-    for index, block in enumerate(reduction.blocks):
-        if index + 1 < reduction.first:
-            continue
+    for index, block in [*enumerate(reduction.blocks)][reduction.first - 1 :]:
         other = vars(block).get("forward")
         if isinstance(other, PatchedBlock) and not other.reduction.removed:
             raise UnsupportedModelError(
                 f"block {index + 1} of {type(model).__name__} belongs to another model too, which is reduced; call "
                 "mtrkit.remove_reduction on that one first, or give this one blocks of its own (copy.deepcopy)"
             )
-        patched = kind(block, index, reduction)
+        patched = _block_class(reduction)(block, index, reduction)
         if patched.repeats:
             check_own_code(block, adapter, vars(block).get("forward"))
         if patched.needs_readable:
@@ -54,9 +52,17 @@ def _install(model: nn.Module, reduction: Reduction) -> None:
         journal.set(block, "forward", patched)
         journal.set(block, "extra_repr", patched.extra_repr)
         journal.set(block, Replication.name, Replication(block))
-    for entry in adapter.entries if reduction.first <= len(reduction.blocks) else ():
+    entries = adapter.entries if reduction.first <= len(reduction.blocks) else ()
+    for entry in entries:
         journal.set(model, entry, GuardedEntry(model, entry, reduction))
+    if entries:
         journal.set(model, Replication.name, Replication(model))
     if reduction.trained is not None:
         journal.set(model, Companion.name, Companion(model, reduction.trained))
     journal.set(model, RECORD, reduction)
+
+
+def _block_class(reduction: Reduction) -> type[PatchedBlock]:
+    if reduction.trained is not None:
+        return GatedBlock
+    return OneTensorBlock if reduction.adapter.single_stream else TwoTensorBlock

@@ -20,7 +20,7 @@ class OneTensorBlock(PatchedBlock):
         if not reduced:
             return self.hidden(x, *args, **kwargs)
         tokens = x if stream is None else stream.residual
-        call = self._call_mixer(tokens, stream)
+        call = self._mixer_call(tokens, stream)
         hidden, residual, signals = self._run(tokens, call, *args, **kwargs)
         tokens = hidden if residual is None else residual + hidden
         stream = open_stream(tokens) if stream is None else stream.updated(residual=tokens)

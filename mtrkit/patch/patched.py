@@ -14,13 +14,14 @@ class Patched:
 
     Attributes:
         module: The patched module.
+        name: Of the method; by default that of the class.
         previous: What the module had of its own under that name before, such as the wrapper of another package.
     """
 
     name = "forward"
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, name: str | None = None) -> None:
+        self.module, self.name = module, name or self.name
         self.previous: Callable[..., Any] | None = vars(module).get(self.name)
 
     def hidden(self, *args: Any, **kwargs: Any) -> Any:

@@ -60,7 +60,7 @@ class Plan:
     def _schedule(self, num_tokens: int) -> tuple[int, ...]:
         """Solve for a length the plan was not made for, once."""
         if num_tokens not in self._others:
-            self._others[num_tokens] = _replan(self, num_tokens)
+            self._others[num_tokens] = self._replan(num_tokens)
         return self._others[num_tokens]
 
     def is_shortened(self, index: int, length: int) -> bool:
@@ -103,20 +103,19 @@ class Plan:
             return tuple(solve_keep(shape, self.layers, self.keep))
         if self.thresholds is not None:
             return self._emptied(shape.tokens)
-        ratio = 0.0 if self.ratio is None else self.ratio
+        assert self.ratio is not None
         schedule = solve_ratio(
-            shape, self.layers, ratio, reduction_cost=self.cost, max_share=self.max_share, at_most=at_most
+            shape, self.layers, self.ratio, reduction_cost=self.cost, max_share=self.max_share, at_most=at_most
         )
         return tuple(schedule)
 
-
-def _replan(plan: Plan, num_tokens: int) -> tuple[int, ...]:
-    if plan.tokens is not None:
-        raise ScheduleError(
-            f"tokens={list(plan.tokens)} was given for sequences of {plan.shape.tokens} tokens, but this input "
-            f"has {num_tokens}; call apply_reduction again with tokens for this input size, or with a ratio, "
-            "which is recomputed for every size"
-        )
-    if plan.any_length and num_tokens <= plan.shape.special:
-        return (num_tokens,) * plan.shape.depth
-    return plan._solve(plan.at(num_tokens), plan.any_length)
+    def _replan(self, num_tokens: int) -> tuple[int, ...]:
+        if self.tokens is not None:
+            raise ScheduleError(
+                f"tokens={list(self.tokens)} was given for sequences of {self.shape.tokens} tokens, but this input "
+                f"has {num_tokens}; call apply_reduction again with tokens for this input size, or with a ratio, "
+                "which is recomputed for every size"
+            )
+        if self.any_length and num_tokens <= self.shape.special:
+            return (num_tokens,) * self.shape.depth
+        return self._solve(self.at(num_tokens), self.any_length)

@@ -10,13 +10,13 @@ from torch import nn
 from mtrkit.adapters import Adapter, shape_of
 from mtrkit.errors import OptionError
 from mtrkit.methods import METHODS, Method, MethodConfig
-from mtrkit.methods.dyvm import DYVM
+from mtrkit.methods.dyvm import DYVM, DyVM, DyVMConfig, TrainedDecision, predictor_flops
 from mtrkit.patch.amount import Amount
 from mtrkit.patch.calibration import Calibration
 from mtrkit.patch.fits import check_blocks, check_signals
 from mtrkit.patch.plan import Plan
 from mtrkit.patch.reduction import Reduction
-from mtrkit.patch.trained import DyVMCheckpoint, prepare_trained
+from mtrkit.patch.trained import DyVMCheckpoint, check_sizes
 from mtrkit.schedule import (
     MambaShape,
     ModelShape,
@@ -38,7 +38,21 @@ def prepare(
     layers: Sequence[int] | Placement | None,
     options: dict[str, object],
 ) -> Reduction:
-    """Decide everything before anything is changed."""
+    """What a method and an amount come to.
+
+    Args:
+        model: What the user gave: the model or a wrapper around it.
+        host: The module in it that has the blocks.
+        adapter: Of its family.
+        method: Name.
+        amount: How much to remove.
+        input_size: As of :func:`mtrkit.apply_reduction`, as are the others.
+        layers: Where.
+        options: Of the method.
+
+    Raises:
+        MtrkitError: Something cannot be; the message says what.
+    """
     amount.check(layers)
     for block in adapter.blocks(host):
         adapter.check_layers(adapter.mixer(block))
@@ -52,7 +66,7 @@ def prepare(
             "threshold= says nothing; give ratio=, or a method such as 'runs', 'rmeeto' or 'tome'"
         )
     size = tuple(input_size) if input_size is not None else adapter.input_size(host)
-    shape = placed(shape_of(model, host, adapter, size), config)
+    shape = configured_shape(shape_of(model, host, adapter, size), config)
     plan = _plan(shape, chosen, config, adapter.any_length, amount, layers)
     return Reduction(chosen, config, adapter, size, adapter.special_at(host), plan, host)
 
@@ -64,7 +78,7 @@ def prepare_calibrated(
     calibration: Calibration | str | Path,
     given: dict[str, object],
 ) -> Reduction:
-    """What a calibration says; ``given`` is what the user says beside it."""
+    """What a calibration says; ``given`` is what the user says beside it. Else as :func:`prepare`."""
     found = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
     own = vars(found) | found.options
     beside = [f"{name}={value!r}" for name, value in given.items() if value is not None and value != own.get(name)]
@@ -88,7 +102,7 @@ def prepare_from_checkpoint(
     input_size: tuple[int, ...] | None,
     given: dict[str, object],
 ) -> Reduction:
-    """What a trained checkpoint says; ``given`` is what the user says beside it."""
+    """What a trained checkpoint says; ``given`` is what the user says beside it. Else as :func:`prepare`."""
     if checkpoint is None:
         raise OptionError("method 'dyvm' is trained for one model: give checkpoint=… of mtrkit.dyvm, or its file")
     if method not in (None, DYVM.name):
@@ -103,6 +117,22 @@ def prepare_from_checkpoint(
     return prepare_trained(model, host, adapter, found.frozen_parts(host), input_size)
 
 
+def prepare_trained(
+    model: nn.Module, host: nn.Module, adapter: Adapter, parts: DyVM, input_size: tuple[int, ...] | None = None
+) -> Reduction:
+    """The reduction of a model with trained parts, which nothing has been installed of yet."""
+    check_sizes(parts, host, adapter)
+    for block in adapter.blocks(host):
+        adapter.check_layers(adapter.mixer(block))
+    size = tuple(input_size) if input_size is not None else adapter.input_size(host)
+    shape, special_at = shape_of(model, host, adapter, size), adapter.special_at(host)
+    cost = partial(predictor_flops, dim=shape.dim, special=shape.special)
+    plan = Plan(shape, parts.layers, cost, DYVM.max_share, keep=parts.keep)
+    method = replace(DYVM, decide=TrainedDecision(parts, special_at))
+    config = DyVMConfig(keep=parts.keep, block_target=parts.block_target)
+    return Reduction(method, config, adapter, size, special_at, plan, host, trained=parts)
+
+
 def _plan(
     shape: ModelShape,
     method: Method,
@@ -111,7 +141,7 @@ def _plan(
     amount: Amount,
     layers: Sequence[int] | Placement | None,
 ) -> Plan:
-    """Where and how much to reduce; without an amount, nowhere."""
+    """Where and how much to reduce."""
     layers, tokens = method.layers if layers is None else layers, amount.tokens
     places = resolve_layers(layers, shape.depth, shape.last_layer) if tokens is None else _shrinking(tokens, shape)
     cost: ReductionCost = partial(config.flops, widths=shape.widths)
@@ -128,7 +158,7 @@ def _plan(
     )
 
 
-def placed(shape: ModelShape, config: MethodConfig) -> ModelShape:
+def configured_shape(shape: ModelShape, config: MethodConfig) -> ModelShape:
     """The shape, with blocks that reduce where the options say, or keep time as they say."""
     if isinstance(shape, TransformerShape):
         return replace(shape, place=config.place)

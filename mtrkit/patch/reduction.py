@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,12 +17,11 @@ from mtrkit.patch.plan import Plan
 from mtrkit.schedule import MambaShape, ModelShape
 from mtrkit.types import BlockState, Correction, Decision, ReducedStream
 
-if TYPE_CHECKING:
-    from mtrkit.patch.block import PatchedBlock
-
 RECORD = "_mtrkit_reduction"  # the attribute of a patched model that holds its reduction
 
 Observer = Callable[[int, BlockState, Decision, ReducedStream], None]
+"""Sees the decision behind a block, counted from 0, what it was made of, and the stream before it."""
+
 Watcher = Callable[[int, Tensor], None]
 """Sees the strengths (B, s) of all links behind a block, counted from 1, of a reduction with thresholds."""
 
@@ -43,9 +42,6 @@ class Reduction:
     host: nn.Module = field(repr=False)
     correction: Correction | None = None  # of the features after the last block
     trained: nn.Module | None = field(default=None, repr=False)  # what a trained method has beside the model
-    kind: "type[PatchedBlock] | None" = (
-        None  # what stands in the place of the blocks' forward; None: as they are called
-    )
     disabled: int = 0  # by how many who are not done
     removed: bool = False  # what others still hold of the patch then runs as if there were none
     observers: list[Observer] = field(default_factory=list)
@@ -132,7 +128,7 @@ class Reduction:
         for index in range(self.first - 1, len(self.blocks)):
             block = self.blocks[index]
             current = vars(block).get("forward")
-            others = isinstance(current, Patched) and getattr(current, "reduction", None) is not self
+            others = isinstance(current, Patched) and getattr(current, "reduction", self) is not self
             if current is None or others or getattr(current, "__func__", None) is type(block).forward:
                 return (
                     f"block {index + 1} of {type(self.host).__name__} has lost its patch: something has put an earlier "

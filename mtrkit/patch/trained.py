@@ -3,20 +3,17 @@
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mtrkit.adapters import Adapter, find_host, shape_of
+from mtrkit.adapters import Adapter, find_host
 from mtrkit.errors import CheckpointError, OptionError, UnsupportedModelError
-from mtrkit.methods.dyvm import DYVM, DyVM, DyVMConfig, TrainedDecision, predictor_flops
-from mtrkit.patch.gated import GatedBlock
-from mtrkit.patch.plan import Plan
-from mtrkit.patch.reduction import Reduction, reductions_in
+from mtrkit.methods.dyvm import DyVM
+from mtrkit.patch.reduction import reductions_in
 
 _KEY = "mtrkit_dyvm"  # of the entry in the file's metadata
 _SETTINGS = ("dim", "inner", "depth", "layers", "keep", "block_target")
@@ -150,22 +147,6 @@ def check_sizes(parts: DyVM, host: nn.Module, adapter: Adapter) -> None:
             f"the dyvm checkpoint was made for D, E and depth {expected}, and {type(host).__name__} has {found}; give "
             "the checkpoint that was trained for this model"
         )
-
-
-def prepare_trained(
-    model: nn.Module, host: nn.Module, adapter: Adapter, parts: DyVM, input_size: tuple[int, ...] | None = None
-) -> Reduction:
-    """The reduction of a model with trained parts, which nothing has been installed of yet."""
-    check_sizes(parts, host, adapter)
-    for block in adapter.blocks(host):
-        adapter.check_layers(adapter.mixer(block))
-    size = tuple(input_size) if input_size is not None else adapter.input_size(host)
-    shape, special_at = shape_of(model, host, adapter, size), adapter.special_at(host)
-    cost = partial(predictor_flops, dim=shape.dim, special=shape.special)
-    plan = Plan(shape, parts.layers, cost, DYVM.max_share, keep=parts.keep)
-    method = replace(DYVM, decide=TrainedDecision(parts, special_at))
-    config = DyVMConfig(keep=parts.keep, block_target=parts.block_target)
-    return Reduction(method, config, adapter, size, special_at, plan, host, trained=parts, kind=GatedBlock)
 
 
 def _vectors(blocks: Sequence[nn.Module]) -> Tensor:

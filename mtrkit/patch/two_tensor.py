@@ -78,7 +78,7 @@ class TwoTensorBlock(PatchedBlock):
 
     def _asked(self, tokens: Tensor, stream: ReducedStream | None) -> MixerCall:
         """What is handed to the mixer, with what its scan passes over."""
-        call = self._call_mixer(tokens, stream)
+        call = self._mixer_call(tokens, stream)
         call.gaps = None if stream is None else self._gaps(stream)
         return call
 

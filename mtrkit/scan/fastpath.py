@@ -2,7 +2,7 @@
 
 A call passes if the backend in force is ``"native"`` and the tensors are on a CPU (float32; whole mixers, norms and
 merges take 16 bits too), or if it is ``"triton"``; if the tensors hold what they show; and if nothing has to see what
-happens inside: no derivative, no autocast, no tracer, no transform, no hook.
+happens inside: no derivative, no autocast, no tracer, no transform, no mode of torch functions, no hook.
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,7 +31,7 @@ MIXED = (torch.float32, torch.bfloat16, torch.float16)  # dtypes of tokens that 
 _COUNTERS = ("torch.utils.module_tracker", "fvcore.nn.jit_analysis")  # whose hooks change nothing
 
 
-def native_can_run(device: str) -> bool:
+def _native_can_run(device: str) -> bool:
     """Whether the compiled library is there for this device type, and ``"native"`` is the backend in force."""
     return device == "cpu" and _level() >= 0 and backend_of(device) == "native"
 
@@ -54,22 +54,22 @@ def inference_kernels(x: Tensor) -> str:
     return TRITON if backend_of(x.device.type, x.dtype) == TRITON else ""
 
 
-def for_inference(x: Tensor) -> bool:
+def _for_inference(x: Tensor) -> bool:
     """Whether there are :func:`inference_kernels`, and neither a derivative nor another precision is wanted."""
     if torch.is_grad_enabled() or x.is_meta or torch.is_autocast_enabled(x.device.type):
         return False
-    return inference_kernels(x) != "" and not under_transform()
+    return inference_kernels(x) != "" and not (under_transform() or _functions_are_watched())
 
 
 def can_add_and_norm(x: Tensor, residual: Tensor, weight: Tensor) -> bool:
     """Whether sum and norm may be one operator."""
-    if not for_inference(x) or not plain_tensors((weight,)):
+    if not _for_inference(x) or not plain_tensors((weight,)):
         return False
     return residual.dtype is torch.float32 or (residual.dtype is x.dtype and inference_kernels(x) == TRITON)
 
 
 def no_tracing(x: Tensor) -> bool:
-    """True outside of tracing, dispatch modes, transforms and profiling: torch's dispatcher may then be left out."""
+    """True outside of tracing, modes, transforms and profiling: torch's dispatcher may then be left out."""
     if torch.compiler.is_compiling() or type(x) is not Tensor:
         return False
     watched = torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None
@@ -78,10 +78,8 @@ def no_tracing(x: Tensor) -> bool:
 
 
 def can_mix(weights: object, hidden: Tensor) -> TypeGuard[MixerWeights]:
-    """Whether a whole mixer may be one operator: weights without outer biases, and :func:`for_inference`."""
-    if not fits_operator(weights, hidden.dtype):
-        return False
-    return for_inference(hidden) and not _functions_are_watched()
+    """Whether a whole mixer may be one operator: weights without outer biases, and :func:`_for_inference`."""
+    return fits_operator(weights, hidden.dtype) and _for_inference(hidden)
 
 
 def fits_operator(weights: object, dtype: torch.dtype) -> TypeGuard[MixerWeights]:
@@ -99,7 +97,7 @@ def can_chain(x: Tensor, residual: object) -> bool:
     if not no_tracing(x) or x.dtype not in MIXED or x.shape[-1] % BLOCK:
         return False
     plain = residual is None or (isinstance(residual, Tensor) and residual.dtype is torch.float32)
-    return plain and for_inference(x) and inference_kernels(x) == NATIVE
+    return plain and _for_inference(x) and inference_kernels(x) == NATIVE
 
 
 def _functions_are_watched() -> bool:
@@ -119,7 +117,7 @@ def matching_kernels(metric: Tensor) -> str:
     if under_transform() or not (torch.compiler.is_compiling() or has_memory(metric)):
         return ""
     device = metric.device.type
-    if metric.dtype == torch.float32 and native_can_run(device):
+    if metric.dtype == torch.float32 and _native_can_run(device):
         return NATIVE
     return TRITON if backend_of(device, metric.dtype) == TRITON else ""
 
@@ -132,7 +130,7 @@ def can_split(score: Tensor, special: Tensor) -> bool:
 
 def merging_kernels(tokens: Tensor, slot: Tensor) -> str:
     """Name of the kernels that merge these tokens into the slots that they go to, or nothing."""
-    alone = for_inference(tokens) and no_tracing(tokens) and plain_tensors((slot,))
+    alone = _for_inference(tokens) and no_tracing(tokens) and plain_tensors((slot,))
     return inference_kernels(tokens) if alone else ""
 
 
@@ -150,7 +148,7 @@ def plain_tensors(tensors: Iterable[Tensor | None]) -> bool:
     return all(x is None or type(x) is nn.Parameter or type(x) is Tensor for x in tensors)
 
 
-def is_plain(module: nn.Module) -> bool:
+def _is_plain(module: nn.Module) -> bool:
     """Whether calling the module runs the ``forward`` of a class that mtrkit knows, and nothing else.
 
     Not so for a subclass, with hooks of any kind, a ``forward`` of the instance's own, or one that the class was
@@ -162,7 +160,7 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def runs_own_code(module: nn.Module) -> bool:
-    """:func:`is_plain`, but that the module may have a ``forward`` of its own, which the caller looks at."""
+    """:func:`_is_plain`, but that the module may have a ``forward`` of its own, which the caller looks at."""
     cls = type(module)
     known = _OWN_FORWARD.get(cls)
     return known is not None and cls.forward is known and not _is_hooked(module.__dict__)
@@ -172,14 +170,12 @@ def _is_hooked(own: dict[str, Any]) -> bool:
     """Whether a module of these attributes has hooks that see what it is given or what it gives."""
     forward, before = own["_forward_hooks"], own["_forward_pre_hooks"]
     backward, ahead = own["_backward_hooks"], own["_backward_pre_hooks"]
-    if not (forward or before or backward or ahead):  # compile does not notice a change behind `any`
-        return False
     return _any_count((forward, before, backward, ahead))
 
 
 def _any_count(kinds: tuple[Mapping[int, Any], ...]) -> bool:
     """Whether there are hooks of these four kinds that do more than note which module runs, to count its FLOPs."""
-    if not (kinds[0] or kinds[1] or kinds[2] or kinds[3]):
+    if not (kinds[0] or kinds[1] or kinds[2] or kinds[3]):  # compile does not notice a change behind `any`
         return False
     return any(getattr(hook, "__module__", None) not in _COUNTERS for kind in kinds for hook in kind.values())
 
@@ -194,21 +190,21 @@ def _looks_back(conv: dict[str, Any]) -> bool:
 
 
 def are_plain(modules: Iterable[nn.Module]) -> bool:
-    """Whether :func:`is_plain` for all of them, and no hook holds for every module."""
+    """Whether :func:`_is_plain` for all of them, and no hook holds for every module."""
     kinds = (
         torch_module._global_forward_hooks,
         torch_module._global_forward_pre_hooks,
         torch_module._global_backward_hooks,
         torch_module._global_backward_pre_hooks,
     )
-    return not _any_count(kinds) and all(map(is_plain, modules))
+    return not _any_count(kinds) and all(map(_is_plain, modules))
 
 
 def tells_all(layer: nn.Module, weights: bool = True) -> bool:
     """Whether a layer computes what its weights say, so that code which reads them needs not call it.
 
-    With ``weights=False`` only what is around the weights counts, which may be sharded until the layer runs.
     So does a parametrized one, and one that accelerate moves between devices; not one with hooks or quantised weights.
+    With ``weights=False`` only what is around the weights counts, which may be sharded until the layer runs.
     """
     own, forward = layer.__dict__, type(layer).forward
     if _is_hooked(own) or not any(forward is known for known in map(_OWN_FORWARD.get, (nn.Linear, nn.Conv1d))):
@@ -222,6 +218,6 @@ def tells_all(layer: nn.Module, weights: bool = True) -> bool:
 
 
 def known_forward(cls: M) -> M:
-    """Decorate a class of mtrkit's own models, so that :func:`is_plain` knows it."""
+    """Decorate a class of mtrkit's own models, so that :func:`_is_plain` knows it."""
     _OWN_FORWARD[cls] = cls.forward
     return cls

@@ -15,7 +15,11 @@ Name = str | os.PathLike[str]
 
 
 def load_config_hf(model_name: Name) -> dict[str, Any]:
-    """The configuration of the model in a folder, or of that name on the hub."""
+    """The configuration of the model in a folder, or of that name on the hub.
+
+    Raises:
+        CheckpointError: It is not there.
+    """
     with open(_path(model_name, CONFIG), encoding="utf-8") as file:
         found: dict[str, Any] = json.load(file)
     return found
@@ -46,7 +50,10 @@ def _path(model_name: Name, file: str) -> Path:
         CheckpointError: The folder has no such file, or it is not a folder and the file cannot be fetched.
     """
     if not Path(model_name).is_dir():
-        return download(str(model_name), file)
+        try:
+            return download(str(model_name), file, "its folder")
+        except CheckpointError as error:
+            raise CheckpointError(f"{model_name} is not a folder, and {error}") from error
     found = Path(model_name) / file
     if not found.is_file():
         raise CheckpointError(f"{model_name} has no {file}")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mtrkit.errors import InputError, OptionError
 from mtrkit.scan import mixer_forward, mixer_parts, selective_scan
 from mtrkit.scan.fastpath import known_forward
-from mtrkit.scan.start import start_decay, start_dt, start_skip
+from mtrkit.scan.initial import init_decay, init_dt, init_skip
 from mtrkit.standin.conv import causal_conv1d_update, convolve, last_inputs
 from mtrkit.standin.state import selective_state_update
 
@@ -76,9 +76,9 @@ class Mamba(nn.Module):
         self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner, padding=padding, bias=conv_bias, **place)
         self.x_proj = nn.Linear(inner, self.dt_rank + 2 * d_state, bias=False, **place)
         self.dt_proj = nn.Linear(self.dt_rank, inner, **place)
-        start_dt(self.dt_proj, (dt_min, dt_max), dt_init_floor, dt_scale, constant=dt_init == "constant")
+        init_dt(self.dt_proj, (dt_min, dt_max), dt_init_floor, dt_scale, constant=dt_init == "constant")
         self.dt_proj.bias._no_reinit = True  # type: ignore[attr-defined]  # training code leaves such a bias as it is
-        self.A_log, self.D = start_decay(inner, d_state, device), start_skip(inner, device)
+        self.A_log, self.D = init_decay(inner, d_state, device), init_skip(inner, device)
         self.out_proj = nn.Linear(inner, d_model, bias=bias, **place)
 
     def forward(self, hidden_states: Tensor, inference_params: Any = None, **kwargs: Any) -> Tensor:

@@ -14,8 +14,9 @@ import mtrkit
 from mtrkit import CheckpointError, CheckpointWarning, OptionError
 from mtrkit.models import VideoMamba, checkpoint_metadata, create_model, load_checkpoint
 from mtrkit.models.origin import Origin, class_place, origin_named
-from mtrkit.models.positions import resize_positions, without
+from mtrkit.models.positions import resize_positions
 from mtrkit.models.releases import BUNDLED
+from mtrkit.ops import columns_without
 from tests.models.shared import IMAGES, real_images, tiny
 
 STRIDE2, PLAIN, FRONT = (
@@ -278,7 +279,7 @@ def test_image_weights_are_inflated(tmp_path, tubelet):
     assert weight.count_nonzero() == source.patch_embed.proj.weight.count_nonzero()
     assert not model.temporal_pos_embedding.any()
     x = torch.randn(2, 3, 4, 16, 16)
-    frames = source.patch_embed(x[:, :, tubelet // 2]) + without(source.pos_embed, 0)
+    frames = source.patch_embed(x[:, :, tubelet // 2]) + columns_without(source.pos_embed, (0,))
     torch.testing.assert_close(model._embed(x)[:, 1:17], frames)
     with pytest.raises(CheckpointError, match="the model is VideoMamba"):
         load_checkpoint(model, saved(tmp_path, tiny()), origin="vim_tiny_patch4_16")
@@ -295,7 +296,7 @@ def test_a_classifier_becomes_a_dense_backbone(tmp_path, name):
     for path in (BUNDLED[name], bare(tmp_path, name)):
         said = notes(load_checkpoint, model := create_model(name, **options), path)
         assert f"the class token was left out with its position, row {index}" in said and "head was left out" in said
-        assert torch.equal(model.pos_embed, without(source.pos_embed, index))
+        assert torch.equal(model.pos_embed, columns_without(source.pos_embed, (index,)))
     maps = create_model(name, path, class_token="none", features_only=True)(real_images(500)[0])
     assert [tuple(found.shape) for found in maps] == [(2, 96, 15, 15)] * 3
 
@@ -319,9 +320,11 @@ def test_and_back(tmp_path):
     token, row = model.cls_token.clone(), model.pos_embed[:, 8].clone()
     assert "the model's own is kept" in notes(load_checkpoint, model, path, new_head=True)
     assert torch.equal(model.cls_token, token) and torch.equal(model.pos_embed[:, 8], row)
-    assert torch.equal(without(model.pos_embed, 8), dense.pos_embed)
+    assert torch.equal(columns_without(model.pos_embed, (8,)), dense.pos_embed)
     load_checkpoint(larger := tiny(img_size=24), path, new_head=True)
-    assert torch.equal(without(larger.pos_embed, 18), resize_positions(dense.pos_embed, (4, 4), (6, 6), "none"))
+    assert torch.equal(
+        columns_without(larger.pos_embed, (18,)), resize_positions(dense.pos_embed, (4, 4), (6, 6), "none")
+    )
 
 
 # Norms

@@ -10,7 +10,8 @@ import torch
 import mtrkit
 from mtrkit import InputError, SizeWarning
 from mtrkit.models import MambaReg, VideoMamba, create_model
-from mtrkit.models.positions import insert_at, remove_at, resize_positions, square_grid
+from mtrkit.models.positions import insert_at, resize_positions, square_grid
+from mtrkit.ops import columns_without
 from tests.models.shared import IMAGES, real_images, tiny
 
 
@@ -27,7 +28,7 @@ def test_class_row_moves_to_its_new_place_untouched(place, old, new):
         changed = table.clone()
         changed[:, was] += 1e6
         again = resize_positions(changed, old, new, place)
-        assert torch.equal(remove_at(again, now), remove_at(resized, now))
+        assert torch.equal(columns_without(again, (now,)), columns_without(resized, (now,)))
 
 
 def test_a_smooth_table_stays_the_same_picture():

@@ -1,4 +1,4 @@
-"""What drives a run: Accelerate's hold on the machine, timm's optimiser and average of weights."""
+"""What drives a run: accelerator, optimiser, and the average of weights."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def accelerator_for(recipe: Recipe, cpu: bool = False) -> Accelerator:
     return Accelerator(cpu=cpu, mixed_precision=recipe.precision)
 
 
-def spread(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+def prepare_with(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
     """Both as Accelerate spreads them over the machine, without the marks that it would leave on the user's model.
 
     Among these is a ``forward`` under autocast: every later pass of the model would run in 16 bits.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-def start_dt(
+def init_dt(
     projection: nn.Linear,
     limits: tuple[float, float] = (1e-3, 0.1),
     floor: float = 0.0,
@@ -29,19 +29,22 @@ def start_dt(
     bound = projection.in_features**-0.5 * scale
     dt = torch.exp(low + (high - low) * torch.rand_like(projection.bias)).clamp(min=floor)
     with torch.no_grad():
-        projection.weight.fill_(bound) if constant else projection.weight.uniform_(-bound, bound)
+        if constant:
+            projection.weight.fill_(bound)
+        else:
+            projection.weight.uniform_(-bound, bound)
         projection.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
 
 
-def start_decay(channels: int, states: int, device: torch.device | str | None = None) -> nn.Parameter:
+def init_decay(channels: int, states: int, device: torch.device | str | None = None) -> nn.Parameter:
     """``A_log`` (E, N) float32: the rates 1 … N in each channel."""
     rates = torch.arange(1, states + 1, dtype=torch.float32, device=device)
     return _undecayed(torch.log(rates).repeat(channels, 1))
 
 
-def start_skip(channels: int, device: torch.device | str | None = None) -> nn.Parameter:
-    """``D`` (E,) float32: ones."""
-    return _undecayed(torch.ones(channels, dtype=torch.float32, device=device))
+def init_skip(channels: int, device: torch.device | str | None = None) -> nn.Parameter:
+    """``D`` (E,): ones."""
+    return _undecayed(torch.ones(channels, device=device))
 
 
 def _undecayed(values: Tensor) -> nn.Parameter:
