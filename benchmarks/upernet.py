@@ -14,8 +14,7 @@ from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNet
 import mtrkit
 from mtrkit.models.features import as_map
 from mtrkit.models.fitting import Fit
-from mtrkit.models.positions import without
-from mtrkit.ops import restore_stream
+from mtrkit.ops import columns_without, restore_stream
 from mtrkit.types import ReducedStream
 
 _BACKBONE = "backbone.model."
@@ -96,7 +95,7 @@ class Segmentor(nn.Module):
         state, own = source.state_dict(), model.state_dict()
         if source.class_index is not None:
             del state["cls_token"]
-            state["pos_embed"] = without(state["pos_embed"], source.class_index)
+            state["pos_embed"] = columns_without(state["pos_embed"], (source.class_index,))
         state = model.adapt_state_dict(state)
         model.load_state_dict({key: state[key] for key in own})
 

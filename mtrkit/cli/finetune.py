@@ -108,8 +108,9 @@ def run(args: argparse.Namespace) -> int:
     used = images if held_out is None else images.without(held_out)
     if args.dry_run:
         plan = finetune.estimate(model, used, recipe, objective=objective, accelerator=accelerator)
-        out.say(*str(plan).splitlines())
-        out.document({"plan": plan})
+        if accelerator.is_main_process:
+            out.say(*str(plan).splitlines())
+            out.document({"plan": plan})
         return 0
     result = finetune.retrain(
         model,
@@ -136,6 +137,7 @@ def _to_train(args: argparse.Namespace, recipe: "Recipe") -> tuple[Any, Any]:
     """The model as it is trained, and by what."""
     from mtrkit.dyvm import DyVMObjective, DyVMTraining
     from mtrkit.finetune import CrossEntropy
+    from mtrkit.finetune.chance import seeded
 
     model = load_model(args)
     if args.checkpointing:
@@ -148,7 +150,8 @@ def _to_train(args: argparse.Namespace, recipe: "Recipe") -> tuple[Any, Any]:
             raise OptionError(f"{DYVM.name} says how much by keep and block_target; leave out --ratio and --r")
         teacher = copy.deepcopy(model)
         try:
-            return DyVMTraining(model, **options), DyVMObjective(teacher)
+            with seeded(recipe.seed):  # the same in every process, and when the run goes on
+                return DyVMTraining(model, **options), DyVMObjective(teacher)
         except TypeError as error:
             expected = f"{DYVM.name} takes keep, block_target, layers and noise, or checkpoint"
             raise OptionError(f"{expected} ({error})") from error

@@ -79,6 +79,11 @@ class DyVMTraining(nn.Module):
             self.outputs = self._describe(logits, reduction.host, *seen[-1])
         return logits
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that the model wants without weight decay; timm's optimisers ask for them."""
+        own = getattr(self.model, "no_weight_decay", set)
+        return {f"model.{name}" for name in own()}
+
     def checkpoint(self) -> DyVMCheckpoint:
         """What was trained, with the mark of the model's weights as they are now; save both at the same time."""
         return DyVMCheckpoint.of(self.model, self.parts)

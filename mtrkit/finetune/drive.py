@@ -1,5 +1,6 @@
 """What drives a run: accelerator, optimiser, and the average of weights."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from accelerate.state import AcceleratorState
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mtrkit.errors import OptionError
 from mtrkit.finetune.recipe import Recipe
@@ -34,6 +36,22 @@ def prepare_with(accelerator: Accelerator, model: nn.Module, optimizer: torch.op
     return prepared
 
 
+def whole(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights by name with those that FSDP has spread over processes put together; every process makes the call."""
+    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in weights.items()}
+
+
+def spread_like(weights: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """:func:`whole` weights as ``like`` has them spread; every process makes the call."""
+    return {name: _spread(value, like[name]) for name, value in weights.items()}
+
+
+def _spread(value: Any, like: Any) -> Any:
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+
+
 def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """timm's, over the weights that train."""
     rest: dict[str, Any] = {}
@@ -45,6 +63,12 @@ def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         raise OptionError(
             f"opt={recipe.opt!r} is not an optimiser of this timm; see timm.optim.list_optimizers()"
         ) from error
+
+
+def follow(average: nn.Module, model: nn.Module) -> None:
+    """Put an average where the model is: on its device, and spread over processes if FSDP has spread that."""
+    average.to(next(model.parameters()).device)
+    average.load_state_dict(spread_like(average.state_dict(), model.state_dict()), assign=True)
 
 
 def average_of(model: nn.Module, recipe: Recipe) -> ModelEmaV3 | None:

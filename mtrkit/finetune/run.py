@@ -5,7 +5,7 @@ import math
 import pickle
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mtrkit.dyvm import DyVMTraining
+from mtrkit.dyvm import DyVMTraining, measure_scan_share
 from mtrkit.errors import CheckpointError, InputError
 from mtrkit.finetune.chance import seeded
 from mtrkit.finetune.curve import Curve
 from mtrkit.finetune.draws import BatchPlan, Draws, check_cut
-from mtrkit.finetune.drive import average_of, optimizer_for, prepare_with
+from mtrkit.finetune.drive import average_of, follow, optimizer_for, prepare_with, spread_like, whole
 from mtrkit.finetune.folder import RunFolder
 from mtrkit.finetune.identity import identity_of
 from mtrkit.finetune.mixing import mixing
@@ -28,12 +28,13 @@ from mtrkit.finetune.modes import evaluating
 from mtrkit.finetune.objective import Objective
 from mtrkit.finetune.recipe import Recipe
 from mtrkit.finetune.result import Result
-from mtrkit.measure import Accuracy, ImageSet, Preprocess, describe_machine, predict, score
+from mtrkit.measure import Accuracy, ImageSet, Preprocess, batches, describe_machine, predict, score
 from mtrkit.measure.processes import Processes
 from mtrkit.measure.progress import progress
 from mtrkit.models import VisionMamba, checkpoint_metadata, write_metadata
 from mtrkit.patch import DyVMCheckpoint, trained_parts
 
+_LOOKED_AT, _TOGETHER = 256, 32  # images that the choices are counted on, and how many at once
 _UNREADABLE = (OSError, SafetensorError, pickle.UnpicklingError)
 _UNWRITABLE = (OSError, SafetensorError, RuntimeError)  # torch makes a full disk a RuntimeError
 
@@ -60,20 +61,23 @@ class Run:
         self.mix = mixing(recipe, self.classes)
         self.identity = identity_of(self.bare, draws, recipe, objective, preprocess)
         optimizer = optimizer_for(model, recipe)
+        self.ema = average_of(model, recipe)  # before FSDP, after which a model cannot be copied
         self.model, self.optimizer = prepare_with(accelerator, model, optimizer)
-        self.ema = average_of(self.bare, recipe)
+        if self.ema is not None:
+            follow(self.ema.module, self.bare)
         accelerator.register_for_checkpointing(self)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds beside model, optimiser and random states."""
-        average = None if self.ema is None else self.ema.module.state_dict()
+        average = None if self.ema is None else whole(self.ema.module.state_dict())
         return {"step": self.step, "skipped": self.skipped, "recent": self.recent, "ema": average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it over."""
         self.step, self.skipped, self.recent = state["step"], state["skipped"], state["recent"]
         if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
+            average = self.ema.module
+            average.load_state_dict(spread_like(state["ema"], average.state_dict()))
 
     def begin(self, more: dict[str, Any]) -> None:
         """Claim the folder, and take over its last checkpoint if there is one."""
@@ -81,6 +85,12 @@ class Run:
         with accelerator.main_process_first():
             self.folder.claim(self.identity | more, describe_machine(accelerator.device))
         found = self.folder.checkpoints()
+        seen = accelerator.gather(torch.tensor([len(found)], device=accelerator.device))
+        if seen.unique().numel() > 1:
+            raise InputError(
+                f"not every process sees the same checkpoints in {self.folder.path}; all machines need one folder, "
+                "on a file system that they share"
+            )
         if not found:
             return
         try:
@@ -97,7 +107,8 @@ class Run:
         """All steps that are left, and the result."""
         began, main = time.perf_counter(), self.accelerator.is_main_process
         board = self.folder.path / "tensorboard" if tensorboard else None
-        curve = Curve(self.folder.log, self.step, board) if main else None
+        with self._writing(str(self.folder.log)):
+            curve = Curve(self.folder.log, self.step, board) if main else None
         accuracy = None
         with progress(show and main) as bar:
             task = bar.add_task("training", total=self.steps, completed=self.step)
@@ -109,7 +120,8 @@ class Run:
                     accuracy = self._accuracy(held_out)
                     row["held_out"] = accuracy.share
                 if curve is not None:
-                    curve.add(row)
+                    with self._writing(str(self.folder.log)):
+                        curve.add(row)
                 bar.update(task, completed=self.step, description=_describe(row))
                 if self.step % save_every == 0 or self.step == self.steps:
                     self._save()
@@ -190,15 +202,27 @@ class Run:
 
     def _accuracy(self, images: ImageSet) -> Accuracy:
         """Of the weights that would be saved now; each process takes its share of the images."""
-        model, accelerator = self.bare if self.ema is None else self.ema.module, self.accelerator
-        processes = Processes(accelerator.process_index, accelerator.num_processes)
-        with evaluating(model):
-            return score(predict(model, images, self.preprocess, processes=processes), images)
+        processes = Processes(self.accelerator.process_index, self.accelerator.num_processes)
+        with self._averaged(), evaluating(self.bare):
+            return score(predict(self.bare, images, self.preprocess, processes=processes), images)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The model with its average in the place of its weights: spread by FSDP, the average alone cannot run."""
+        if self.ema is None:
+            yield
+            return
+        own = {name: value.clone() for name, value in self.bare.state_dict().items()}
+        self.bare.load_state_dict(self.ema.module.state_dict())
+        try:
+            yield
+        finally:
+            self.bare.load_state_dict(own)
 
     def _save(self) -> None:
         """Write a checkpoint; every process takes part."""
         accelerator, folder = self.accelerator, self.folder
-        try:
+        with self._writing(f"the checkpoint of step {self.step}"):
             if accelerator.is_main_process:
                 folder.clear(self.step)
             accelerator.wait_for_everyone()
@@ -206,10 +230,15 @@ class Run:
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 folder.keep(self.step)
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        """Say what could not be written, and what is left."""
+        try:
+            yield
         except _UNWRITABLE as error:
             raise CheckpointError(
-                f"the checkpoint of step {self.step} cannot be written ({error}); {folder.last_good()}. Make room and "
-                "make the same call again"
+                f"{what} cannot be written ({error}); {self.folder.last_good()}. Make room and make the same call again"
             ) from error
 
     def _broken(self, what: str) -> CheckpointError:
@@ -222,13 +251,26 @@ class Run:
             accuracy = self._accuracy(held_out)
         weights = self.accelerator.get_state_dict(self.model)
         if curve is not None:
-            curve.close()
+            with self._writing(str(self.folder.log)):
+                curve.close()
+            self._measure_share(held_out or self.draws.images)
             about = self.identity | {"held-out accuracy": None if accuracy is None else str(accuracy)}
             self._write({_own_name(name): _alone(value) for name, value in weights.items()}, about)
         self.accelerator.wait_for_everyone()
         self.bare.eval()
         loss = sum(self.recent) / len(self.recent) if self.recent else math.nan
         return Result(self.step, loss, accuracy, self.skipped, self.folder.weights, took)
+
+    def _measure_share(self, images: ImageSet) -> None:
+        """Measure how many scans run with these weights, if the model chooses them: FLOPs are counted by it."""
+        parts = trained_parts(self.bare)
+        if parts is None or parts.block_target is None:
+            return
+        parts.scan_share = None  # other weights, other choices
+        device = next(parts.parameters()).device
+        found = batches(images.spread(_LOOKED_AT), self.preprocess, _TOGETHER)
+        with evaluating(self.bare), suppress(InputError):  # an unreadable image leaves it unmeasured
+            measure_scan_share(self.bare, (batch.to(device) for batch in found))
 
     def _write(self, weights: dict[str, Tensor], about: dict[str, Any]) -> None:
         """The model's weights, with what they are of, and beside them what DyVM adds to a model."""
@@ -238,17 +280,12 @@ class Run:
             weights = {name.removeprefix("model."): weights[name] for name in weights if name.startswith("model.")}
         parts = trained_parts(model)
         if parts is not None:
-            parts.scan_share = None  # other weights, other choices
-            DyVMCheckpoint.of(model, parts).save(self.folder.added)
-        try:
+            with self._writing(str(self.folder.added)):
+                DyVMCheckpoint.of(model, parts).save(self.folder.added)
+        with self._writing(str(self.folder.weights)):
             save_file(weights, self.folder.weights, {"about": json.dumps(about, default=str)})
             if isinstance(model, VisionMamba):
                 write_metadata(self.folder.weights, checkpoint_metadata(model))
-        except _UNWRITABLE as error:
-            raise CheckpointError(
-                f"{self.folder.weights} cannot be written ({error}); {self.folder.last_good()}. Make room and make the "
-                "same call again"
-            ) from error
 
 
 def _alone(value: Tensor) -> Tensor:

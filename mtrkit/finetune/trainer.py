@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from timm.data import create_transform
 from torch import nn
 
@@ -19,6 +19,7 @@ from mtrkit.finetune.recipe import Recipe
 from mtrkit.finetune.result import Result
 from mtrkit.finetune.run import Run
 from mtrkit.measure import ClipPreprocess, ImageSet, Preprocess, check_classes, input_size_of, preprocess_of
+from mtrkit.patch import trained_parts
 
 
 def retrain(
@@ -61,7 +62,7 @@ def retrain(
 
     Raises:
         InputError: The images or the folder do not fit, or an image cannot be read.
-        OptionError: The accelerator is for another precision, or accumulates by itself.
+        OptionError: The accelerator is for another precision, accumulates by itself, or spreads a DyVM by FSDP.
         CheckpointError: A checkpoint cannot be written or read, or the loss is not a number any more; the last good
             checkpoint is kept.
     """
@@ -74,6 +75,8 @@ def retrain(
             "by sorted folder name, so both need the same folders (an empty one will do)"
         )
     _check_accelerator(accelerator, recipe)
+    if accelerator.distributed_type is DistributedType.FSDP and trained_parts(model) is not None:
+        raise OptionError("FSDP cannot spread what DyVM has beside a model; train it under DDP, or on one process")
     draws = Draws(images, augmentation(model, recipe), recipe, skip_unreadable)
     objective, preprocess = objective or CrossEntropy.for_model(model, recipe), preprocess or preprocess_of(model)
     run = Run(model, draws, RunFolder(out), recipe, objective, accelerator, preprocess)

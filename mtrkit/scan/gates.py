@@ -37,7 +37,7 @@ def _seen(tokens: Tensor, gating: Gating) -> Tensor:
     if gating.mask is None:
         return tokens.mean(dim=1)
     mask = gating.mask.to(tokens.dtype)
-    return (tokens * mask).sum(dim=1) / mask.sum(dim=1)
+    return (tokens * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)  # training may drop every patch
 
 
 def can_leave_out(hidden: Tensor, gating: Gating) -> bool:

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import mtrkit
 from mtrkit.dyvm import DyVMObjective, DyVMTraining, dyvm_loss, loss_terms, measure_scan_share, teacher_outputs
-from mtrkit.errors import InputError
+from mtrkit.errors import CheckpointError, InputError
 from mtrkit.finetune import retrain
 from mtrkit.measure import image_folder
 from tests.finetune.conftest import folder, recipe, tiny_model  # noqa: F401, the first is a fixture
@@ -65,6 +66,15 @@ def test_training_reaches_the_shares_and_gives_a_checkpoint(folder, tmp_path):  
         checkpoint, model = training.checkpoint(), training.remove()
         assert torch.equal(mtrkit.apply_reduction(model, checkpoint=checkpoint)(IMAGES), found)
     assert mtrkit.reduction_info(model).scan_share == share
+
+
+def test_a_full_disk_at_the_end_is_named(folder, tmp_path, monkeypatch):  # noqa: F811
+    def fill_up(*_):
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fill_up)
+    with pytest.raises(CheckpointError, match=r"dyvm.safetensors cannot be written .*step-6 is the last good"):
+        train(folder, tmp_path / "run", recipe(epochs=1))
 
 
 def test_an_interrupted_run_draws_the_same_choices(folder, tmp_path):  # noqa: F811

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.optim import create_optimizer_v2
 from torch import nn
 
 import mtrkit
@@ -85,6 +86,27 @@ def test_gradients_reach_everything(family):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         assert parameter.grad.any() or "parts" not in name, name
     assert {name.partition(".")[0] for name in training.state_dict()} == {"model", "parts"}
+
+
+def test_an_image_that_loses_every_patch_gives_no_nan():
+    training = DyVMTraining(build("mean"), layers=(1,), noise=0).train()
+    last = training.parts.score_predictors[0].out_conv[4]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([-9.0, 9.0]))
+    training(images())
+    assert not training.outputs.masks[0].any() and training.outputs.logits.isfinite().all()
+    dyvm_loss(training.outputs, LABELS).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in training.parameters())
+
+
+def test_what_the_model_wants_without_weight_decay_has_none():
+    model = build()
+    names = {f"model.{name}" for name in model.no_weight_decay()}
+    groups = create_optimizer_v2(DyVMTraining(model), opt="adamw", weight_decay=0.05).param_groups
+    free = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
+    found = dict(DyVMTraining(model).named_parameters())
+    assert names and all(id(found[name]) in free for name in names)
 
 
 @pytest.mark.parametrize("term", ["class", "tokens", "blocks", "logits", "features"])

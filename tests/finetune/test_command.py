@@ -10,11 +10,11 @@ import mtrkit
 from mtrkit.cli.finetune import HELP
 from mtrkit.cli.main import main
 from mtrkit.data import bundled_images
-from mtrkit.dyvm import DyVMCheckpoint
+from mtrkit.dyvm import DyVMCheckpoint, measure_scan_share
 from mtrkit.errors import OptionError
 from mtrkit.finetune import Recipe
 from mtrkit.finetune.curve import read_curve
-from mtrkit.measure import open_images, predict, preprocess_for, score
+from mtrkit.measure import batches, open_images, predict, preprocess_for, score
 
 MODEL = "vim_micro_patch4_32"
 QUICK = [
@@ -107,11 +107,17 @@ def test_trains_dyvm_and_writes_what_it_adds(ten_classes, tmp_path, capsys):
     out = tmp_path / "run"
     quick = QUICK[: QUICK.index("--ratio")]
     method = ["--method", "dyvm:keep=0.9,block_target=0.8", "--held-out", "10"]
-    assert main(["finetune", MODEL, "--data", str(ten_classes), "--out", str(out), *quick, *method]) == 0
+    command = ["finetune", MODEL, "--data", str(ten_classes), "--out", str(out), *quick, *method]
+    assert main(command) == 0
     assert "dyvm(" in capsys.readouterr().out
+    torch.manual_seed(7)
+    assert main(command) == 0  # the same run, whatever was drawn before: nothing is left to do
     model = mtrkit.create_model(MODEL, out / "model.safetensors").eval()
     mtrkit.apply_reduction(model, "dyvm", checkpoint=out / "dyvm.safetensors")
     held = open_images(ten_classes).spread(10)
+    share = mtrkit.reduction_info(model).scan_share  # as the run has measured it
+    pixels = torch.cat(list(batches(held, preprocess_for(model.pretrained_cfg), 10)))
+    assert share is not None and share == measure_scan_share(model, pixels)
     found = score(predict(model, held, preprocess_for(model.pretrained_cfg)), held).share
     assert found == read_curve(out / "log.csv")[-1]["held_out"]
     _trains_on_with_its_choices(ten_classes, out, quick, held)

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mtrkit.errors import InputError, OptionError
+from mtrkit.finetune import Recipe
 from mtrkit.finetune.chance import seeded
 from mtrkit.finetune.draws import BatchPlan, Draws, check_cut
 from mtrkit.finetune.trainer import augmentation
@@ -135,6 +136,11 @@ def test_the_rate_is_constant_until_it_falls():
     assert rates[14:] == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5])
     flat = recipe(lr=1.0, min_lr=0.5, decay_epochs=0)
     assert {flat.rate(step, 20, 10) for step in range(20)} == {1.0}
+
+
+def test_the_rate_of_the_paper_falls_as_a_cosine():
+    rates = [Recipe().rate(step, 101, 50) for step in (0, 25, 50, 100)]
+    assert rates == pytest.approx([2e-5, 1e-6 + 19e-6 * (2 + 2**0.5) / 4, 1.05e-5, 1e-6])
 
 
 def test_what_cannot_be_is_refused(folder):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import MethodType
+from types import MethodType, SimpleNamespace
 
 import pytest
 import timm
@@ -26,7 +26,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import mtrkit
 from mtrkit.errors import CheckpointError, InputError, OptionError
 from mtrkit.finetune import CrossEntropy, estimate, retrain
-from mtrkit.finetune.curve import read_curve
+from mtrkit.finetune.curve import Curve, read_curve
 from mtrkit.finetune.trainer import check_images
 from mtrkit.measure import image_folder
 from tests.finetune.conftest import recipe, reduced, tiny_model
@@ -118,6 +118,7 @@ def test_the_average_is_what_is_saved_and_measured(folder, tmp_path):
     once, _ = train(folder, tmp_path / "once", given=recipe(epochs=1 / 6))
     _, plain = train(folder, tmp_path / "plain", given=recipe(epochs=1))
     model, result = train(folder, tmp_path / "ema", given=recipe(epochs=1, ema=1.0), held_out=held)
+    assert "held-out accuracy" in (tmp_path / "ema" / "log.svg").read_text()
     assert result.accuracy.n == 8
     # timm's average begins with the weights after the first step, and at a decay of 1 it stays there.
     first = weights(once)
@@ -238,6 +239,19 @@ def test_a_full_disk_at_the_end_is_named(folder, tmp_path, monkeypatch):
     assert train(folder, tmp_path / "run", given=recipe(epochs=1))[1].weights.exists()
 
 
+def test_a_disk_that_is_full_for_the_log_is_named(folder, tmp_path, monkeypatch):
+    add = Curve.add
+
+    def fill_up(self, row):
+        if row["step"] == 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        add(self, row)
+
+    monkeypatch.setattr(Curve, "add", fill_up)
+    with pytest.raises(CheckpointError, match=r"log.csv cannot be written .*No space left.*step-4 is the last good"):
+        train(folder, tmp_path / "run", given=recipe(epochs=1))
+
+
 def test_tied_weights_are_saved(folder, tmp_path):
     model = reduced()
     model.layers[1].mixer.in_proj.weight = model.layers[0].mixer.in_proj.weight
@@ -310,6 +324,7 @@ def test_images_that_do_not_fit_are_refused(folder, tmp_path):
 
 
 SCRIPT = """
+accelerator = None
 import sys
 import torch
 torch.set_num_threads(1)
@@ -321,7 +336,23 @@ images = image_folder(folder)
 given = recipe(auto_augment="rand-m9-mstd0.5-inc1", mixup=0.8, cutmix=1.0, **changes)
 model = reduced(drop_path_rate=0.2)
 model.spare = torch.nn.Parameter(torch.ones(3), requires_grad=False)  # which no pass uses
-retrain(model, images, out, given, held_out=images.spread(7), save_every=3, show_progress=False)
+options = {"held_out": images.spread(7), "save_every": 3, "show_progress": False}
+retrain(model, images, out, given, accelerator=accelerator, **options)
+"""
+
+# Accelerate spreads over GPUs only, and would go on with DDP; what it calls of torch spreads over CPUs too.
+FSDP2 = """
+from accelerate import Accelerator, DistributedType
+from accelerate.state import PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin
+plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = DistributedType.FSDP
+accelerator.state.fsdp_plugin = plugin
+"""
+SPREAD = """
+from torch.distributed.tensor import DTensor
+assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
 """
 
 
@@ -359,10 +390,17 @@ def test_two_processes_do_what_one_does(folder, tmp_path, sharded):
     changes = {"epochs": 1, "seed": 3, "ema": 0.9}
     program = tmp_path / "program.py"
     program.write_text(SCRIPT.replace("drop_path_rate=0.2", ""))
+    spread = tmp_path / "spread.py"
+    spread.write_text(program.read_text().replace("accelerator = None", FSDP2) + SPREAD)
     port = 20000 + (2 * os.getpid() + sharded) % 20000
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", str(program)]
-    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if sharded else {}
-    pair = start(folder, tmp_path / "two", changes, launcher=launcher, **fsdp)
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        f"--master-port={port}",
+        str(spread if sharded else program),
+    ]
+    pair = start(folder, tmp_path / "two", changes, launcher=launcher)
     one = start(folder, tmp_path / "one", changes, launcher=[str(program)])
     finish(pair), finish(one)
     assert_alike(curve(tmp_path / "one"), curve(tmp_path / "two"), rel=1e-4)
@@ -372,6 +410,11 @@ def test_two_processes_do_what_one_does(folder, tmp_path, sharded):
     assert a.keys() == b.keys()
     for name, value in a.items():
         torch.testing.assert_close(b[name], value, rtol=1e-4, atol=1e-5)
+    if sharded:  # from a checkpoint it goes on to the same weights, averages included
+        shutil.rmtree(tmp_path / "two" / "step-6")
+        finish(start(folder, tmp_path / "two", changes, launcher=launcher))
+        again = load_file(tmp_path / "two" / "model.safetensors")
+        assert all(torch.equal(again[name], value) for name, value in b.items())
 
 
 def test_computing_activations_twice_changes_nothing(folder, tmp_path):
@@ -454,6 +497,26 @@ def test_compiled_it_learns_the_same_and_keeps_the_names(folder, tmp_path):
         AcceleratorState._reset_state()  # other tests do not compile
     assert_alike(curve(tmp_path / "plain"), curve(tmp_path / "compiled"), rel=1e-4)
     mtrkit.load_checkpoint(tiny_model(seed=1), tmp_path / "compiled" / "model.safetensors")
+
+
+def test_tensorboard_gets_every_number(folder, tmp_path, monkeypatch):
+    written = []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            written.append((Path(folder).name, purge_step))
+
+        def add_scalar(self, name, value, step):
+            written.append((name, value, step))
+
+        def close(self):
+            written.append("closed")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    train(folder, tmp_path / "run", given=recipe(epochs=1 / 3), tensorboard=True)
+    assert written[0] == ("tensorboard", 1) and written[-1] == "closed"
+    losses = [(row["loss"], row["step"]) for row in curve(tmp_path / "run")]
+    assert [entry[1:] for entry in written if entry[0] == "loss"] == losses
 
 
 def test_tensorboard_that_is_missing_is_named(folder, tmp_path, monkeypatch):
