@@ -39,6 +39,12 @@ def test_get_the_accuracy_back(tmp_path):
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
+def test_dyvm(tmp_path):
+    done = run("09_dyvm.py", "--out", tmp_path / "run", "--epochs", "0.08")
+    assert done.returncode == 0, done.stderr
+    assert "held-out images:" in done.stdout and "of the scans run, as measured" in done.stdout
+
+
 def test_official_vim_says_what_is_missing():
     done = run("03_official_vim.py", "no_such_repository:model")
     assert done.returncode == 1
