@@ -207,6 +207,7 @@ static TARGET void FN(project_task)(const void *job, int64_t task, float *scratc
     int64_t L = j->length, K = j->channels, spans = ceil_div(L, q->span), part = task / (j->batch * spans);
     int64_t b = task / spans % j->batch, first = task % spans * q->span, last = first + q->span < L ? first + q->span : L;
     int64_t blocks = q->columns / BLOCK, begin = part * blocks / q->parts, end = (part + 1) * blocks / q->parts;
+    if (q->left_out != NULL && q->left_out[b]) return;
     float *after = scratch + conv_scratch(j->width);
     past *p = j->lengths == NULL ? NULL : (past *)after;
     if (p != NULL) look_back(lasting_from(j->lengths, b, L, j->reverse), first, last, j->width, p);

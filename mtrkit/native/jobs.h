@@ -40,6 +40,7 @@ typedef struct {
     float *sums;         /* (batch, blocks, states + 2, BLOCK): this sample's part of dA, dD, dbias */
     float *dBC;          /* (batch, groups, teams, length, 2 * states): each team's part of dB and dC */
     int64_t *lengths;    /* (batch, length): how many positions each token lasts; absent: one */
+    int64_t *left_out;   /* (batch): whether the forward scan adds nothing for this sample; absent: for none */
 } scan_job;
 
 typedef struct {
@@ -60,6 +61,7 @@ typedef struct {
     int64_t span;    /* tokens that one task takes, a multiple of TILE, at most CONV_SPAN */
     int64_t parts;   /* into which the columns are cut for more tasks; 1 with a convolution */
     int64_t half;    /* 0, or the weights are bfloat16, and HALF_BY_INSTRUCTION if the processor multiplies these */
+    int64_t *left_out; /* (batch): samples for which nothing is done; absent: none */
 } project_job;
 
 typedef struct {

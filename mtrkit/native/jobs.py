@@ -15,15 +15,15 @@ from mtrkit.errors import InputError
 SCAN_SIZES = ("batch", "channels", "length", "states", "groups", "softplus", "reverse", "rank", "add", "sum_steps")
 SCAN_VIEWS = ("u", "delta", "z", "y", "dy", "du", "ddelta", "dz", "step", "ungated")
 SCAN_ROWS = ("B", "C", "dt")
-SCAN_PLACES = ("dt_weight", "A", "D", "bias", "last", "dlast", "checkpoints", "sums", "dBC", "lengths")
+SCAN_PLACES = ("dt_weight", "A", "D", "bias", "last", "dlast", "checkpoints", "sums", "dBC", "lengths", "left_out")
 
 HEADER = struct.Struct("2q")
 SCAN = struct.Struct(f"{len(SCAN_SIZES)}q{4 * len(SCAN_VIEWS)}q{4 * len(SCAN_ROWS)}q{len(SCAN_PLACES)}q")
 CONV = struct.Struct("6q16q4q")
-PROJECT = struct.Struct("6q16q4q2q4q3q")  # a convolution's, then the product's
+PROJECT = struct.Struct("6q16q4q2q4q4q")  # a convolution's, then the product's
 PACK = struct.Struct("5qd2q")
 NORM = struct.Struct("3qd5q")
-MIXER = struct.Struct("12qd11q14qq")  # of mixer.h
+MIXER = struct.Struct("12qd11q14q2q")  # of mixer.h
 MATCH = struct.Struct("10q")
 COSINES = struct.Struct("9q")
 SLOTS = struct.Struct("11q")

@@ -25,6 +25,7 @@ typedef struct {
     void *in_proj, *out_proj;  /* (2 * inner, width), (width, inner) */
     direction_weights weights[2];
     int64_t *lengths;          /* (batch, length): how many positions each token lasts; absent: one */
+    int64_t *left_out;         /* (directions, batch): scans that are left out; absent: none */
 } mixer_job;
 
 /* At most: weights that are packed, and steps of a chunk of samples, which are products and scans. */
@@ -101,7 +102,7 @@ static void append_product(chain *c, const mixer_job *m, float *tokens, int64_t 
                            float *out) {
     int64_t all = filled_up(columns);
     project_job job = {{.batch = 1, .channels = channels, .length = count, .y = {tokens, 0, 1, channels}},
-                       all, weight, {out, 0, 0, all}, TILE, parts_of(count, all), m->half};
+                       all, weight, {out, 0, 0, all}, TILE, parts_of(count, all), m->half, NULL};
     append(c, PROJECT, &job, sizeof job);
 }
 
@@ -120,6 +121,7 @@ static void append_direction(chain *c, const mixer_job *m, const packed_weights 
     int64_t columns = filled_up(R + 2 * N), both = filled_up(2 * E);
     float *seen = m->projected + (i * m->batch + first) * L * columns;
     int64_t *lengths = m->lengths == NULL ? NULL : m->lengths + first * L;
+    int64_t *left_out = m->left_out == NULL ? NULL : m->left_out + i * m->batch + first;
     view x = {m->xz, L * both, 1, both}, inside = {m->u, L * E, 1, E}, sum = {m->y, L * E, 1, E}, absent = {0};
     rows found = {seen, L * columns, 1, columns};
     int last = i == m->directions - 1;
@@ -127,7 +129,7 @@ static void append_direction(chain *c, const mixer_job *m, const packed_weights 
     view step = m->sum_steps ? (view){m->step, ceil_div(E, BLOCK) * L, L, 1} : (view){m->step, L * E, 1, E};
     conv_job conv = {B, E, L, m->taps, 1, i == 1, .x = x, .y = inside};
     conv.weight = w->conv_weight, conv.bias = w->conv_bias, conv.lengths = lengths;
-    project_job project = {conv, columns, p->x_proj[i], found, conv_span(B * L), 1, m->half};
+    project_job project = {conv, columns, p->x_proj[i], found, conv_span(B * L), 1, m->half, left_out};
     append(c, PROJECT, &project, sizeof project);
     scan_job scan = {.batch = B, .channels = E, .length = L, .states = N, .groups = 1, .softplus = 1};
     scan.reverse = i == 1, scan.rank = R, scan.add = i > 0, scan.sum_steps = m->sum_steps;
@@ -135,7 +137,7 @@ static void append_direction(chain *c, const mixer_job *m, const packed_weights 
     if (last) scan.ungated = samples_from((view){m->ungated, L * E, 1, E}, first);
     scan.dt = scan.B = scan.C = found, scan.B.p = seen + R, scan.C.p = seen + R + N;
     scan.dt_weight = p->dt_weight[i], scan.A = p->A[i];
-    scan.D = w->D, scan.bias = w->dt_bias, scan.lengths = lengths;
+    scan.D = w->D, scan.bias = w->dt_bias, scan.lengths = lengths, scan.left_out = left_out;
     append(c, SCAN_FORWARD, &scan, sizeof scan);
 }
 

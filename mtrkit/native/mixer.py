@@ -65,7 +65,11 @@ def place_block(block: BlockWeights, dtype: torch.dtype) -> PlacedBlock:
 
 
 def mix(
-    hidden: Tensor, weights: MixerWeights, reads: Sequence[str] = (), lengths: Tensor | None = None
+    hidden: Tensor,
+    weights: MixerWeights,
+    reads: Sequence[str] = (),
+    lengths: Tensor | None = None,
+    left_out: Tensor | None = None,
 ) -> list[Tensor]:
     """Mixer output (B, L, D) for normalised tokens (B, L, D), and the signals that are read, in their order.
 
@@ -74,9 +78,12 @@ def mix(
         weights: Without biases outside of the directions; the second direction runs backward.
         reads: Names of fields of :class:`mtrkit.types.Signals`, but for those of attention.
         lengths: (B, L) int64, how many positions each token lasts; their outputs are means over these. Default: one.
+        left_out: (directions, B) int64, 1 for the scans that add nothing; what is read of these is undefined. Default:
+            none.
     """
     with Chain() as chain:
-        mixer = _append(chain, hidden, place_mixer(weights, hidden.dtype), reads, lengths, hidden.dtype)
+        placed = place_mixer(weights, hidden.dtype)
+        mixer = _append(chain, hidden, placed, reads, lengths, hidden.dtype, left_out=left_out)
     return mixer.results(reads)
 
 
@@ -108,6 +115,7 @@ def _append(
     lengths: Tensor | None,
     dtype: torch.dtype,
     before: Appended | None = None,
+    left_out: Tensor | None = None,
 ) -> Appended:
     """See :func:`mix`; a mixer of the same sizes that runs ``before`` lends its memory."""
     hidden = dense(hidden)
@@ -125,8 +133,10 @@ def _append(
         lengths = _check_lengths(lengths, hidden)
     sums = delta is not None and "delta" not in reads
     numbers = (sums, weights.halves, weights.products, weights.scale)
-    job = MIXER.pack(*sizes, *numbers, *places, *missing, address(lengths))
-    chain.add(lib.MIXER, job, memory, hidden, weights, lengths, out, projected, delta, y)
+    if left_out is not None:
+        left_out = _check_left_out(left_out, len(hidden), sizes[7])
+    job = MIXER.pack(*sizes, *numbers, *places, *missing, address(lengths), address(left_out))
+    chain.add(lib.MIXER, job, memory, hidden, weights, lengths, left_out, out, projected, delta, y)
     means = token_jobs.mean(chain, delta, sizes[3]) if delta is not None and sums else None
     return Appended(dtype, sizes, out, projected, delta, means, y, (memory, between), weights)
 
@@ -215,6 +225,12 @@ def _check_lengths(lengths: Tensor, hidden: Tensor) -> Tensor:
             f"lengths have shape {tuple(lengths.shape)}; expected {tuple(hidden.shape[:2])}, one per token"
         )
     return positions(lengths)
+
+
+def _check_left_out(left_out: Tensor, batch: int, directions: int) -> Tensor:
+    if left_out.shape != (directions, batch):
+        raise InputError(f"left_out has shape {tuple(left_out.shape)}; expected {(directions, batch)}, one per scan")
+    return positions(left_out)
 
 
 def _delta_as_read(chain: Chain, hidden: Tensor, reads: Sequence[str], inner: int) -> Tensor | None:

@@ -194,10 +194,38 @@ INLINE void FN(advance_all_runs)(int small, int64_t states, int64_t steps, const
     }
 }
 
+/* What a scan leaves that is left out: the sum as it was, or zeros, and its gate if there is one. */
+static TARGET void FN(leave_out)(const scan_job *j, place at, float *scratch) {
+    int64_t L = j->length, sy, sz = 0;
+    float *spare_y = scratch, *spare_z = scratch + TILE * BLOCK;
+    walk wy = walk_from(j->y, at.b, at.channel, L, 0), wz = walk_from(j->z, at.b, at.channel, L, 0);
+    for (int64_t from = 0; from < L; from += TILE) {
+        int64_t steps = L - from < TILE ? L - from : TILE;
+        float *out = tile_out(wy, from, steps, at.width, spare_y, &sy);
+        const float *z = wz.p == NULL ? NULL : tile_in(wz, from, steps, at.width, spare_z, &sz);
+        if (j->add && out == spare_y) gather(wy, from, steps, at.width, TILE, spare_y);
+        PARTS(v) {
+            for (int64_t t = 0; t < steps; t++) {
+                vf value = j->add ? LOAD(out + t * sy + v) : (vf){0};
+                if (z != NULL) {
+                    vf gate = LOAD(z + t * sz + v);
+                    value *= gate * FN(sigmoid)(gate);
+                }
+                STORE(out + t * sy + v, value);
+            }
+        }
+        tile_flush(wy, from, steps, at.width, spare_y);
+    }
+}
+
 static TARGET void FN(scan_forward_task)(const void *job, int64_t task, float *scratch) {
     const scan_job *j = job;
     int64_t N = j->states, L = j->length, blocks = blocks_per_group(j), tiles = ceil_div(L, TILE);
     place at = FN(locate)(j, task / (blocks * j->groups), task / blocks % j->groups, task % blocks);
+    if (j->left_out != NULL && j->left_out[at.b]) {
+        FN(leave_out)(j, at, scratch);
+        return;
+    }
     float *h = scratch, *dt = h + N * BLOCK;
     const float *A2 = j->A + at.channel * N, *weight = j->dt_weight + at.channel * j->rank;
     float *du = dt + TILE * BLOCK, *y = du + TILE * BLOCK;

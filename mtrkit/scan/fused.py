@@ -127,6 +127,26 @@ def mixer(
     return out, signals_by_name(names, found)
 
 
+def mix_chosen(hidden: Tensor, weights: MixerWeights, gates: Tensor) -> Tensor | None:
+    """Mixer output (B, L, D), each scan run for the samples whose gate is 1, in one call; ``None`` if that cannot be.
+
+    Args:
+        hidden: (B, L, D).
+        weights: Of a mixer for which :func:`mtrkit.scan.fastpath.can_mix`.
+        gates: (B, 2), forward and backward.
+    """
+    if inference_kernels(hidden) == TRITON or kernels_for(hidden) is not C or hidden.dtype not in MIXED:
+        return None
+    left_out = (gates < 0.5).to(torch.int64).T
+    some = (gates > 0.5).any(dim=1).nonzero().flatten()
+    if len(some) == len(hidden):
+        return native.mix(hidden, weights, left_out=left_out)[0]
+    out = torch.zeros_like(hidden)
+    if len(some):
+        out[some] = native.mix(hidden[some], weights, left_out=left_out[:, some])[0]
+    return out
+
+
 def run_block(
     x: Tensor,
     residual: Tensor,

@@ -69,6 +69,23 @@ def test_a_scan_that_is_off_does_not_run():
     assert sorted(ran) == [(1, 1), (1, 1), (2, 2)]
 
 
+@pytest.mark.parametrize("length", [1, 16, 37])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_what_is_off_is_left_out_of_the_call_of_all(dtype, length):
+    mixer, tokens = build().to(dtype).layers[0].mixer, torch.randn(5, length, 16).to(dtype)
+    parts, gating = given(mixer, BOTH, True)
+    sound = mixer_forward(tokens, parts, gating=gating)[0]
+    wanted = gates_module.run_chosen(tokens, parts, BOTH, lambda x, some: mixer_forward(x, some)[0])
+    torch.testing.assert_close(sound, wanted)
+    for name, on in ((("conv1d", "D"), BOTH[:, 0]), (("conv1d_b", "D_b"), BOTH[:, 1])):
+        spoilt = copy.deepcopy(mixer)
+        spoilt.get_submodule(name[0]).weight.fill_(torch.nan)
+        getattr(spoilt, name[1]).fill_(torch.nan)
+        out = mixer_forward(tokens, *given(spoilt, BOTH, True)[:1], gating=gating)[0]
+        assert torch.equal(out[on == 0], sound[on == 0]) and out[on == 1].isnan().all()
+
+
 @torch.no_grad()
 def test_an_out_projection_with_a_bias_is_what_is_left_without_scans():
     mixer = build().layers[0].mixer

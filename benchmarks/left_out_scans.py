@@ -1,6 +1,6 @@
 """What DyVM's choice of scans saves on this machine: dense against a model that leaves out a share of its scans.
 
-    python benchmarks/selectors.py                     # to benchmarks/results/selectors_cpu.json
+    python benchmarks/left_out_scans.py                     # to benchmarks/results/left_out_scans_cpu.json
 
 Weights are random and no patch is dropped. Each selector gets random weights and the bias by which the wanted share of
 the batch's images runs each scan, so images of one batch differ in what runs, as they do after training.
@@ -21,6 +21,7 @@ import mtrkit
 from mtrkit.dyvm import BlockSelector, DyVM, DyVMCheckpoint, measure_scan_share
 from mtrkit.measure import describe_machine, input_size_of, interleave, keep_freed_memory
 from mtrkit.models import VisionMamba
+from mtrkit.patch import trained_parts
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -31,8 +32,10 @@ def choosing(dense: VisionMamba, share: float, images: Tensor) -> nn.Module:
     model.load_state_dict(dense.state_dict())
     mixer = model.layers[0].mixer
     parts = DyVM(mixer.d_model, mixer.d_inner, len(model.layers), keep=1.0).eval()
-    hooks = [head.register_forward_pre_hook(Fit(share)) for head in parts.block_heads]
     mtrkit.apply_reduction(model, "dyvm", checkpoint=DyVMCheckpoint.of(model, parts))
+    in_use = trained_parts(model)
+    assert in_use is not None
+    hooks = [head.register_forward_pre_hook(Fit(share)) for head in in_use.block_heads]
     with torch.inference_mode():
         model(images)
     for hook in hooks:
@@ -52,7 +55,8 @@ class Fit:
         with torch.no_grad():
             nn.init.normal_(selector.weight)
             found = seen[0] @ selector.weight.T
-            selector.bias.copy_(-found.quantile(1 - self.share, dim=0))
+            alike = found.amax(dim=0) == found.amin(dim=0)  # in the first block no class token has seen its image
+            selector.bias.copy_(torch.where(alike, 1 - found[0], -found.quantile(1 - self.share, dim=0)))
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -83,7 +87,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=RESULTS / "selectors_cpu.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "left_out_scans_cpu.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory()
