@@ -19,8 +19,8 @@ together; unlabelled pixels are left out, and so are classes that neither annota
 
 Trained as by them in crops of 512, scales of 0.5 to 2, flips, AdamW, linear warm-up and fall, cross-entropy over all
 pixels of a crop (0 for unlabelled ones) plus 0.4 times that of the auxiliary head. Unlike there: no distortion of
-colours, no dropout before the classifiers, one learning rate for all layers, one process. DyVM's two terms for how
-much is kept have weight 20 each.
+colours, no dropout before the classifiers, no clipping of gradients, one learning rate for all layers, one process.
+DyVM's two terms for how much is kept have weight 20 each.
 
 Papers' figures do not stand beside the rows: none are known here that say what ratio they are for.
 """

@@ -13,7 +13,8 @@ class Recipe:
     """A re-training; the defaults are R-MeeTo's (arXiv:2412.12496, section 4, and its published scripts).
 
     Attributes:
-        epochs: Passes over the images that are used; may be a fraction of one.
+        epochs: How often as many images are drawn as are used; may be a fraction of one. With ``repeats`` above 1 an
+            epoch draws some of them that often and others not at all.
         batch_size: Images per step of the optimiser, all processes together.
         accumulate: Passes that share one step, each over a part of the batch; the step is that of the whole batch.
         opt: timm's name of an optimiser.
