@@ -67,6 +67,11 @@ class RunFolder:
         found = [path for path in self.path.glob("step-*") if path.is_dir() and path.name[5:].isdecimal()]
         return sorted(found, key=lambda path: int(path.name[5:]))
 
+    def last_step(self) -> int:
+        """That of the last whole checkpoint, or 0."""
+        found = self.checkpoints()
+        return int(found[-1].name[5:]) if found else 0
+
     def part(self, step: int) -> Path:
         """Where a checkpoint is written before it is whole."""
         return self.path / f"part-{step}"

@@ -20,7 +20,7 @@ from mtrkit.errors import CheckpointError, InputError
 from mtrkit.finetune.chance import seeded
 from mtrkit.finetune.curve import Curve
 from mtrkit.finetune.draws import BatchPlan, Draws, check_cut
-from mtrkit.finetune.drive import average_of, follow, optimizer_for, prepare_with, spread_like, whole
+from mtrkit.finetune.drive import prepare_with, spread_like, whole
 from mtrkit.finetune.folder import RunFolder
 from mtrkit.finetune.identity import identity_of
 from mtrkit.finetune.mixing import mixing
@@ -60,11 +60,7 @@ class Run:
         self.classes = len(draws.images.classes)
         self.mix = mixing(recipe, self.classes)
         self.identity = identity_of(self.bare, draws, recipe, objective, preprocess)
-        optimizer = optimizer_for(model, recipe)
-        self.ema = average_of(model, recipe)  # before FSDP, after which a model cannot be copied
-        self.model, self.optimizer = prepare_with(accelerator, model, optimizer)
-        if self.ema is not None:
-            follow(self.ema.module, self.bare)
+        self.model, self.optimizer, self.ema = prepare_with(accelerator, model, recipe)
         accelerator.register_for_checkpointing(self)
 
     def state_dict(self) -> dict[str, Any]:
@@ -85,8 +81,8 @@ class Run:
         with accelerator.main_process_first():
             self.folder.claim(self.identity | more, describe_machine(accelerator.device))
         found = self.folder.checkpoints()
-        seen = accelerator.gather(torch.tensor([len(found)], device=accelerator.device))
-        if seen.unique().numel() > 1:
+        last = self.folder.last_step()
+        if accelerator.gather(torch.tensor([last], device=accelerator.device)).unique().numel() > 1:
             raise InputError(
                 f"not every process sees the same checkpoints in {self.folder.path}; all machines need one folder, "
                 "on a file system that they share"

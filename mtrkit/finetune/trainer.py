@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import DynamoBackend
 from timm.data import create_transform
 from torch import nn
 
@@ -62,7 +63,7 @@ def retrain(
 
     Raises:
         InputError: The images or the folder do not fit, or an image cannot be read.
-        OptionError: The accelerator is for another precision, accumulates by itself, or spreads a DyVM by FSDP.
+        OptionError: The accelerator is for another precision, accumulates by itself, or spreads by FSDP what it cannot.
         CheckpointError: A checkpoint cannot be written or read, or the loss is not a number any more; the last good
             checkpoint is kept.
     """
@@ -75,8 +76,8 @@ def retrain(
             "by sorted folder name, so both need the same folders (an empty one will do)"
         )
     _check_accelerator(accelerator, recipe)
-    if accelerator.distributed_type is DistributedType.FSDP and trained_parts(model) is not None:
-        raise OptionError("FSDP cannot spread what DyVM has beside a model; train it under DDP, or on one process")
+    if accelerator.distributed_type is DistributedType.FSDP:
+        _check_sharded(model, accelerator)
     draws = Draws(images, augmentation(model, recipe), recipe, skip_unreadable)
     objective, preprocess = objective or CrossEntropy.for_model(model, recipe), preprocess or preprocess_of(model)
     run = Run(model, draws, RunFolder(out), recipe, objective, accelerator, preprocess)
@@ -96,6 +97,14 @@ def _check_accelerator(accelerator: Accelerator, recipe: Recipe) -> None:
             f"the accelerator has gradient_accumulation_steps={accelerator.gradient_accumulation_steps}; leave that "
             "out and give the recipe accumulate=…"
         )
+
+
+def _check_sharded(model: nn.Module, accelerator: Accelerator) -> None:
+    """Raise :class:`OptionError` if FSDP would spread what has to be whole."""
+    if trained_parts(model) is not None:
+        raise OptionError("FSDP cannot spread what DyVM has beside a model; train it under DDP, or on one process")
+    if accelerator.state.dynamo_plugin.backend is not DynamoBackend.NO:
+        raise OptionError("a model that is compiled and spread by FSDP cannot be evaluated; leave --dynamo_backend out")
 
 
 def check_images(model: nn.Module, images: ImageSet) -> None:

@@ -10,6 +10,8 @@ import torch
 import mtrkit
 from mtrkit.dyvm import DyVM, DyVMCheckpoint, measure_scan_share
 from mtrkit.errors import InputError
+from mtrkit.models.mixer import MambaMixer
+from mtrkit.native import mixer as native_mixer
 from mtrkit.patch import RECORD
 from mtrkit.scan import gates as gates_module
 from mtrkit.scan import steps
@@ -69,11 +71,22 @@ def test_a_scan_that_is_off_does_not_run():
     assert sorted(ran) == [(1, 1), (1, 1), (2, 2)]
 
 
+@pytest.fixture
+def two_at_a_time(monkeypatch):
+    """Mixers that take two samples through all steps before the next ones."""
+    monkeypatch.setattr(native_mixer, "_samples_at_once", lambda *_: 2)
+    native_mixer._layout.cache_clear()
+    yield
+    native_mixer._layout.cache_clear()
+
+
+@pytest.mark.parametrize("width", [12, 16])
 @pytest.mark.parametrize("length", [1, 16, 37])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_what_is_off_is_left_out_of_the_call_of_all(dtype, length):
-    mixer, tokens = build().to(dtype).layers[0].mixer, torch.randn(5, length, 16).to(dtype)
+def test_what_is_off_is_left_out_of_the_call_of_all(two_at_a_time, dtype, length, width):
+    torch.manual_seed(0)
+    mixer, tokens = MambaMixer(width).to(dtype), torch.randn(5, length, width).to(dtype)
     parts, gating = given(mixer, BOTH, True)
     sound = mixer_forward(tokens, parts, gating=gating)[0]
     wanted = gates_module.run_chosen(tokens, parts, BOTH, lambda x, some: mixer_forward(x, some)[0])
@@ -82,7 +95,7 @@ def test_what_is_off_is_left_out_of_the_call_of_all(dtype, length):
         spoilt = copy.deepcopy(mixer)
         spoilt.get_submodule(name[0]).weight.fill_(torch.nan)
         getattr(spoilt, name[1]).fill_(torch.nan)
-        out = mixer_forward(tokens, *given(spoilt, BOTH, True)[:1], gating=gating)[0]
+        out = mixer_forward(tokens, given(spoilt, BOTH, True)[0], gating=gating)[0]
         assert torch.equal(out[on == 0], sound[on == 0]) and out[on == 1].isnan().all()
 
 
