@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch  # noqa: F401  # torch 2.6 names it in what it compiles of `__call__`
 from torch import nn
 
 from mtrkit.errors import UnsupportedModelError
