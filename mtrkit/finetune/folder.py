@@ -65,12 +65,7 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, the earliest first."""
         found = [path for path in self.path.glob("step-*") if path.is_dir() and path.name[5:].isdecimal()]
-        return sorted(found, key=lambda path: int(path.name[5:]))
-
-    def last_step(self) -> int:
-        """That of the last whole checkpoint, or 0."""
-        found = self.checkpoints()
-        return int(found[-1].name[5:]) if found else 0
+        return sorted(found, key=step_of)
 
     def part(self, step: int) -> Path:
         """Where a checkpoint is written before it is whole."""
@@ -96,6 +91,11 @@ class RunFolder:
         """The last checkpoint, for a message."""
         found = self.checkpoints()
         return f"{found[-1]} is the last good checkpoint" if found else "no checkpoint was written yet"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step behind which it was written."""
+    return int(checkpoint.name[5:])
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from mtrkit.finetune.chance import seeded
 from mtrkit.finetune.curve import Curve
 from mtrkit.finetune.draws import BatchPlan, Draws, check_cut
 from mtrkit.finetune.drive import prepare_with, spread_like, whole
-from mtrkit.finetune.folder import RunFolder
+from mtrkit.finetune.folder import RunFolder, step_of
 from mtrkit.finetune.identity import identity_of
 from mtrkit.finetune.mixing import mixing
 from mtrkit.finetune.modes import evaluating
@@ -81,7 +81,7 @@ class Run:
         with accelerator.main_process_first():
             self.folder.claim(self.identity | more, describe_machine(accelerator.device))
         found = self.folder.checkpoints()
-        last = self.folder.last_step()
+        last = step_of(found[-1]) if found else 0
         if accelerator.gather(torch.tensor([last], device=accelerator.device)).unique().numel() > 1:
             raise InputError(
                 f"not every process sees the same checkpoints in {self.folder.path}; all machines need one folder, "

@@ -41,5 +41,7 @@ def columns(x: Tensor, positions: tuple[int, ...]) -> Tensor:
 
 def columns_without(x: Tensor, positions: tuple[int, ...]) -> Tensor:
     """(B, L − S, ...): what x (B, L, ...) has elsewhere than at ``positions``, which rise."""
+    if not positions:
+        return x
     starts, ends = (0, *(position + 1 for position in positions)), (*positions, x.shape[1])
     return torch.cat([x[:, start:end] for start, end in zip(starts, ends, strict=True)], dim=1)

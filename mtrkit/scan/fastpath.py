@@ -82,6 +82,11 @@ def can_mix(weights: object, hidden: Tensor) -> TypeGuard[MixerWeights]:
     return fits_operator(weights, hidden.dtype) and _for_inference(hidden)
 
 
+def can_mix_alone(weights: object, hidden: Tensor) -> TypeGuard[MixerWeights]:
+    """:func:`can_mix` in the compiled library itself, with nothing between it and the tensors."""
+    return no_tracing(hidden) and can_mix(weights, hidden) and inference_kernels(hidden) == NATIVE
+
+
 def fits_operator(weights: object, dtype: torch.dtype) -> TypeGuard[MixerWeights]:
     """The part of :func:`can_mix` that is of one mixer, and not of the whole pass."""
     if not isinstance(weights, MixerWeights) or weights.in_bias is not None or weights.out_bias is not None:

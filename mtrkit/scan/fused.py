@@ -127,16 +127,14 @@ def mixer(
     return out, signals_by_name(names, found)
 
 
-def mix_chosen(hidden: Tensor, weights: MixerWeights, gates: Tensor) -> Tensor | None:
-    """Mixer output (B, L, D), each scan run for the samples whose gate is 1, in one call; ``None`` if that cannot be.
+def mix_chosen(hidden: Tensor, weights: MixerWeights, gates: Tensor) -> Tensor:
+    """Mixer output (B, L, D), each scan run for the samples whose gate is 1, in one call of the compiled library.
 
     Args:
         hidden: (B, L, D).
-        weights: Of a mixer for which :func:`mtrkit.scan.fastpath.can_mix`.
+        weights: Of a mixer for which :func:`mtrkit.scan.fastpath.can_mix_alone`.
         gates: (B, 2), forward and backward.
     """
-    if inference_kernels(hidden) == TRITON or kernels_for(hidden) is not C or hidden.dtype not in MIXED:
-        return None
     left_out = (gates < 0.5).to(torch.int64).T
     some = (gates > 0.5).any(dim=1).nonzero().flatten()
     if len(some) == len(hidden):

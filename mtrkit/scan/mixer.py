@@ -17,7 +17,7 @@ from torch import Tensor
 from mtrkit.native.weights import DirectionWeights, MixerWeights
 from mtrkit.scan import fused, gates, steps
 from mtrkit.scan.dispatch import length_last
-from mtrkit.scan.fastpath import are_plain, can_mix, no_tracing, plain_tensors
+from mtrkit.scan.fastpath import are_plain, can_mix, can_mix_alone, plain_tensors
 from mtrkit.scan.steps import DirectionLayers, MixerLayers, Parts
 from mtrkit.types import Gaps, Gating, Runs, Signals
 
@@ -79,10 +79,9 @@ def _mix_gated(hidden: Tensor, parts: Parts, gating: Gating) -> tuple[Tensor, Si
     if not isinstance(parts, MixerWeights) or not gates.can_leave_out(hidden, gating):
         return steps.mix_gated(hidden, parts, gating)
     chosen = gates.choose_early(hidden, parts, gating)
-    out = fused.mix_chosen(hidden, parts, chosen) if can_mix(parts, hidden) and no_tracing(hidden) else None
-    if out is None:
-        out = gates.run_chosen(hidden, parts, chosen, lambda x, some: mixer_forward(x, some)[0])
-    return out, Signals(gates=chosen)
+    if can_mix_alone(parts, hidden):
+        return fused.mix_chosen(hidden, parts, chosen), Signals(gates=chosen)
+    return gates.run_chosen(hidden, parts, chosen, lambda x, some: mixer_forward(x, some)[0]), Signals(gates=chosen)
 
 
 def mixer_parts(mixer: Any, suffixes: tuple[str, ...] = ("", "_b"), halve: bool = False) -> Parts:
