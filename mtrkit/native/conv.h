@@ -1,12 +1,19 @@
 /* The causal convolution, forward and backward, and the product that follows it. */
 
-/* Weights as (width, BLOCK) with the bias behind them. */
+/* Weights as (width, BLOCK). */
+INLINE void FN(load_taps)(const float *weight, int64_t channels, int64_t width, float *w) {
+    for (int64_t k = 0; k < width; k++)
+        for (int64_t c = 0; c < channels; c++) w[k * BLOCK + c] = weight[c * width + k];
+}
+
+/* The same of one block with the bias behind them, zeros for channels that there are not. */
 INLINE void FN(load_filter)(const conv_job *j, int64_t e, int64_t channels, float *w) {
-    memset(w, 0, (size_t)((j->width + 1) * BLOCK) * sizeof(float));
-    for (int64_t c = 0; c < channels; c++) {
-        for (int64_t k = 0; k < j->width; k++) w[k * BLOCK + c] = j->weight[(e + c) * j->width + k];
-        if (j->bias != NULL) w[j->width * BLOCK + c] = j->bias[e + c];
-    }
+    const float *weight = j->weight + e * j->width;
+    if (channels < BLOCK) memset(w, 0, (size_t)(j->width * BLOCK) * sizeof(float));
+    if (channels == BLOCK && j->width == 4) FN(load_taps)(weight, BLOCK, 4, w);
+    else FN(load_taps)(weight, channels, j->width, w);
+    memset(w + j->width * BLOCK, 0, BLOCK * sizeof(float));
+    if (j->bias != NULL) memcpy(w + j->width * BLOCK, j->bias + e, (size_t)channels * sizeof(float));
 }
 
 /* The tokens from - (K - 1) .. from + TILE - 1: in place, or copied with zeros before the start. */

@@ -41,6 +41,7 @@ typedef int32_t FN(vi) __attribute__((vector_size(LANES * 4)));
 #undef LANES
 #undef TARGET
 #undef SHIFT
+#undef ROOTS
 #undef AVX2
 #undef INTERLEAVE_LOW
 #undef INTERLEAVE_HIGH

@@ -28,6 +28,22 @@
 #include "ranking.h"
 #include "halves.h"
 
+/* Before a loop over sums that are to stay in registers: otherwise clang leaves 16 of them in memory, and GCC those that
+ * a loop of another length reads. */
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* Move a pointer on. The assembler code is empty: it keeps the pointer in a register, as clang would otherwise find all the
+ * addresses again each time. */
+#define NEXT(pointer, count)                  \
+    do {                                      \
+        (pointer) += (count);                 \
+        __asm__("" : "+r"(pointer));          \
+    } while (0)
+
 /* Compilers without a shuffle of two vectors (GCC before 12) pack number by number. */
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -68,24 +84,33 @@ HALVES static int64_t narrow_blocks(const float *src, int64_t count, uint16_t *d
     return i;
 }
 
-/* A tile of tokens times BLOCK columns of pairs of channels, each product of two pairs one instruction. */
+/* A pair of channels of TILE tokens times BLOCK columns, each product of two pairs one instruction. */
+HALVES static inline void multiply_pair(const uint16_t *const *third, int64_t K, int64_t e, const uint32_t *w, __m512 *sum) {
+    __m512bh pairs = (__m512bh)_mm512_loadu_si512(w + e / 2 * BLOCK);
+    UNROLL for (int i = 0; i < TILE; i++) {
+        int32_t two;
+        memcpy(&two, third[i / 3] + i % 3 * K + e, sizeof two);
+        sum[i] = _mm512_dpbf16_ps(sum[i], pairs, (__m512bh)_mm512_set1_epi32(two));
+    }
+}
+
+/* A tile of tokens times BLOCK columns of pairs of channels, as multiply_rows does it. Only `steps` tokens are written,
+ * but there is memory for all. */
 HALVES static void multiply_tile_halves(
     const uint16_t *tokens, int64_t steps, int64_t K, const uint32_t *w, float *out, int64_t stride) {
+    enum { AT_ONCE = 4 };
+    const uint16_t *third[(TILE + 2) / 3];
     __m512 sum[TILE];
-    const uint16_t *row[TILE];
-    for (int i = 0; i < TILE; i++) {
-        row[i] = tokens + (i < steps ? i : 0) * K;
-        sum[i] = _mm512_setzero_ps();
+    int64_t count = K;
+    UNROLL for (int i = 0; i < TILE; i += 3) third[i / 3] = tokens + i * K;
+    UNROLL for (int i = 0; i < TILE; i++) sum[i] = _mm512_setzero_ps();
+    for (; count >= AT_ONCE; count -= AT_ONCE, w += AT_ONCE / 2 * BLOCK) {
+        UNROLL for (int e = 0; e < AT_ONCE; e += 2) multiply_pair(third, K, e, w, sum);
+        UNROLL for (int i = 0; i < TILE; i += 3) NEXT(third[i / 3], AT_ONCE);
     }
-    for (int64_t e = 0; e < K; e += 2) {
-        __m512i pairs = _mm512_loadu_si512(w + e / 2 * BLOCK);
-        for (int i = 0; i < TILE; i++) {
-            int32_t two;
-            memcpy(&two, row[i] + e, sizeof two);
-            sum[i] = _mm512_dpbf16_ps(sum[i], (__m512bh)pairs, (__m512bh)_mm512_set1_epi32(two));
-        }
-    }
-    for (int64_t i = 0; i < steps; i++) _mm512_storeu_ps(out + i * stride, sum[i]);
+    if (count > 0) multiply_pair(third, K, 0, w, sum);
+    UNROLL for (int i = 0; i < TILE; i++)
+        if (i < steps) _mm512_storeu_ps(out + i * stride, sum[i]);
 }
 
 #define SUFFIX _avx512

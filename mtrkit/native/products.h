@@ -1,32 +1,50 @@
 /* Products of tokens with weights, and sums in a fixed order. */
 
-/* Matrix product of up to `rows` tokens with `count` channels and BLOCK columns of w. Each token's sums stay in registers,
- * so that a column is loaded once for all tokens; those past the end are the first one again. */
-INLINE void FN(multiply_rows)(int rows, walk tokens, int64_t from, int64_t steps, int64_t count, const float *w,
-                              float *out, int64_t stride) {
-    const float *row[ROWS];
-    vf sum[ROWS][VECTORS];
-    for (int i = 0; i < rows; i++) {
-        row[i] = tokens.p + (from + (i < steps ? i : 0)) * tokens.t;
-        for (int k = 0; k < VECTORS; k++) sum[i][k] = FN(splat)(0.0f);
-    }
-    for (int64_t e = 0; e < count; e++) {
-        vf column[VECTORS];
-        for (int k = 0; k < VECTORS; k++) column[k] = LOAD(w + e * BLOCK + k * LANES);
-        for (int i = 0; i < rows; i++)
-            for (int k = 0; k < VECTORS; k++) sum[i][k] += column[k] * row[i][e];
-    }
-    for (int i = 0; i < rows; i++)
-        for (int k = 0; i < steps && k < VECTORS; k++) STORE(out + i * stride + k * LANES, sum[i][k]);
+/* One channel of `rows` tokens times BLOCK columns of w. Every third token has an address of its own, from which the other
+ * two are reached: there are not enough registers for the addresses of all. */
+INLINE void FN(multiply_channel)(int rows, const float *const *third, int64_t t, int64_t e, const float *w,
+                                 vf (*sum)[VECTORS]) {
+    vf column[VECTORS];
+    UNROLL for (int k = 0; k < VECTORS; k++) column[k] = LOAD(w + e * BLOCK + k * LANES);
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int k = 0; k < VECTORS; k++) sum[i][k] += column[k] * third[i / 3][i % 3 * t + e];
 }
 
-/* The same for `steps` tokens from `from` on. */
+/* Matrix product of `rows` tokens with `count` channels and BLOCK columns of w. Each token's sums stay in registers, so
+ * that a column is loaded once for all tokens. */
+INLINE void FN(multiply_rows)(int rows, const float *tokens, int64_t t, int64_t count, const float *w, float *out,
+                              int64_t stride) {
+    enum { AT_ONCE = 2 };
+    const float *third[(ROWS + 2) / 3];
+    vf sum[ROWS][VECTORS];
+    UNROLL for (int i = 0; i < rows; i += 3) third[i / 3] = tokens + i * t;
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int k = 0; k < VECTORS; k++) sum[i][k] = FN(splat)(0.0f);
+    for (; count >= AT_ONCE; count -= AT_ONCE, w += AT_ONCE * BLOCK) {
+        UNROLL for (int e = 0; e < AT_ONCE; e++) FN(multiply_channel)(rows, third, t, e, w, sum);
+        UNROLL for (int i = 0; i < rows; i += 3) NEXT(third[i / 3], AT_ONCE);
+    }
+    if (count > 0) FN(multiply_channel)(rows, third, t, 0, w, sum);
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int k = 0; k < VECTORS; k++) STORE(out + i * stride + k * LANES, sum[i][k]);
+}
+
+/* Of the tokens from `i` to before `steps` as many as fill groups of `rows`; returns the next one. */
+INLINE int64_t FN(multiply_groups)(int rows, int64_t i, walk tokens, int64_t steps, int64_t count, const float *w,
+                                   float *out, int64_t stride) {
+    for (; i + rows <= steps; i += rows)
+        FN(multiply_rows)(rows, tokens.p + i * tokens.t, tokens.t, count, w, out + i * stride, stride);
+    return i;
+}
+
+/* The product of `steps` tokens from `from` on, as many at a time as there are registers for. */
 INLINE void FN(multiply)(walk tokens, int64_t from, int64_t steps, int64_t count, const float *w, float *out,
                          int64_t stride) {
-    for (; steps > 0; steps -= ROWS, from += ROWS, out += ROWS * stride) {
-        if (steps > ROWS / 2) FN(multiply_rows)(ROWS, tokens, from, steps, count, w, out, stride);
-        else FN(multiply_rows)(ROWS / 2, tokens, from, steps, count, w, out, stride);
-    }
+    tokens.p += from * tokens.t;
+    int64_t i = FN(multiply_groups)(ROWS, 0, tokens, steps, count, w, out, stride);
+    i = FN(multiply_groups)(ROWS / 2, i, tokens, steps, count, w, out, stride);
+    i = FN(multiply_groups)(ROWS / 4, i, tokens, steps, count, w, out, stride);
+    FN(multiply_groups)(1, i, tokens, steps, count, w, out, stride);
 }
 
 static TARGET void FN(sum_task)(const void *job, int64_t task, float *scratch) {
