@@ -28,20 +28,20 @@
 #include "ranking.h"
 #include "halves.h"
 
-/* Before a loop over sums that are to stay in registers: otherwise clang leaves 16 of them in memory, and GCC those that
- * a loop of another length reads. */
+/* Before a loop over sums that are to stay in registers: otherwise clang leaves 16 of them in memory, and GCC those
+ * that a loop of another length reads. */
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* Move a pointer on. The assembler code is empty: it keeps the pointer in a register, as clang would otherwise find all the
- * addresses again each time. */
-#define NEXT(pointer, count)                  \
-    do {                                      \
-        (pointer) += (count);                 \
-        __asm__("" : "+r"(pointer));          \
+/* Move a pointer on. The assembler code is empty: it keeps the pointer in a register, as clang would otherwise find all
+ * the addresses again each time. */
+#define NEXT(pointer, count)         \
+    do {                             \
+        (pointer) += (count);        \
+        __asm__("" : "+r"(pointer)); \
     } while (0)
 
 /* Compilers without a shuffle of two vectors (GCC before 12) pack number by number. */
@@ -85,7 +85,8 @@ HALVES static int64_t narrow_blocks(const float *src, int64_t count, uint16_t *d
 }
 
 /* A pair of channels of TILE tokens times BLOCK columns, each product of two pairs one instruction. */
-HALVES static inline void multiply_pair(const uint16_t *const *third, int64_t K, int64_t e, const uint32_t *w, __m512 *sum) {
+HALVES static inline void multiply_pair(
+    const uint16_t *const *third, int64_t K, int64_t e, const uint32_t *w, __m512 *sum) {
     __m512bh pairs = (__m512bh)_mm512_loadu_si512(w + e / 2 * BLOCK);
     UNROLL for (int i = 0; i < TILE; i++) {
         int32_t two;

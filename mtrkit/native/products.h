@@ -1,7 +1,7 @@
 /* Products of tokens with weights, and sums in a fixed order. */
 
-/* One channel of `rows` tokens times BLOCK columns of w. Every third token has an address of its own, from which the other
- * two are reached: there are not enough registers for the addresses of all. */
+/* One channel of `rows` tokens times BLOCK columns of w. Every third token has an address of its own, from which the
+ * other two are reached: there are not enough registers for the addresses of all. */
 INLINE void FN(multiply_channel)(int rows, const float *const *third, int64_t t, int64_t e, const float *w,
                                  vf (*sum)[VECTORS]) {
     vf column[VECTORS];

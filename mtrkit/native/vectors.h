@@ -17,9 +17,9 @@ INLINE void FN(narrow)(const float *src, int64_t count, uint16_t *dst) {
 INLINE vf FN(choose)(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 
 /* 2^x to about 1e-7 relative: x is k / ROOTS and a rest, 2^(k / ROOTS) a power of two times a root of two from a table
- * that fits into registers, and the more roots there are, the shorter is the polynomial of the rest. It is exactly 1 at 0,
- * so a state that should not decay does not drift. Coefficients: minimax of (2^f - 1) / f for |f| <= 1 / (2 * ROOTS),
- * weighted by 2^-f. */
+ * that fits into registers, and the more roots there are, the shorter is the polynomial of the rest. It is exactly 1
+ * at 0, so a state that should not decay does not drift. Coefficients: minimax of (2^f - 1) / f for
+ * |f| <= 1 / (2 * ROOTS), weighted by 2^-f. */
 #if defined(AVX512_EXP2)
 #define ROOTS 32
 #elif defined(AVX2)
@@ -27,6 +27,10 @@ INLINE vf FN(choose)(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask 
 #else
 #define ROOTS 1
 #endif
+
+/* 1.5 * 2^23 / ROOTS + 127: added to x, the integer nearest to x * ROOTS sits in the low mantissa bits, what is whole
+ * of x biased as an exponent is. */
+#define SHIFT (12582912.0f / ROOTS + 127.0f)
 
 INLINE vf FN(exp2_rest)(vf f) {
 #if ROOTS == 32
@@ -54,8 +58,7 @@ static const float FN(roots)[ROOTS] = {
 INLINE vf FN(exp2)(vf x) {
     /* Compilers would fuse the product that x is with both sums; additions have units of their own. */
     __asm__("" : "+v"(x));
-    /* 1.5 * 2^23 / ROOTS: added to x, the integer nearest to x * ROOTS sits in the low mantissa bits. */
-    vf shifted = x + 393216.0f, whole = shifted - 393216.0f;
+    vf shifted = x + SHIFT, whole = shifted - SHIFT;
     __m512 root = _mm512_permutex2var_ps(_mm512_loadu_ps(FN(roots)), (__m512i)shifted, _mm512_loadu_ps(FN(roots) + 16));
     /* inf - inf is NaN: at an infinite x the rest does not matter, scalef gives 0 or inf. It rounds `whole` down. */
     return (vf)_mm512_scalef_ps((__m512)(FN(exp2_rest)(x - whole) * (vf)root), (__m512)whole);
@@ -72,10 +75,6 @@ INLINE vf FN(between)(float low, float high, vf x) {
     return FN(choose)(x > high, FN(splat)(high), x);
 }
 #endif
-
-/* 1.5 * 2^23 / ROOTS + 127: added to x, the integer nearest to x * ROOTS sits in the low mantissa bits, what is whole of x
- * biased as an exponent is. */
-#define SHIFT (12582912.0f / ROOTS + 127.0f)
 
 #ifdef AVX2
 /* The bits of 2^(k / 8) for k from 0 on, less those of k / 8 as part of an exponent, and less the bias. */
