@@ -238,6 +238,15 @@ class MixerCall:
         return signals
 
 
+class ChainedReduction(NamedTuple):
+    """A reduction that can be jobs of a chain."""
+
+    key: str  # of its method and options, as mtrkit.ops knows them
+    layer: int  # the block behind which it is, counted from 1
+    num_kept: int  # L'
+    special: tuple[int, ...]  # positions of the special tokens in the full sequence
+
+
 class BlockEnd(NamedTuple):
     """What a patched block asks of its mixer and does behind it, if it does nothing before."""
 
@@ -247,8 +256,8 @@ class BlockEnd(NamedTuple):
     follow: Callable[[Tensor, Tensor, Signals], tuple[Tensor, Any]]
     """From mixer output, the sum before its norm, and the signals to what the next block is given."""
 
-    append: Callable[[Any, Tensor, Tensor, Signals], tuple[Tensor, Any] | None] | None = None
-    """The same as jobs of a chain: the tensors have no values until it runs. ``None``: run the chain, then follow."""
+    reduction: ChainedReduction | None = None
+    """The same as jobs of a chain. ``None``: run the chain, then follow."""
 
 
 class Stage(NamedTuple):

@@ -63,6 +63,11 @@ class MethodConfig:
         """Whether tokens leave by the strength of a link, so that a threshold may say how many."""
         return False
 
+    @property
+    def fits_chain(self) -> bool:
+        """Whether the method's ``append`` serves these options, on sequences that are of one frame."""
+        return False
+
     def flops(self, num_tokens: int, num_kept: int, widths: Widths) -> int:
         """Floating-point operations of one reduction, counted as its paper counts them; default none."""
         del num_tokens, num_kept, widths
@@ -89,7 +94,7 @@ def _check(name: str, value: Any, hint: Any, bounds: Mapping[str, float]) -> Non
 
 Config = TypeVar("Config", bound=MethodConfig)
 Decide = Callable[[BlockState, int, Any], Decision]
-Append = Callable[[Chain, BlockState, int, Any], TokenMap | None]
+Append = Callable[[Chain, BlockState, int, Any], TokenMap]
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,8 @@ class Method:
         source: Paper.
         on_attention: Options whose default differs on models whose blocks are attention and MLP.
         layers: Where it reduces by default; ``None``: as the others do.
-        append: The same decision as jobs of a chain. The tensors that it is given have no values until the chain runs.
-            It returns ``None`` if it cannot serve these options. ``None``: the method has no such form.
+        append: The same decision as jobs of a chain, for options that say :attr:`MethodConfig.fits_chain`. The tensors
+            that it is given have no values until the chain runs. ``None``: the method has no such form.
     """
 
     name: str

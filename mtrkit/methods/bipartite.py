@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mtrkit.methods.links import LinkConfig, plain_metric, rank_links
+from mtrkit.methods.links import LinkConfig, append_metric, rank_links
 from mtrkit.ops import (
     Links,
     exact_slots,
@@ -64,11 +64,9 @@ def merge_odd_even(
     return token_map(state.num_tokens, kept, links.src, links.target, ordered=False)
 
 
-def append_odd_even(chain: Chain, state: BlockState, num_kept: int, config: LinkConfig) -> TokenMap | None:
+def append_odd_even(chain: Chain, state: BlockState, num_kept: int, config: LinkConfig) -> TokenMap:
     """:func:`merge_odd_even` in a chain, in order, weighted by the tokens' sizes."""
-    metric = plain_metric(chain, state, config)
-    if metric is None:
-        return None
+    metric = append_metric(chain, state, config)
     return merge_by_turns(chain, metric, state.special, state.num_tokens - num_kept).weighted(state.size)
 
 

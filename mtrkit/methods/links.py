@@ -42,15 +42,18 @@ class LinkConfig(MethodConfig):
         """Every method that acts on the strongest links does."""
         return True
 
+    @property
+    def fits_chain(self) -> bool:
+        """If links rank by cosines of tokens alone."""
+        return self.similarity == "cosine" and not self.importance_weight and self.metric in ("X", "features")
+
     def weighing_flops(self, num_tokens: int, widths: Widths) -> int:
         """What it costs that importance weighs."""
         return scoring_flops(self.indicator, num_tokens, widths) if self.importance_weight else 0
 
 
-def plain_metric(chain: Chain, state: BlockState, config: LinkConfig) -> Tensor | None:
-    """What the config compares tokens by, in a chain; ``None`` if it ranks by more than cosines of tokens."""
-    if config.similarity != "cosine" or config.importance_weight or config.metric not in ("X", "features"):
-        return None
+def append_metric(chain: Chain, state: BlockState, config: LinkConfig) -> Tensor:
+    """What a config that fits a chain compares tokens by."""
     return state.hidden if config.metric == "X" else add_in_chain(chain, state.residual, state.hidden)
 
 

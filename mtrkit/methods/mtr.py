@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from mtrkit.methods.base import Widths, register_method
-from mtrkit.methods.links import LinkConfig, plain_metric, rank_links
+from mtrkit.methods.links import LinkConfig, append_metric, rank_links
 from mtrkit.methods.signals import Indicator, importance, read_by, read_signal, scored_by, scoring_flops, width_of
 from mtrkit.ops import (
     ChannelReduction,
@@ -64,6 +64,12 @@ class MTRConfig(LinkConfig):
         """Tokens leave by their importance."""
         return False
 
+    @property
+    def fits_chain(self) -> bool:
+        """With the options that the paper gives, beside those of the links."""
+        plain = (self.operation, self.average) == ("merge", "group")
+        return super().fits_chain and plain and (self.indicator, self.channels) == ("delta", "mean")
+
     def flops(self, num_tokens: int, num_kept: int, widths: Widths) -> int:
         """Scoring (one addition per channel), normalising, matching at 2 per multiply-add, and merging."""
         r, width = num_tokens - num_kept, width_of(self.metric, widths)
@@ -75,15 +81,11 @@ class MTRConfig(LinkConfig):
         return score + match + r * widths.dim
 
 
-def _append(chain: Chain, state: BlockState, num_kept: int, config: MTRConfig) -> TokenMap | None:
-    """:func:`mtr` in a chain, with the options that the paper gives."""
-    score, plain = state.signals.delta_mean, (config.operation, config.average) == ("merge", "group")
-    if not plain or score is None or (config.indicator, config.channels) != ("delta", "mean"):
-        return None
-    metric = plain_metric(chain, state, config)
-    return (
-        metric if metric is None else split_and_merge(chain, score, state.special, metric, state.num_tokens - num_kept)
-    )
+def _append(chain: Chain, state: BlockState, num_kept: int, config: MTRConfig) -> TokenMap:
+    """:func:`mtr` in a chain."""
+    score, metric = state.signals.delta_mean, append_metric(chain, state, config)
+    assert score is not None  # it is what the config reads
+    return split_and_merge(chain, score, state.special, metric, state.num_tokens - num_kept)
 
 
 @register_method("mtr", config=MTRConfig, max_share=0.5, source="Ma et al. 2025, arXiv:2507.14042", append=_append)

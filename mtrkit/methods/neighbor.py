@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtrkit.methods.base import Widths, register_method
-from mtrkit.methods.links import LinkConfig, plain_metric, rank_links
+from mtrkit.methods.links import LinkConfig, append_metric, rank_links
 from mtrkit.methods.signals import read_signal, width_of
 from mtrkit.ops import in_sequence, match_neighbors, merge_neighbors, token_map, without
 from mtrkit.scan import Chain
@@ -46,12 +46,9 @@ class NeighborConfig(LinkConfig):
         return num_tokens * 8 * width + r * widths.dim + self.weighing_flops(num_tokens, widths)
 
 
-def append_neighbor(chain: Chain, state: BlockState, num_kept: int, config: NeighborConfig) -> TokenMap | None:
+def append_neighbor(chain: Chain, state: BlockState, num_kept: int, config: NeighborConfig) -> TokenMap:
     """:func:`neighbor` in a chain."""
-    metric = None if state.frame is not None else plain_metric(chain, state, config)
-    if metric is None:
-        return None
-    apart = (config.across_special, config.protect_class_neighbors)
+    metric, apart = append_metric(chain, state, config), (config.across_special, config.protect_class_neighbors)
     return merge_neighbors(chain, metric, state.special, state.num_tokens - num_kept, *apart).weighted(state.size)
 
 

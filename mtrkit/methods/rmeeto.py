@@ -32,7 +32,6 @@ from mtrkit.ops import (
     token_map,
     without,
 )
-from mtrkit.scan import Chain
 from mtrkit.schedule import bipartite_cost
 from mtrkit.types import BlockState, Decision, TokenMap
 
@@ -87,6 +86,14 @@ class RMeeToConfig(LinkConfig):
         """Unless tokens leave by chance."""
         return self.sources == "best"
 
+    @property
+    def fits_chain(self) -> bool:
+        """With the paper's options, beside those of the links."""
+        links = (self.kth, self.grouping, self.sources, self.partner)
+        tokens = (self.operation, self.merge, self.order, self.class_position)
+        plain = (*links, *tokens) == (1, "odd_even", "best", "nearest", "merge", "sum", "restore", "exact")
+        return super().fits_chain and plain
+
     def flops(self, num_tokens: int, num_kept: int, widths: Widths) -> int:
         """The released counter's: normalising, matching half of the tokens with the others, merging.
 
@@ -97,16 +104,8 @@ class RMeeToConfig(LinkConfig):
         return cost - (num_tokens - num_kept) * widths.dim if self.operation == "prune" else cost
 
 
-def _append(chain: Chain, state: BlockState, num_kept: int, config: RMeeToConfig) -> TokenMap | None:
-    """:func:`rmeeto` in a chain, with the paper's options beside those of its links."""
-    links = (config.kth, config.grouping, config.sources, config.partner)
-    tokens = (config.operation, config.merge, config.order, config.class_position)
-    plain = (*links, *tokens) == (1, "odd_even", "best", "nearest", "merge", "sum", "restore", "exact")
-    return append_odd_even(chain, state, num_kept, config) if plain else None
-
-
 @register_method(
-    "rmeeto", config=RMeeToConfig, max_share=0.5, source="Shi et al. 2024, arXiv:2412.12496", append=_append
+    "rmeeto", config=RMeeToConfig, max_share=0.5, source="Shi et al. 2024, arXiv:2412.12496", append=append_odd_even
 )
 def rmeeto(state: BlockState, num_kept: int, config: RMeeToConfig) -> Decision:
     """Merge the r most similar pairs of an even and an odd token, keep the order, and follow what each stands for."""

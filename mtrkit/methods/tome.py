@@ -12,9 +12,8 @@ from mtrkit.methods.base import Widths, register_method
 from mtrkit.methods.bipartite import append_odd_even, merge_odd_even
 from mtrkit.methods.links import LinkConfig
 from mtrkit.methods.signals import read_signal, width_of
-from mtrkit.scan import Chain
 from mtrkit.schedule import Place, bipartite_cost
-from mtrkit.types import BlockState, Decision, TokenMap
+from mtrkit.types import BlockState, Decision
 
 ON_ATTENTION = {
     "metric": "keys",
@@ -55,16 +54,15 @@ class ToMeConfig(LinkConfig):
     place: Place = "after_block"
     proportional_attention: bool = False
 
+    @property
+    def fits_chain(self) -> bool:
+        """With the defaults for Mamba, beside those of the links."""
+        return super().fits_chain and (self.order, self.grouping) == ("restore", "odd_even")
+
     def flops(self, num_tokens: int, num_kept: int, widths: Widths) -> int:
         """As R-MeeTo counts it: normalising, matching half of the tokens with the others, merging."""
         cost = bipartite_cost(width_of(self.metric, widths), widths.dim)
         return cost(num_tokens, num_kept) + self.weighing_flops(num_tokens, widths)
-
-
-def _append(chain: Chain, state: BlockState, num_kept: int, config: ToMeConfig) -> TokenMap | None:
-    """:func:`tome` in a chain, with the defaults for Mamba beside those of its links."""
-    plain = (config.order, config.grouping) == ("restore", "odd_even")
-    return append_odd_even(chain, state, num_kept, config) if plain else None
 
 
 @register_method(
@@ -73,7 +71,7 @@ def _append(chain: Chain, state: BlockState, num_kept: int, config: ToMeConfig) 
     max_share=0.5,
     source="Bolya et al. 2023, arXiv:2210.09461",
     on_attention=ON_ATTENTION,
-    append=_append,
+    append=append_odd_even,
 )
 def tome(state: BlockState, num_kept: int, config: ToMeConfig) -> Decision:
     """Merge the r most similar pairs of an even and an odd token, each weighted by the patches it stands for."""

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mtrkit.models.chained import ChainedPass, inner
 from mtrkit.models.unchanged import Unchanged
-from mtrkit.scan import BlockWeights, Chain, PlacedBlock, fused, narrow, place_block
+from mtrkit.scan import BlockWeights, PlacedBlock, place_block
 from mtrkit.scan.fastpath import can_chain, fits_operator, runs_own_code
-from mtrkit.types import BlockEnd, ReducedStream, Signals
+from mtrkit.types import BlockEnd, ReducedStream
 
 Step = Callable[[nn.Module, Tensor, Any], tuple[Tensor, Any]]
 
@@ -63,30 +64,22 @@ class Stretches:
 
     def _chain(self, blocks: list[nn.Module], at: int, hidden: Tensor, given: Any) -> tuple[Tensor, Any, int] | None:
         """From block ``at`` on as far as one call goes, and where that ends; ``None`` if it would not begin."""
-        if not can_chain(hidden, _inner(given)):
+        if not can_chain(hidden, inner(given)):
             return None
-        chain, begin, dtype = Chain(), at, hidden.dtype
+        passing, begin, dtype = ChainedPass(hidden, given), at, hidden.dtype
         while at < len(blocks):
-            weights, end = self._stretch(blocks, at, hidden, given, dtype)
+            weights, end = self._stretch(blocks, at, passing.hidden, passing.given, dtype)
             if not weights:
                 break
-            reads, runs = ([], None) if end is None else (fused.in_order(end.reads), end.runs)
-            mixer, total = fused.append_placed(chain, hidden, _inner(given), weights, reads, runs, dtype)
-            at, hidden, given = at + len(weights), mixer.out, total
+            at += len(weights)
             if end is None:
-                continue
-            signals = Signals(delta_mean=mixer.delta_mean)
-            found = None if end.append is None else end.append(chain, mixer.out, total, signals)
-            if found is None:
-                chain.run()
-                out, *values = mixer.results(reads)
-                return *end.follow(out, total, fused.signals_by_name(reads, values)), at
-            hidden, given = found
-            narrow(chain, hidden, dtype)
-        if at == begin:
-            return None
-        chain.run()
-        return hidden.to(dtype), given, at
+                passing.append_blocks(weights)
+                return *passing.run_to_mixer()[:2], at
+            passing.append_blocks(weights, end.reads, end.runs)
+            if end.reduction is None:
+                return *end.follow(*passing.run_to_mixer()), at
+            passing.append_reduction(end.reduction)
+        return None if at == begin else (*passing.run(), at)
 
     def _stretch(
         self, blocks: list[nn.Module], at: int, hidden: Tensor, given: Any, dtype: torch.dtype
@@ -126,11 +119,6 @@ def _look_at(block: nn.Module) -> _Known | None:
     own: Any = getattr(type(block), "weights", None)
     found: BlockWeights | None = own(block) if own is not None and runs_own_code(block) else None
     return None if found is None else _Known(block, Unchanged(block), found, None)
-
-
-def _inner(given: Any) -> Any:
-    """What the next block adds its input to."""
-    return given.residual if isinstance(given, ReducedStream) else given
 
 
 def _ahead(patch: Any, hidden: Tensor, given: Any) -> BlockEnd | None:

@@ -2,10 +2,10 @@
 
 from mtrkit.ops.chained import (
     add_in_chain,
+    append_reduction,
+    know_reduction,
     merge_by_turns,
     merge_neighbors,
-    reduce_in_chain,
-    special_slots,
     split_and_merge,
 )
 from mtrkit.ops.gaps import count_gaps, frame_of, original_positions, remember_dropped, sum_gaps
@@ -44,6 +44,7 @@ __all__ = [
     "Links",
     "Similarity",
     "add_in_chain",
+    "append_reduction",
     "channel_score",
     "check_stream",
     "class_score",
@@ -57,6 +58,7 @@ __all__ = [
     "frame_of",
     "hold_special",
     "in_sequence",
+    "know_reduction",
     "match_nearest",
     "match_neighbors",
     "merge_by_turns",
@@ -72,7 +74,6 @@ __all__ = [
     "pair_similarity",
     "permutation",
     "rank_tokens",
-    "reduce_in_chain",
     "reduce_stream",
     "reduce_sum",
     "remember_dropped",
@@ -80,7 +81,6 @@ __all__ = [
     "restore_sum",
     "scaled_slots",
     "shuffled",
-    "special_slots",
     "split_and_merge",
     "split_by_rank",
     "spread_places",

@@ -3,15 +3,18 @@
 What these functions return is written when the chain runs. They compute what their siblings do, bit for bit.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mtrkit.native import token_jobs as jobs
 from mtrkit.native.token_jobs import Merge
+from mtrkit.ops.stream import open_stream
 from mtrkit.scan import Chain
-from mtrkit.types import ReducedStream, Stage, TokenMap
+from mtrkit.types import BlockState, ChainedReduction, ReducedStream, Signals, Stage, TokenMap
 
 
 def split_and_merge(chain: Chain, score: Tensor, special: Tensor, metric: Tensor, r: int) -> TokenMap:
@@ -48,7 +51,7 @@ def add_in_chain(chain: Chain, a: Tensor, b: Tensor) -> Tensor:
     return jobs.add(chain, a, b)
 
 
-def special_slots(chain: Chain, stream: ReducedStream, positions: tuple[int, ...]) -> Tensor:
+def _special_slots(chain: Chain, stream: ReducedStream, positions: tuple[int, ...]) -> Tensor:
     """(B, S): where tokens stand by now that stood at these positions in the full sequence."""
     return jobs.follow(chain, _repeated(len(stream.slot), positions), stream.slot.contiguous())
 
@@ -58,7 +61,44 @@ def _repeated(batch: int, positions: tuple[int, ...]) -> Tensor:
     return torch.tensor(positions, dtype=torch.int64, device="cpu").repeat(batch, 1)
 
 
-def reduce_in_chain(
+class _Known(NamedTuple):
+    """What makes the map of a reduction."""
+
+    append: Callable[[Chain, BlockState, int, Any], TokenMap]
+    config: Any  # a MethodConfig
+
+
+_KNOWN: dict[str, _Known] = {}  # not in what a compiler keeps between processes, so that only keys are in its graphs
+
+
+def know_reduction(key: str, append: Callable[[Chain, BlockState, int, Any], TokenMap], config: Any) -> str:
+    """Note how to append a reduction of this key, which says all of its method and options, and return the key."""
+    _KNOWN[key] = _Known(append, config)
+    return key
+
+
+def append_reduction(
+    chain: Chain, hidden: Tensor, inner: Tensor, signals: Signals, given: Any, reduction: ChainedReduction
+) -> tuple[Tensor, ReducedStream]:
+    """What a reducing block hands on, as jobs of a chain.
+
+    Args:
+        chain: What they are added to.
+        hidden: (B, L, D) the mixer's output.
+        inner: (B, L, D) the sum before its norm.
+        signals: Of the mixer.
+        given: What travelled in the residual's place in front of the block.
+        reduction: Of a key that is known.
+    """
+    known = _KNOWN[reduction.key]
+    stream = given.updated(residual=inner) if isinstance(given, ReducedStream) else open_stream(inner)
+    special = _special_slots(chain, stream, reduction.special)
+    state = BlockState(hidden, inner, stream.size, special, signals, reduction.layer)
+    to = known.append(chain, state, reduction.num_kept, known.config)
+    return _reduce(chain, hidden, stream, to, known.config.lengths == "sizes")
+
+
+def _reduce(
     chain: Chain, hidden: Tensor, stream: ReducedStream, to: TokenMap, keeps_time: bool
 ) -> tuple[Tensor, ReducedStream]:
     """``reduce_stream`` by a map that drops nothing; if it keeps time, tokens last as long as those that they are."""

@@ -10,6 +10,7 @@ from mtrkit.adapters.base import Adapter, SpecialAt
 from mtrkit.dynamo import constant_result
 from mtrkit.errors import UnsupportedModelError
 from mtrkit.methods.base import Method, MethodConfig
+from mtrkit.ops import know_reduction
 from mtrkit.patch.journal import Journal
 from mtrkit.patch.measured import Measured
 from mtrkit.patch.patched import Patched
@@ -50,10 +51,11 @@ class Reduction:
     measured: Measured = field(init=False, repr=False)  # for thresholds
     journal: Journal = field(default_factory=Journal, repr=False)
     blocks: tuple[nn.Module, ...] = field(init=False, repr=False)  # as they were when the patch was made
+    _key: str = field(init=False, repr=False)  # of method and options
     _seen: tuple[nn.Module, ...] = field(init=False, repr=False)  # what was last found in their place, and is in order
 
     def __post_init__(self) -> None:
-        self.measured = Measured(self.plan.layers)
+        self.measured, self._key = Measured(self.plan.layers), f"{self.method.name} {self.config}"
         self.blocks = self._seen = tuple(self.adapter.blocks(self.host))
         first = {id(block): index for index, block in reversed([*enumerate(self.blocks)])}
         twice = next((i for i, block in enumerate(self.blocks) if first[id(block)] != i), None)
@@ -85,6 +87,18 @@ class Reduction:
     def scan_share(self) -> float | None:
         """Measured share of the scans that run; ``None`` if all do, or it was not measured."""
         return getattr(self.trained, "scan_share", None)
+
+    @property
+    def fits_chain(self) -> bool:
+        """Whether its method and options can be jobs of a chain."""
+        plain = self.config.alignment == "carry" and self.config.lengths in ("one", "sizes")
+        return self.method.append is not None and plain and self.config.fits_chain
+
+    @constant_result  # a compiler writes the key into its graph
+    def chain_key(self) -> str:
+        """By which :mod:`mtrkit.ops` knows from now on how to append it to a chain."""
+        assert self.method.append is not None
+        return know_reduction(self._key, self.method.append, self.config)
 
     def counted(self, shape: ModelShape) -> ModelShape:
         """The shape, with as many scans as run."""

@@ -10,16 +10,13 @@ from mtrkit.ops import (
     count_gaps,
     nothing_dropped,
     open_stream,
-    reduce_in_chain,
     reduce_stream,
     remember_dropped,
     restore_stream,
-    special_slots,
     sum_gaps,
 )
 from mtrkit.patch.block import PatchedBlock
-from mtrkit.scan import Chain
-from mtrkit.types import BlockEnd, BlockState, Gaps, MixerCall, ReducedStream, Signals
+from mtrkit.types import BlockEnd, ChainedReduction, Gaps, MixerCall, ReducedStream, Signals
 
 
 class TwoTensorBlock(PatchedBlock):
@@ -50,31 +47,20 @@ class TwoTensorBlock(PatchedBlock):
         call = self._asked(tokens, stream)
         if call.size is not None or call.gating is not None or call.gaps is not None:
             return None
-        end = BlockEnd(call.reads, call.runs, self.reduces or self.last, partial(self._follow, stream))
-        return end._replace(append=partial(self._append, stream)) if self._may_append(call) else end
+        follow, found = partial(self._follow, stream), self._chained(tokens, stream, call)
+        return BlockEnd(call.reads, call.runs, self.reduces or self.last, follow, found)
 
-    def _may_append(self, call: MixerCall) -> bool:
-        """Whether all steps behind the block can be jobs of a chain: nothing needs values before it runs."""
-        reduction = self.reduction
-        looks = reduction.observers or self.last or self.threshold is not None or reduction.plan.shape.frames > 1
-        plain = reduction.config.alignment == "carry" and reduction.config.lengths in ("one", "sizes")
-        return self.reduces and not looks and plain and call.reads <= {"delta_mean"}
-
-    def _append(
-        self, stream: ReducedStream | None, chain: Chain, hidden: Tensor, inner: Tensor, signals: Signals
-    ) -> tuple[Tensor, ReducedStream] | None:
-        """:meth:`_follow` as jobs of a chain: the tensors have no values until it runs. ``None``: call that instead."""
-        stream = open_stream(inner) if stream is None else stream.updated(residual=inner)
-        began_with, append = stream.slot.shape[1], self.reduction.method.append
-        num_kept = self.reduction.plan.num_kept(self.index, began_with)
-        if append is None or num_kept >= hidden.shape[1] or not nothing_dropped(stream.stages):
+    def _chained(self, tokens: Tensor, stream: ReducedStream | None, call: MixerCall) -> ChainedReduction | None:
+        """All steps behind the block as jobs of a chain; ``None`` if something needs values before it runs."""
+        reduction, plan = self.reduction, self.reduction.plan
+        looks = reduction.observers or self.last or self.threshold is not None or plan.shape.frames > 1
+        if not self.reduces or looks or not reduction.fits_chain or not call.reads <= {"delta_mean"}:
             return None
-        special = special_slots(chain, stream, self.reduction.special_at(began_with))
-        state = BlockState(hidden, inner, stream.size, special, signals, self.index + 1)
-        to = append(chain, state, num_kept, self.reduction.config)
-        if to is None:
+        began_with = tokens.shape[1] if stream is None else stream.slot.shape[1]
+        num_kept = plan.num_kept(self.index, began_with)
+        if num_kept >= tokens.shape[1] or (stream is not None and not nothing_dropped(stream.stages)):
             return None
-        return reduce_in_chain(chain, hidden, stream, to, self.reduction.config.lengths == "sizes")
+        return ChainedReduction(reduction.chain_key(), self.index + 1, num_kept, reduction.special_at(began_with))
 
     def _asked(self, tokens: Tensor, stream: ReducedStream | None) -> MixerCall:
         """What is handed to the mixer, with what its scan passes over."""
