@@ -241,10 +241,11 @@ class MixerCall:
 class ChainedReduction(NamedTuple):
     """A reduction that can be jobs of a chain."""
 
-    key: str  # of its method and options, as mtrkit.ops knows them
     layer: int  # the block behind which it is, counted from 1
     num_kept: int  # L'
+    key: str  # of its method and options, as mtrkit.ops knows them; these three are the same in a whole model
     special: tuple[int, ...]  # positions of the special tokens in the full sequence
+    keeps_time: bool  # whether tokens last as many positions as they stand for
 
 
 class BlockEnd(NamedTuple):

@@ -5,16 +5,18 @@ of a block is kept for as long as the block is the same.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mtrkit.models.chained import ChainedPass, inner
+from mtrkit.models.reach import own_weights, reach
+from mtrkit.models.recorded import record
 from mtrkit.models.unchanged import Unchanged
 from mtrkit.scan import BlockWeights, PlacedBlock, place_block
-from mtrkit.scan.fastpath import can_chain, fits_operator, runs_own_code
-from mtrkit.types import BlockEnd, ReducedStream
+from mtrkit.scan.fastpath import can_chain, fits_operator
 
 Step = Callable[[nn.Module, Tensor, Any], tuple[Tensor, Any]]
 
@@ -51,10 +53,11 @@ class Stretches:
             Hidden states and residual, or what travels in its place, behind the last block.
         """
         blocks, at = [*layers], 0
-        if len(self._known) > len(blocks):  # some have been taken out, and are not to be held
+        compiles = torch.compiler.is_compiling()
+        if not compiles and len(self._known) > len(blocks):  # some have been taken out, and are not to be held
             self._known.clear()
         while at < len(blocks):
-            found = self._chain(blocks, at, hidden, residual)
+            found = (record if compiles else self._chain)(blocks, at, hidden, residual)
             if found is None:
                 hidden, residual = step(blocks[at], hidden, residual)
                 at += 1
@@ -68,7 +71,7 @@ class Stretches:
             return None
         passing, begin, dtype = ChainedPass(hidden, given), at, hidden.dtype
         while at < len(blocks):
-            weights, end = self._stretch(blocks, at, passing.hidden, passing.given, dtype)
+            weights, end = reach(blocks, at, passing.hidden, passing.given, partial(self._placed, dtype=dtype))
             if not weights:
                 break
             at += len(weights)
@@ -81,24 +84,7 @@ class Stretches:
             passing.append_reduction(end.reduction)
         return None if at == begin else (*passing.run(), at)
 
-    def _stretch(
-        self, blocks: list[nn.Module], at: int, hidden: Tensor, given: Any, dtype: torch.dtype
-    ) -> tuple[list[PlacedBlock], BlockEnd | None]:
-        """The blocks from ``at`` on between which nothing has to be seen, and what the last of them asks."""
-        weights: list[PlacedBlock] = []
-        end: BlockEnd | None = None
-        for index in range(at, len(blocks)):
-            own, patch = self._placed(index, blocks[index], dtype), blocks[index].__dict__.get("forward")
-            found = None if own is None or patch is None else _ahead(patch, hidden, given)
-            if own is None or (found is None and (patch is not None or isinstance(given, ReducedStream))):
-                break
-            weights.append(own)
-            end = found or end
-            if end is not None and end.changes:
-                break
-        return weights, end
-
-    def _placed(self, index: int, block: nn.Module, dtype: torch.dtype) -> PlacedBlock | None:
+    def _placed(self, index: int, block: nn.Module, *, dtype: torch.dtype) -> PlacedBlock | None:
         """What the library needs of a block that does nothing else; ``None`` if it does, or not in this dtype."""
         known = self._known.pop(index, None)
         if known is None or known.block is not block or not known.unchanged.holds():
@@ -116,11 +102,5 @@ class Stretches:
 
 def _look_at(block: nn.Module) -> _Known | None:
     """What can be kept of a block that does nothing else."""
-    own: Any = getattr(type(block), "weights", None)
-    found: BlockWeights | None = own(block) if own is not None and runs_own_code(block) else None
+    found = own_weights(block)
     return None if found is None else _Known(block, Unchanged(block), found, None)
-
-
-def _ahead(patch: Any, hidden: Tensor, given: Any) -> BlockEnd | None:
-    found: BlockEnd | None = patch.ahead(hidden, given) if hasattr(patch, "ahead") else None
-    return found

@@ -3,9 +3,11 @@
 from mtrkit.ops.chained import (
     add_in_chain,
     append_reduction,
+    foresee_reduction,
     know_reduction,
     merge_by_turns,
     merge_neighbors,
+    reads_of,
     split_and_merge,
 )
 from mtrkit.ops.gaps import count_gaps, frame_of, original_positions, remember_dropped, sum_gaps
@@ -55,6 +57,7 @@ __all__ = [
     "count_gaps",
     "count_lengths",
     "exact_slots",
+    "foresee_reduction",
     "frame_of",
     "hold_special",
     "in_sequence",
@@ -74,6 +77,7 @@ __all__ = [
     "pair_similarity",
     "permutation",
     "rank_tokens",
+    "reads_of",
     "reduce_stream",
     "reduce_sum",
     "remember_dropped",

@@ -95,7 +95,29 @@ def append_reduction(
     special = _special_slots(chain, stream, reduction.special)
     state = BlockState(hidden, inner, stream.size, special, signals, reduction.layer)
     to = known.append(chain, state, reduction.num_kept, known.config)
-    return _reduce(chain, hidden, stream, to, known.config.lengths == "sizes")
+    return _reduce(chain, hidden, stream, to, reduction.keeps_time)
+
+
+def reads_of(reduction: ChainedReduction) -> frozenset[str]:
+    """The signals that a reduction needs, of a key that is known."""
+    reads: frozenset[str] = _KNOWN[reduction.key].config.reads
+    return reads
+
+
+def foresee_reduction(hidden: Tensor, given: Any, reduction: ChainedReduction) -> tuple[Tensor, ReducedStream]:
+    """What :func:`append_reduction` returns, as tensors without values."""
+    batch, length, width = hidden.shape
+    stream = given if isinstance(given, ReducedStream) else open_stream(hidden)
+    shapes = ((batch, length), (batch, reduction.num_kept), (batch, length - reduction.num_kept))
+    slot, kept, merged = (stream.slot.new_empty(shape) for shape in shapes)
+    after = stream.updated(
+        residual=hidden.new_empty((*kept.shape, width), dtype=torch.float32),
+        size=stream.size.new_empty((*kept.shape, 1)),
+        slot=stream.slot.new_empty(stream.slot.shape),
+        lengths=kept.new_empty(kept.shape) if reduction.keeps_time else None,
+        stages=(*stream.stages, Stage(TokenMap(slot, kept, merged), None, None)),
+    )
+    return hidden.new_empty((*kept.shape, width)), after
 
 
 def _reduce(

@@ -60,7 +60,8 @@ class TwoTensorBlock(PatchedBlock):
         num_kept = plan.num_kept(self.index, began_with)
         if num_kept >= tokens.shape[1] or (stream is not None and not nothing_dropped(stream.stages)):
             return None
-        return ChainedReduction(reduction.chain_key(), self.index + 1, num_kept, reduction.special_at(began_with))
+        special, keeps_time = reduction.special_at(began_with), reduction.config.lengths == "sizes"
+        return ChainedReduction(self.index + 1, num_kept, reduction.chain_key(), special, keeps_time)
 
     def _asked(self, tokens: Tensor, stream: ReducedStream | None) -> MixerCall:
         """What is handed to the mixer, with what its scan passes over."""

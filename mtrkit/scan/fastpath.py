@@ -99,10 +99,26 @@ def can_chain(x: Tensor, residual: object) -> bool:
 
     Each of their mixers is asked for by :func:`fits_operator`.
     """
-    if not no_tracing(x) or x.dtype not in MIXED or x.shape[-1] % BLOCK:
+    return no_tracing(x) and _fits_chain(x, residual) and _for_inference(x) and inference_kernels(x) == NATIVE
+
+
+def can_record(x: Tensor, residual: object) -> bool:
+    """:func:`can_chain` in a graph of torch.compile; what is exported stays block by block, for other tools."""
+    if not torch.compiler.is_dynamo_compiling() or _exports():
         return False
-    plain = residual is None or (isinstance(residual, Tensor) and residual.dtype is torch.float32)
-    return plain and _for_inference(x) and inference_kernels(x) == NATIVE
+    return _fits_chain(x, residual) and _for_inference(x) and inference_kernels(x) == NATIVE
+
+
+def _exports() -> bool:
+    """Whether the graph is for torch.export; torch 2.6 does not tell, and may always."""
+    return not hasattr(torch.compiler, "is_exporting") or torch.compiler.is_exporting()
+
+
+def _fits_chain(x: Tensor, residual: object) -> bool:
+    """The part of :func:`can_chain` that is of the tokens."""
+    if x.dtype not in MIXED or x.shape[-1] % BLOCK:
+        return False
+    return residual is None or (isinstance(residual, Tensor) and residual.dtype is torch.float32)
 
 
 def _functions_are_watched() -> bool:
@@ -159,9 +175,18 @@ def _is_plain(module: nn.Module) -> bool:
     Not so for a subclass, with hooks of any kind, a ``forward`` of the instance's own, or one that the class was
     given later; nor for a convolution that does more than look back over its neighbours.
     """
-    if "forward" in module.__dict__ or not runs_own_code(module):
+    if own_forward(module) is not None or not runs_own_code(module):
         return False
     return type(module) is not nn.Conv1d or _looks_back(module.__dict__)
+
+
+def own_forward(module: nn.Module) -> Any:
+    """The ``forward`` of the instance's own; ``None`` without one."""
+    own = module.__dict__
+    if "forward" in own:
+        return own["forward"]
+    _ = module.forward  # by which compile notices one that comes later
+    return None
 
 
 def runs_own_code(module: nn.Module) -> bool:
@@ -217,7 +242,7 @@ def tells_all(layer: nn.Module, weights: bool = True) -> bool:
     if isinstance(layer, nn.Conv1d) and not _looks_back(own):
         return False
     moved = type(own.get("_hf_hook")).__name__ == "AlignDevicesHook"  # which only moves weights and inputs
-    if "forward" in own and not moved:
+    if own_forward(layer) is not None and not moved:
         return False
     return not weights or plain_tensors((layer.weight,))  # type: ignore[arg-type]
 

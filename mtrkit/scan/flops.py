@@ -9,7 +9,7 @@ Both learn of the formulas when they are imported, before mtrkit or after it: im
 importing mtrkit.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -100,7 +100,7 @@ def _scan_runs_backward(grad_y: Shape, *arguments: Any) -> int:
     return 2 * _scan_runs(*tensors, lengths, positions)
 
 
-FORMULAS: Mapping[str, Formula] = {
+FORMULAS: dict[str, Formula] = {
     "selective_scan": _scan,
     "selective_scan_backward": _backward(_scan, 2),
     "causal_conv1d": _conv,
@@ -167,5 +167,15 @@ def _tell_fvcore(module: Any) -> None:
         known.update(flop_handles())
 
 
-when_imported("torch.utils.flop_counter", _tell_torch)
-when_imported("fvcore.nn.flop_count", _tell_fvcore)
+def add_formula(name: str, formula: Formula) -> None:
+    """Tell the counters of one more operator."""
+    FORMULAS[name] = formula
+    _tell_counters()
+
+
+def _tell_counters() -> None:
+    when_imported("torch.utils.flop_counter", _tell_torch)
+    when_imported("fvcore.nn.flop_count", _tell_fvcore)
+
+
+_tell_counters()

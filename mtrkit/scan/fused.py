@@ -36,7 +36,7 @@ def _mixer(
 ) -> list[Tensor]:
     """The mixer, the directions' weights one after the other, the names of the signals that are read, and the runs."""
     runs = None if lengths is None else Runs(lengths, positions)
-    return _mix(hidden, _unflatten(in_proj, out_proj, directions, halve), reads.split(), runs)
+    return _mix(hidden, unflatten(in_proj, out_proj, directions, halve), reads.split(), runs)
 
 
 def _mix(hidden: Tensor, weights: MixerWeights, reads: Sequence[str], runs: Runs | None) -> list[Tensor]:
@@ -55,20 +55,20 @@ def _as_declared(name: str, signal: Tensor) -> Tensor:
     return wide(signal) if name == "delta_mean" else signal
 
 
-def _flatten(weights: MixerWeights) -> list[Tensor]:
+def flatten(weights: MixerWeights) -> list[Tensor]:
     """One direction after the other; an empty tensor for each missing weight, as tracing knows no list with gaps."""
     ways = weights.directions
     return [way.D.new_empty(0) if weight is None else weight for way in ways for weight in way]
 
 
-def _unflatten(in_proj: Tensor, out_proj: Tensor, directions: list[Tensor], halve: bool) -> MixerWeights:
-    """What :func:`_flatten` took apart."""
+def unflatten(in_proj: Tensor, out_proj: Tensor, directions: list[Tensor], halve: bool) -> MixerWeights:
+    """What :func:`flatten` took apart."""
     found, count = [weight if weight.numel() else None for weight in directions], len(DirectionWeights._fields)
     ways = tuple(DirectionWeights(*found[i : i + count]) for i in range(0, len(found), count))  # type: ignore[arg-type]
     return MixerWeights(in_proj, None, out_proj, None, ways, halve)
 
 
-def _mixer_shapes(
+def mixer_shapes(
     hidden: Tensor, in_proj: Tensor, out_proj: Tensor, directions: list[Tensor], halve: bool, reads: str, *_: Any
 ) -> list[Tensor]:
     batch, length = hidden.shape[:2]
@@ -95,7 +95,7 @@ def _norm_shapes(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 _lib.impl("mixer", _mixer, "CompositeExplicitAutograd")
 _lib.impl("add_rms_norm", _add_rms_norm, "CompositeExplicitAutograd")
-torch.library.register_fake("mtrkit::mixer", _mixer_shapes, lib=_lib)
+torch.library.register_fake("mtrkit::mixer", mixer_shapes, lib=_lib)
 torch.library.register_fake("mtrkit::add_rms_norm", _norm_shapes, lib=_lib)
 refuse_derivatives("mixer")
 refuse_derivatives("add_rms_norm")
@@ -120,7 +120,7 @@ def mixer(
     if no_tracing(hidden):
         out, *found = _mix(hidden, weights, names, runs)
     else:
-        flat = _flatten(weights)
+        flat = flatten(weights)
         lengths, positions = (None, 0) if runs is None else runs
         arguments = (weights.in_proj, weights.out_proj, flat, weights.halve, " ".join(names), lengths, positions)
         out, *found = _run_mixer(hidden, *arguments)
