@@ -30,7 +30,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vit", default="deit_tiny_patch16_224")
     parser.add_argument("--method", nargs="+", default=["mtr", "runs"])
     parser.add_argument("--ratio", type=float, default=0.3)
-    parser.add_argument("--size", type=int, nargs="+", default=[224, 320, 448, 640, 896, 1248, 1792])
+    parser.add_argument("--size", type=int, nargs="+", default=[224, 320, 384, 448, 640, 896, 1248, 1792])
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=5)
