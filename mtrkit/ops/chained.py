@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mtrkit.errors import InputError
 from mtrkit.native import token_jobs as jobs
 from mtrkit.native.token_jobs import Merge
 from mtrkit.ops.stream import open_stream
@@ -68,7 +69,7 @@ class _Known(NamedTuple):
     config: Any  # a MethodConfig
 
 
-_KNOWN: dict[str, _Known] = {}  # not in what a compiler keeps between processes, so that only keys are in its graphs
+_KNOWN: dict[str, _Known] = {}  # a graph of a compiler can hold the keys, but not what they stand for
 
 
 def know_reduction(key: str, append: Callable[[Chain, BlockState, int, Any], TokenMap], config: Any) -> str:
@@ -90,7 +91,7 @@ def append_reduction(
         given: What travelled in the residual's place in front of the block.
         reduction: Of a key that is known.
     """
-    known = _KNOWN[reduction.key]
+    known = _known(reduction)
     stream = given.updated(residual=inner) if isinstance(given, ReducedStream) else open_stream(inner)
     special = _special_slots(chain, stream, reduction.special)
     state = BlockState(hidden, inner, stream.size, special, signals, reduction.layer)
@@ -100,8 +101,18 @@ def append_reduction(
 
 def reads_of(reduction: ChainedReduction) -> frozenset[str]:
     """The signals that a reduction needs, of a key that is known."""
-    reads: frozenset[str] = _KNOWN[reduction.key].config.reads
+    reads: frozenset[str] = _known(reduction).config.reads
     return reads
+
+
+def _known(reduction: ChainedReduction) -> _Known:
+    known = _KNOWN.get(reduction.key)
+    if known is None:
+        raise InputError(
+            f"a compiled graph reduces by {reduction.key!r}, which was not applied in this process; call "
+            "mtrkit.apply_reduction on its model before the graph is loaded"
+        )
+    return known
 
 
 def foresee_reduction(hidden: Tensor, given: Any, reduction: ChainedReduction) -> tuple[Tensor, ReducedStream]:

@@ -159,6 +159,12 @@ def test_its_cost_is_that_of_its_blocks():
         assert 0.9 * whole < found < whole  # which has patches, head and matching beside
 
 
+def test_a_graph_from_elsewhere_says_what_is_missing():
+    (inputs,) = arguments("runs")
+    with pytest.raises(InputError, match="'runs of yore', which was not applied in this process"):
+        STRETCH(*inputs[:10], "runs of yore", *inputs[11:])
+
+
 def test_it_has_no_derivative():
     (inputs,) = arguments()
     weight = inputs[5][0].detach().clone().requires_grad_()
