@@ -85,7 +85,7 @@ def _run(*arguments: Any) -> list[Tensor]:
 
 def _shapes(*arguments: Any) -> list[Tensor]:
     stretch = _Stretch(*arguments)
-    hidden, given, reductions = torch.empty_like(stretch.hidden), stretch.given(), stretch.reductions()
+    hidden, given, reductions = stretch.hidden, stretch.given(), stretch.reductions()
     for reduction in reductions.values():
         hidden, given = foresee_reduction(hidden, given, reduction)
     *_, (_, _, mixer) = stretch.blocks()

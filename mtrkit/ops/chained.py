@@ -72,10 +72,9 @@ class _Known(NamedTuple):
 _KNOWN: dict[str, _Known] = {}  # a graph of a compiler can hold the keys, but not what they stand for
 
 
-def know_reduction(key: str, append: Callable[[Chain, BlockState, int, Any], TokenMap], config: Any) -> str:
-    """Note how to append a reduction of this key, which says all of its method and options, and return the key."""
+def know_reduction(key: str, append: Callable[[Chain, BlockState, int, Any], TokenMap], config: Any) -> None:
+    """Note how to append a reduction of this key, which says all of its method and options."""
     _KNOWN[key] = _Known(append, config)
-    return key
 
 
 def append_reduction(

@@ -50,12 +50,13 @@ class Reduction:
     watchers: list[Watcher] = field(default_factory=list)
     measured: Measured = field(init=False, repr=False)  # for thresholds
     journal: Journal = field(default_factory=Journal, repr=False)
+    key: str = field(init=False, repr=False)  # of method and options, for chains
     blocks: tuple[nn.Module, ...] = field(init=False, repr=False)  # as they were when the patch was made
-    _key: str = field(init=False, repr=False)  # of method and options
     _seen: tuple[nn.Module, ...] = field(init=False, repr=False)  # what was last found in their place, and is in order
 
     def __post_init__(self) -> None:
-        self.measured, self._key = Measured(self.plan.layers), f"{self.method.name} {self.config}"
+        self.measured, self.key = Measured(self.plan.layers), f"{self.method.name} {self.config}"
+        self._tell_key()
         self.blocks = self._seen = tuple(self.adapter.blocks(self.host))
         first = {id(block): index for index, block in reversed([*enumerate(self.blocks)])}
         twice = next((i for i, block in enumerate(self.blocks) if first[id(block)] != i), None)
@@ -69,6 +70,16 @@ class Reduction:
     def __getstate__(self) -> dict[str, Any]:
         """The state of a copy: enabled, and without those who watch."""
         return vars(self) | {"disabled": 0, "observers": [], "recorders": [], "watchers": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy may be in a process in which nothing was reduced so."""
+        vars(self).update(state)
+        self._tell_key()
+
+    def _tell_key(self) -> None:
+        """Let :mod:`mtrkit.ops` know what the key stands for, also for graphs that were compiled elsewhere."""
+        if self.fits_chain and self.method.append is not None:
+            know_reduction(self.key, self.method.append, self.config)
 
     @property
     def first(self) -> int:
@@ -93,12 +104,6 @@ class Reduction:
         """Whether its method and options can be jobs of a chain."""
         plain = self.config.alignment == "carry" and self.config.lengths in ("one", "sizes")
         return self.method.append is not None and plain and self.config.fits_chain
-
-    @constant_result  # a compiler writes the key into its graph
-    def chain_key(self) -> str:
-        """By which :mod:`mtrkit.ops` knows from now on how to append it to a chain."""
-        assert self.method.append is not None
-        return know_reduction(self._key, self.method.append, self.config)
 
     def counted(self, shape: ModelShape) -> ModelShape:
         """The shape, with as many scans as run."""

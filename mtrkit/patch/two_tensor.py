@@ -61,7 +61,7 @@ class TwoTensorBlock(PatchedBlock):
         if num_kept >= tokens.shape[1] or (stream is not None and not nothing_dropped(stream.stages)):
             return None
         special, keeps_time = reduction.special_at(began_with), reduction.config.lengths == "sizes"
-        return ChainedReduction(self.index + 1, num_kept, reduction.chain_key(), special, keeps_time)
+        return ChainedReduction(self.index + 1, num_kept, reduction.key, special, keeps_time)
 
     def _asked(self, tokens: Tensor, stream: ReducedStream | None) -> MixerCall:
         """What is handed to the mixer, with what its scan passes over."""

@@ -76,7 +76,7 @@ def mixer_shapes(
     widths = {"delta": (inner,), "delta_mean": (), "ssm_B": (states,), "ssm_C": (states,), "y": (inner,)}
     dtypes = {"delta_mean": torch.promote_types(hidden.dtype, torch.float32)}
     found = [(widths[name], dtypes.get(name, hidden.dtype)) for name in reads.split()]
-    return [torch.empty_like(hidden), *(hidden.new_empty((batch, length, *w), dtype=dtype) for w, dtype in found)]
+    return [hidden.new_empty(hidden.shape), *(hidden.new_empty((batch, length, *w), dtype=dtype) for w, dtype in found)]
 
 
 def _add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -84,7 +84,7 @@ def _add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tu
         return triton_kernels().whole.add_rms_norm(x, residual, weight, eps)
     if kernels_for(x) is C and x.dtype in MIXED and residual.dtype == torch.float32:
         return native.add_and_norm(x, residual, weight, eps)
-    total = residual + x
+    total = (residual + x).contiguous()
     return F.rms_norm(total, weight.shape, weight.to(total.dtype), eps).to(x.dtype), total
 
 

@@ -132,7 +132,7 @@ def _nearest(metric: Tensor, src: Tensor, dst: Tensor, kernels: str = NATIVE) ->
 
 
 def _nearest_shapes(metric: Tensor, src: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(src)
+    return src.new_empty(src.shape)
 
 
 def _cosines(metric: Tensor, a: Tensor, b: Tensor, kernels: str = NATIVE) -> Tensor:

@@ -81,7 +81,7 @@ def _carry(decays: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
 def _recurrence_shapes(
     step: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty((*x.shape[1:3], B.shape[3], x.shape[4]))
+    return x.new_empty(x.shape), x.new_empty((*x.shape[1:3], B.shape[3], x.shape[4]))
 
 
 _lib.impl("recurrence", recurrence_in_chunks, "CompositeExplicitAutograd")

@@ -90,5 +90,7 @@ def test_only_where_it_can():
 
 @pytest.mark.filterwarnings("ignore")
 def test_is_a_well_formed_operator(level):
-    torch.library.opcheck(torch.ops.mtrkit.nearest.default, case(2, 20, 5, 8, 8))
+    metric, src, dst = case(2, 20, 5, 8, 8)
+    for sources in (src, src.T.contiguous().T):
+        torch.library.opcheck(torch.ops.mtrkit.nearest.default, (metric, sources, dst))
     torch.library.opcheck(torch.ops.mtrkit.cosines.default, case(2, 20, 8, 8, 8))

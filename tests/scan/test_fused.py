@@ -321,8 +321,9 @@ def test_a_model_without_memory_runs():
 def test_is_a_well_formed_operator(path):
     weights = make_weights()
     directions = [weight for way in weights.directions for weight in way]
-    inputs = (torch.randn(2, 19, 24), weights.in_proj, weights.out_proj, directions, True, "delta ssm_B")
-    torch.library.opcheck(torch.ops.mtrkit.mixer.default, inputs)
+    for hidden in (torch.randn(2, 19, 24), torch.randn(2, 24, 19).transpose(1, 2)):
+        inputs = (hidden, weights.in_proj, weights.out_proj, directions, True, "delta ssm_B")
+        torch.library.opcheck(torch.ops.mtrkit.mixer.default, inputs)
 
 
 class Mixer(torch.nn.Module):
@@ -368,5 +369,6 @@ def test_a_sum_and_its_norm(path, shape):
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_norm_is_a_well_formed_operator(path):
-    inputs = (torch.randn(2, 7, 24), torch.randn(2, 7, 24), torch.randn(24), 1e-5)
-    torch.library.opcheck(torch.ops.mtrkit.add_rms_norm.default, inputs)
+    weight, transposed = torch.randn(24), torch.randn(2, 24, 7).transpose(1, 2)
+    for x in (torch.randn(2, 7, 24), transposed):
+        torch.library.opcheck(torch.ops.mtrkit.add_rms_norm.default, (x, x + 1, weight, 1e-5))
