@@ -26,10 +26,10 @@ def fresh():
     torch._dynamo.reset()
 
 
-def prepared(name="vim", method=None, **options):
-    """Four blocks: more would only be traced again."""
+def prepared(name="vim", method=None, depth=3, **options):
+    """Few blocks: more would only be traced again."""
     model = make(name)
-    model.layers = model.layers[:4]
+    model.layers = model.layers[:depth]
     return model if method is None else mtrkit.apply_reduction(model, method, layers=[1, 2], ratio=0.2, **options)
 
 
@@ -89,7 +89,7 @@ def test_a_reduction_that_is_no_part_of_a_chain_is_between_two(method, options):
 @torch.inference_mode()
 def test_a_block_with_a_hook_is_between_two(place, method):
     """A stretch also begins behind a reduction, with a stream."""
-    model, look = prepared(method=method), Look()
+    model, look = prepared(method=method, depth=4), Look()
     compiled = torch.compile(model, backend=look)
     before = compiled(images())
     model.get_submodule(place).register_forward_hook(lambda module, given, out: None)
@@ -103,7 +103,7 @@ def test_what_changes_after_compiling_counts(change):
     model = prepared(method="runs")
     compiled = torch.compile(model, backend="eager")
     compiled(images())
-    CHANGES[change](model.layers[3])
+    CHANGES[change](model.layers[2])
     assert torch.equal(compiled(images()), model(images()))
 
 
@@ -112,7 +112,7 @@ def test_what_changes_after_compiling_counts(change):
 def test_a_layers_own_forward_that_comes_after_compiling_counts(part):
     model = prepared()
     compiled = torch.compile(model, backend="eager")
-    before, layer = compiled(images()), model.layers[3].mixer.get_submodule(part)
+    before, layer = compiled(images()), model.layers[2].mixer.get_submodule(part)
     forward = layer.forward
     layer.forward = lambda x: 2 * forward(x)
     after = compiled(images())
@@ -129,7 +129,7 @@ def test_gradients_are_taken_block_by_block():
 def test_exported_programs_stay_block_by_block():
     for strict in (False, True):
         program = torch.export.export(prepared(method="mtr"), (images(),), strict=strict)
-        assert str(program.graph).count("mtrkit.mixer.default") == 4
+        assert str(program.graph).count("mtrkit.mixer.default") == 3
 
 
 def arguments(method=None, name="vim", **options):
