@@ -8,8 +8,8 @@ from mtrkit.methods import METHODS
 from mtrkit.native import token_jobs
 from mtrkit.native.chain import Chain
 from mtrkit.native.library import library
-from mtrkit.ops import open_stream, reduce_in_chain, reduce_stream, special_slots
-from mtrkit.types import BlockState, Signals
+from mtrkit.ops import append_reduction, foresee_reduction, know_reduction, open_stream, reads_of, reduce_stream
+from mtrkit.types import BlockState, ChainedReduction, Signals
 
 pytestmark = pytest.mark.skipif(bool(library().missing), reason="no compiled library")
 
@@ -59,13 +59,19 @@ def test_the_decision_is_that_of_the_method(name, options, kind, special):
 def test_two_reductions_in_a_chain_leave_the_same_stream():
     method = METHODS.get("runs")
     config, first = method.configure({}), make_state("plain", special=(11,))
-    found, expected = [(first.hidden, open_stream(first.residual)) for _ in range(2)]
+    found, expected = (first.hidden, first.residual), (first.hidden, open_stream(first.residual))
+    foreseen = found
+    know_reduction("runs here", method.append, config)
     with Chain() as chain:
-        for kept in (17, 13):
-            special = special_slots(chain, found[1], (11,))
-            state = BlockState(found[0], found[1].residual, found[1].size, special, Signals(), 1)
-            to = method.append(chain, state, kept, config)
-            found = reduce_in_chain(chain, *found, to, keeps_time=True)
+        for layer, kept in ((1, 17), (2, 13)):
+            reduction = ChainedReduction(layer, kept, "runs here", (11,), keeps_time=True)
+            foreseen = foresee_reduction(*foreseen, reduction)
+            inner = found[1] if layer == 1 else found[1].residual
+            found = append_reduction(chain, found[0], inner, Signals(), found[1], reduction)
+    assert reads_of(reduction) == frozenset()
+    for name in ("residual", "size", "slot", "lengths"):
+        a, b = getattr(foreseen[1], name), getattr(found[1], name)
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), name
     for kept in (17, 13):
         hidden, stream = expected
         state = BlockState(hidden, stream.residual, stream.size, stream.slot[:, 11:12], Signals(), 1)
@@ -76,11 +82,24 @@ def test_two_reductions_in_a_chain_leave_the_same_stream():
     assert torch.equal(found[1].lengths, expected[1].size.squeeze(-1).long())
 
 
-@pytest.mark.parametrize("name, options", [("mtr", {"operation": "prune"}), ("mtr", {"average": "successive"})])
-@pytest.mark.parametrize("also", [{}, {"similarity": "l1"}, {"metric": "B"}])
-def test_other_options_are_no_part_of_a_chain(name, options, also):
+OTHERS = [
+    *[("mtr", options) for options in ({"operation": "prune"}, {"average": "successive"}, {"channels": "l1"})],
+    *[(name, options) for name in ("mtr", "runs", "rmeeto") for options in ({"similarity": "l1"}, {"metric": "y"})],
+    *[("runs", {"importance_weight": 0.1}), ("rmeeto", {"kth": 2}), ("rmeeto", {"order": "leave"})],
+    *[("tome", {"order": "leave"}), ("hsa", {}), ("evit", {})],
+]
+
+
+@pytest.mark.parametrize("name, options", OTHERS)
+def test_other_options_are_no_part_of_a_chain(name, options):
     method = METHODS.get(name)
-    assert method.append(Chain(), make_state("plain"), 17, method.configure(options | also)) is None
+    assert not method.configure(options).fits_chain
+
+
+@pytest.mark.parametrize("name, options", CASES)
+def test_these_options_are(name, options):
+    method = METHODS.get(name)
+    assert method.configure(options).fits_chain and method.append is not None
 
 
 def test_positions_outside_of_the_sequence_are_refused():
