@@ -252,7 +252,6 @@ class BlockEnd(NamedTuple):
     """What a patched block asks of its mixer and does behind it, if it does nothing before."""
 
     reads: frozenset[str]
-    runs: Runs | None
     changes: bool  # whether the next block is given other tokens than this one
     follow: Callable[[Tensor, Tensor, Signals], tuple[Tensor, Any]]
     """From mixer output, the sum before its norm, and the signals to what the next block is given."""

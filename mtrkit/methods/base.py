@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from mtrkit.errors import OptionError
-from mtrkit.ops import Lengths
+from mtrkit.ops import Append, Lengths
 from mtrkit.registry import Registry
-from mtrkit.scan import Chain
 from mtrkit.schedule import Place, Placement, Widths
-from mtrkit.types import BlockState, Decision, TokenMap
+from mtrkit.types import BlockState, Decision
 
 Alignment = Literal["carry", "bias", "last"]
 """The state goes on unchanged; or it decays by the Δ that a token without content would have; or by its last Δ."""
@@ -94,7 +93,6 @@ def _check(name: str, value: Any, hint: Any, bounds: Mapping[str, float]) -> Non
 
 Config = TypeVar("Config", bound=MethodConfig)
 Decide = Callable[[BlockState, int, Any], Decision]
-Append = Callable[[Chain, BlockState, int, Any], TokenMap]
 
 
 @dataclass(frozen=True)

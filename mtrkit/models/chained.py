@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mtrkit.ops import append_reduction
 from mtrkit.scan import Chain, PlacedBlock, fused, narrow
-from mtrkit.types import ChainedReduction, ReducedStream, Runs, Signals
+from mtrkit.types import ChainedReduction, ReducedStream, Signals
 
 
 class ChainedPass:
@@ -21,13 +21,11 @@ class ChainedPass:
     def __init__(self, hidden: Tensor, given: Any) -> None:
         self.hidden, self.given = hidden, given
         self._chain, self._dtype = Chain(), hidden.dtype
-        self._reads: list[str] = []
 
-    def append_blocks(
-        self, blocks: Sequence[PlacedBlock], reads: frozenset[str] = frozenset(), runs: Runs | None = None
-    ) -> None:
+    def append_blocks(self, blocks: Sequence[PlacedBlock], reads: frozenset[str] = frozenset()) -> None:
         """One block after the other; the signals that are read are the last one's."""
         self._reads = fused.in_order(reads)
+        runs = self.given.runs() if isinstance(self.given, ReducedStream) else None
         self._mixer, self._total = fused.append_placed(
             self._chain, self.hidden, inner(self.given), blocks, self._reads, runs, self._dtype
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mtrkit.models.chained import ChainedPass, inner
 from mtrkit.models.reach import ahead, own_weights, reach
-from mtrkit.ops import foresee_reduction, open_stream, reads_of
+from mtrkit.ops import foresee_reduction, reads_of, with_residual
 from mtrkit.scan import BlockWeights, fused, place_block
 from mtrkit.scan.fastpath import can_record, fits_operator, own_forward
 from mtrkit.scan.flops import FORMULAS, add_formula
@@ -52,11 +52,17 @@ class _Stretch(NamedTuple):
             return self.residual
         return ReducedStream(self.residual, self.size, self.slot, (), False, lengths=self.lengths)
 
+    def by_block(self) -> list[list[Tensor]]:
+        """The weights of each block."""
+        each = len(self.weights) // len(self.eps)
+        return [self.weights[i : i + each] for i in range(0, len(self.weights), each)]
+
     def blocks(self) -> list[BlockWeights]:
-        """The weights, block by block."""
-        found, each = [], len(self.weights) // len(self.eps)
-        for index, (eps, halve) in enumerate(zip(self.eps, self.halve, strict=True)):
-            norm, in_proj, out_proj, *directions = self.weights[index * each : (index + 1) * each]
+        """The same with their names."""
+        found = []
+        for (norm, in_proj, out_proj, *directions), eps, halve in zip(
+            self.by_block(), self.eps, self.halve, strict=True
+        ):
             found.append(BlockWeights(norm, eps, fused.unflatten(in_proj, out_proj, directions, halve)))
         return found
 
@@ -71,14 +77,14 @@ def _run(*arguments: Any) -> list[Tensor]:
     blocks, names = [place_block(block, stretch.hidden.dtype) for block in stretch.blocks()], stretch.reads.split()
     passing, begin = ChainedPass(stretch.hidden, stretch.given()), 0
     for index, reduction in stretch.reductions().items():
-        passing.append_blocks(blocks[begin : index + 1], reads_of(reduction), _runs(passing.given))
+        passing.append_blocks(blocks[begin : index + 1], reads_of(reduction))
         passing.append_reduction(reduction)
         begin = index + 1
     changed = _parts(passing.given) if begin else []
     if begin == len(blocks):
         hidden, given = passing.run()
         return [hidden, given.residual, *changed]
-    passing.append_blocks(blocks[begin:], frozenset(names), _runs(passing.given))
+    passing.append_blocks(blocks[begin:], frozenset(names))
     out, total, signals = passing.run_to_mixer()
     return [out, total, *(getattr(signals, name) for name in names), *changed]
 
@@ -94,10 +100,6 @@ def _shapes(*arguments: Any) -> list[Tensor]:
     return [out, out.new_empty(out.shape, dtype=torch.float32), *signals, *(_parts(given) if reductions else [])]
 
 
-def _runs(given: Any) -> Any:
-    return given.runs() if isinstance(given, ReducedStream) else None
-
-
 def _parts(stream: ReducedStream) -> list[Tensor]:
     """All tensors of a stream but the residual."""
     lengths = [] if stream.lengths is None else [stream.lengths]
@@ -108,10 +110,9 @@ def _parts(stream: ReducedStream) -> list[Tensor]:
 def _flops(*arguments: Any) -> int:
     """The blocks', from the shapes of all tensors; what the reductions between them compare is not in it."""
     stretch = _Stretch(*arguments)
-    count, each, (batch, length, width) = 0, len(stretch.weights) // len(stretch.eps), stretch.hidden
-    for index, kept in enumerate(stretch.num_kept):
-        _, in_proj, out_proj, *directions = stretch.weights[index * each : (index + 1) * each]
-        count += FORMULAS["mixer"]((batch, length, width), in_proj, out_proj, directions, stretch.halve[index], "")
+    count, (batch, length, width) = 0, stretch.hidden
+    for (_, in_proj, out_proj, *directions), kept in zip(stretch.by_block(), stretch.num_kept, strict=True):
+        count += FORMULAS["mixer"]((batch, length, width), in_proj, out_proj, directions, False, "")
         length = kept or length
     return count
 
@@ -185,11 +186,13 @@ def _arguments(hidden: Tensor, given: Any, found: _Found, names: list[str]) -> t
 
 def _handed_on(residual: Tensor, given: Any, found: _Found, parts: list[Tensor]) -> Any:
     """What travels behind the operator; ``parts`` are its :func:`_parts`, if it has reduced."""
+    if not found.reductions and not isinstance(given, ReducedStream):
+        return residual
+    stream = with_residual(given, residual)
     if not found.reductions:
-        return given.updated(residual=residual) if isinstance(given, ReducedStream) else residual
-    stream = given if isinstance(given, ReducedStream) else open_stream(residual)
+        return stream
     size, slot, *others = parts
     lengths = others.pop(0) if len(others) % 3 else None
-    maps = [TokenMap(*parts) for parts in zip(*[iter(others)] * 3, strict=True)]
+    maps = [TokenMap(*of_one) for of_one in zip(*[iter(others)] * 3, strict=True)]
     stages = (*stream.stages, *(Stage(to, None, None) for to in maps))
-    return stream.updated(residual=residual, size=size, slot=slot, lengths=lengths, stages=stages)
+    return stream.updated(size=size, slot=slot, lengths=lengths, stages=stages)

@@ -78,7 +78,7 @@ class Stretches:
             if end is None:
                 passing.append_blocks(weights)
                 return *passing.run_to_mixer()[:2], at
-            passing.append_blocks(weights, end.reads, end.runs)
+            passing.append_blocks(weights, end.reads)
             if end.reduction is None:
                 return *end.follow(*passing.run_to_mixer()), at
             passing.append_reduction(end.reduction)

@@ -1,6 +1,7 @@
 """Operators on token tensors: score, group, match, reorder, merge. They know no model."""
 
 from mtrkit.ops.chained import (
+    Append,
     add_in_chain,
     append_reduction,
     foresee_reduction,
@@ -36,11 +37,13 @@ from mtrkit.ops.stream import (
     restore_stream,
     restore_sum,
     stream_tokens,
+    with_residual,
 )
 from mtrkit.ops.tensors import columns, columns_without, comparable, take
 from mtrkit.ops.weigh import successive_weights
 
 __all__ = [
+    "Append",
     "ChannelReduction",
     "Lengths",
     "Links",
@@ -96,5 +99,6 @@ __all__ = [
     "take",
     "token_map",
     "unmerge_tokens",
+    "with_residual",
     "without",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from mtrkit.errors import InputError
 from mtrkit.native import token_jobs as jobs
 from mtrkit.native.token_jobs import Merge
-from mtrkit.ops.stream import open_stream
+from mtrkit.ops.stream import with_residual
 from mtrkit.scan import Chain
 from mtrkit.types import BlockState, ChainedReduction, ReducedStream, Signals, Stage, TokenMap
 
@@ -62,17 +62,21 @@ def _repeated(batch: int, positions: tuple[int, ...]) -> Tensor:
     return torch.tensor(positions, dtype=torch.int64, device="cpu").repeat(batch, 1)
 
 
+Append = Callable[[Chain, BlockState, int, Any], TokenMap]
+"""What makes a reduction's map as jobs of a chain, from the block, the number of tokens to keep and the options."""
+
+
 class _Known(NamedTuple):
     """What makes the map of a reduction."""
 
-    append: Callable[[Chain, BlockState, int, Any], TokenMap]
+    append: Append
     config: Any  # a MethodConfig
 
 
 _KNOWN: dict[str, _Known] = {}  # a graph of a compiler can hold the keys, but not what they stand for
 
 
-def know_reduction(key: str, append: Callable[[Chain, BlockState, int, Any], TokenMap], config: Any) -> None:
+def know_reduction(key: str, append: Append, config: Any) -> None:
     """Note how to append a reduction of this key, which says all of its method and options."""
     _KNOWN[key] = _Known(append, config)
 
@@ -91,7 +95,7 @@ def append_reduction(
         reduction: Of a key that is known.
     """
     known = _known(reduction)
-    stream = given.updated(residual=inner) if isinstance(given, ReducedStream) else open_stream(inner)
+    stream = with_residual(given, inner)
     special = _special_slots(chain, stream, reduction.special)
     state = BlockState(hidden, inner, stream.size, special, signals, reduction.layer)
     to = known.append(chain, state, reduction.num_kept, known.config)
@@ -117,7 +121,7 @@ def _known(reduction: ChainedReduction) -> _Known:
 def foresee_reduction(hidden: Tensor, given: Any, reduction: ChainedReduction) -> tuple[Tensor, ReducedStream]:
     """What :func:`append_reduction` returns, as tensors without values."""
     batch, length, width = hidden.shape
-    stream = given if isinstance(given, ReducedStream) else open_stream(hidden)
+    stream = with_residual(given, hidden)
     shapes = ((batch, length), (batch, reduction.num_kept), (batch, length - reduction.num_kept))
     slot, kept, merged = (stream.slot.new_empty(shape) for shape in shapes)
     after = stream.updated(

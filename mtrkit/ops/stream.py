@@ -19,6 +19,11 @@ def open_stream(residual: Tensor) -> ReducedStream:
     return ReducedStream(residual, size, slot, (), torch.is_grad_enabled())
 
 
+def with_residual(given: Any, residual: Tensor) -> ReducedStream:
+    """What travels on with this residual (B, L, D); a stream begins here if ``given`` is none."""
+    return given.updated(residual=residual) if isinstance(given, ReducedStream) else open_stream(residual)
+
+
 def check_stream(hidden: Any, stream: Any, place: str = "behind the last block") -> None:
     """Raise if hidden states and stream are not as a reduced block hands them on.
 

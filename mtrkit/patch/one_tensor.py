@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtrkit.errors import InputError
-from mtrkit.ops import open_stream, reduce_sum, restore_sum
+from mtrkit.ops import reduce_sum, restore_sum, with_residual
 from mtrkit.patch.block import PatchedBlock
 from mtrkit.types import MixerCall, ReducedStream, Signals
 
@@ -23,7 +23,7 @@ class OneTensorBlock(PatchedBlock):
         call = self._mixer_call(tokens, stream)
         hidden, residual, signals = self._run(tokens, call, *args, **kwargs)
         tokens = hidden if residual is None else residual + hidden
-        stream = open_stream(tokens) if stream is None else stream.updated(residual=tokens)
+        stream = with_residual(stream, tokens)
         if self.reduces:
             stream = self._shorten(hidden, residual, signals, stream)
         if self.reduces_inside:

@@ -50,13 +50,12 @@ class Reduction:
     watchers: list[Watcher] = field(default_factory=list)
     measured: Measured = field(init=False, repr=False)  # for thresholds
     journal: Journal = field(default_factory=Journal, repr=False)
-    key: str = field(init=False, repr=False)  # of method and options, for chains
+    chain_key: str | None = field(init=False, repr=False)  # of method and options; None: they fit no chain
     blocks: tuple[nn.Module, ...] = field(init=False, repr=False)  # as they were when the patch was made
     _seen: tuple[nn.Module, ...] = field(init=False, repr=False)  # what was last found in their place, and is in order
 
     def __post_init__(self) -> None:
-        self.measured, self.key = Measured(self.plan.layers), f"{self.method.name} {self.config}"
-        self._tell_key()
+        self.measured, self.chain_key = Measured(self.plan.layers), self._know()
         self.blocks = self._seen = tuple(self.adapter.blocks(self.host))
         first = {id(block): index for index, block in reversed([*enumerate(self.blocks)])}
         twice = next((i for i, block in enumerate(self.blocks) if first[id(block)] != i), None)
@@ -74,12 +73,20 @@ class Reduction:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy may be in a process in which nothing was reduced so."""
         vars(self).update(state)
-        self._tell_key()
+        self._know()
 
-    def _tell_key(self) -> None:
-        """Let :mod:`mtrkit.ops` know what the key stands for, also for graphs that were compiled elsewhere."""
-        if self.fits_chain and self.method.append is not None:
-            know_reduction(self.key, self.method.append, self.config)
+    def _know(self) -> str | None:
+        """The key of method and options, if they can be jobs of a chain.
+
+        What it stands for is known from now on, also to graphs that were compiled in another process.
+        """
+        append, config = self.method.append, self.config
+        plain = config.alignment == "carry" and config.lengths in ("one", "sizes")
+        if append is None or not plain or not config.fits_chain:
+            return None
+        key = f"{self.method.name} {config}"
+        know_reduction(key, append, config)
+        return key
 
     @property
     def first(self) -> int:
@@ -98,12 +105,6 @@ class Reduction:
     def scan_share(self) -> float | None:
         """Measured share of the scans that run; ``None`` if all do, or it was not measured."""
         return getattr(self.trained, "scan_share", None)
-
-    @property
-    def fits_chain(self) -> bool:
-        """Whether its method and options can be jobs of a chain."""
-        plain = self.config.alignment == "carry" and self.config.lengths in ("one", "sizes")
-        return self.method.append is not None and plain and self.config.fits_chain
 
     def counted(self, shape: ModelShape) -> ModelShape:
         """The shape, with as many scans as run."""

@@ -9,11 +9,11 @@ from mtrkit.errors import InputError
 from mtrkit.ops import (
     count_gaps,
     nothing_dropped,
-    open_stream,
     reduce_stream,
     remember_dropped,
     restore_stream,
     sum_gaps,
+    with_residual,
 )
 from mtrkit.patch.block import PatchedBlock
 from mtrkit.types import BlockEnd, ChainedReduction, Gaps, MixerCall, ReducedStream, Signals
@@ -43,25 +43,25 @@ class TwoTensorBlock(PatchedBlock):
             return None
         reduced, stream = self._enter(tokens, given)
         if not reduced:
-            return BlockEnd(frozenset(), None, False, _as_it_is)
+            return BlockEnd(frozenset(), False, _as_it_is)
         call = self._asked(tokens, stream)
         if call.size is not None or call.gating is not None or call.gaps is not None:
             return None
         follow, found = partial(self._follow, stream), self._chained(tokens, stream, call)
-        return BlockEnd(call.reads, call.runs, self.reduces or self.last, follow, found)
+        return BlockEnd(call.reads, self.reduces or self.last, follow, found)
 
     def _chained(self, tokens: Tensor, stream: ReducedStream | None, call: MixerCall) -> ChainedReduction | None:
         """All steps behind the block as jobs of a chain; ``None`` if something needs values before it runs."""
         reduction, plan = self.reduction, self.reduction.plan
         looks = reduction.observers or self.last or self.threshold is not None or plan.shape.frames > 1
-        if not self.reduces or looks or not reduction.fits_chain or not call.reads <= {"delta_mean"}:
+        if not self.reduces or looks or reduction.chain_key is None or not call.reads <= {"delta_mean"}:
             return None
         began_with = tokens.shape[1] if stream is None else stream.slot.shape[1]
         num_kept = plan.num_kept(self.index, began_with)
         if num_kept >= tokens.shape[1] or (stream is not None and not nothing_dropped(stream.stages)):
             return None
         special, keeps_time = reduction.special_at(began_with), reduction.config.lengths == "sizes"
-        return ChainedReduction(self.index + 1, num_kept, reduction.key, special, keeps_time)
+        return ChainedReduction(self.index + 1, num_kept, reduction.chain_key, special, keeps_time)
 
     def _asked(self, tokens: Tensor, stream: ReducedStream | None) -> MixerCall:
         """What is handed to the mixer, with what its scan passes over."""
@@ -71,7 +71,7 @@ class TwoTensorBlock(PatchedBlock):
 
     def _follow(self, stream: ReducedStream | None, hidden: Tensor, inner: Tensor, signals: Signals) -> Any:
         """What the next block is given, from this one's mixer output, the sum before its norm, and the signals."""
-        stream = open_stream(inner) if stream is None else stream.updated(residual=inner)
+        stream = with_residual(stream, inner)
         hidden, stream = self._end(hidden, signals, stream)
         stream = self._correct(hidden, stream)
         for recorder in self.reduction.recorders if self.last else ():

@@ -99,14 +99,12 @@ def can_chain(x: Tensor, residual: object) -> bool:
 
     Each of their mixers is asked for by :func:`fits_operator`.
     """
-    return no_tracing(x) and _fits_chain(x, residual) and _for_inference(x) and inference_kernels(x) == NATIVE
+    return no_tracing(x) and _fits_chain(x, residual)
 
 
 def can_record(x: Tensor, residual: object) -> bool:
     """:func:`can_chain` in a graph of torch.compile; what is exported stays block by block, for other tools."""
-    if not torch.compiler.is_dynamo_compiling() or _exports():
-        return False
-    return _fits_chain(x, residual) and _for_inference(x) and inference_kernels(x) == NATIVE
+    return torch.compiler.is_dynamo_compiling() and not _exports() and _fits_chain(x, residual)
 
 
 def _exports() -> bool:
@@ -115,10 +113,11 @@ def _exports() -> bool:
 
 
 def _fits_chain(x: Tensor, residual: object) -> bool:
-    """The part of :func:`can_chain` that is of the tokens."""
+    """The part of :func:`can_chain` that is of the tokens, and not of who looks on."""
     if x.dtype not in MIXED or x.shape[-1] % BLOCK:
         return False
-    return residual is None or (isinstance(residual, Tensor) and residual.dtype is torch.float32)
+    plain = residual is None or (isinstance(residual, Tensor) and residual.dtype is torch.float32)
+    return plain and _for_inference(x) and inference_kernels(x) == NATIVE
 
 
 def _functions_are_watched() -> bool:
@@ -185,7 +184,7 @@ def own_forward(module: nn.Module) -> Any:
     own = module.__dict__
     if "forward" in own:
         return own["forward"]
-    _ = module.forward  # by which compile notices one that comes later
+    _ = module.forward  # compile watches what is read so, and notices if the instance gets one later
     return None
 
 

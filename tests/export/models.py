@@ -19,7 +19,7 @@ def vim(method=None, **options):
 
 
 def family(name, method=None):
-    """A small model of a family, whose images are 32 × 32; two of its blocks, as each is traced anew."""
+    """A small model of a family, for images of 32 × 32. It has two blocks only, because tracing a block takes long."""
     model, blocks = FAMILIES[name](), "blocks" if name.startswith("timm") else "layers"
     setattr(model, blocks, getattr(model, blocks)[:2])
     return mtrkit.apply_reduction(model, method, ratio=0.15, layers=[1]) if method else model
