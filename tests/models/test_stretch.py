@@ -244,14 +244,15 @@ def test_blocks_that_were_taken_out_are_freed():
 
 @pytest.mark.filterwarnings("ignore")  # torch's own compilers warn about themselves
 @pytest.mark.parametrize("layers", [[2, 3], [3], [2]])
-def test_what_compiles_dense_is_reduced_afterwards(layers):
+@pytest.mark.parametrize("method", ["mtr", "runs"])
+def test_what_compiles_dense_is_reduced_afterwards(method, layers):
     torch._dynamo.reset()
     model = make()
     model.layers = model.layers[:4]
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad():
         dense = compiled(images())
-        mtrkit.apply_reduction(model, "runs", layers=layers, r=9)
+        mtrkit.apply_reduction(model, method, layers=layers, r=9)
         reduced = compiled(images())
         assert torch.equal(reduced, model(images())) and not torch.equal(reduced, dense)
         mtrkit.remove_reduction(model)
